@@ -1,0 +1,246 @@
+"""The library: what the gateway, the command line and the tests use of this package.
+
+A registration, top to bottom: the folder's file names are judged, its two files are copied into the store's waiting
+room while they are hashed, the copy is validated against the base, moved to its place (durable), and recorded in the
+database (durable). Only then does the call return. A kill in between leaves at most files that nobody refers to;
+`clean_orphans` removes them. File work runs in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Self
+from weakref import WeakValueDictionary
+
+import structlog
+
+from adapters_registry import files
+from adapters_registry.archives import unpack_archive
+from adapters_registry.base_spec import BaseSpec
+from adapters_registry.errors import AdapterNotFound, InvalidAdapter, Problem, quote
+from adapters_registry.limits import AdapterLimits
+from adapters_registry.locks import file_lock
+from adapters_registry.names import nearest, split_expert_id
+from adapters_registry.records import AdapterRecord, AdapterState, Manifest, parse_examples, utc_now
+from adapters_registry.storage import AdapterStorage
+from adapters_registry.stores.base import AdapterStore, KeyStore
+from adapters_registry.stores.database import Database
+from adapters_registry.stores.sql import SqlAdapterStore
+from adapters_registry.stores.sql_keys import SqlKeyStore
+from adapters_registry.validation import AdapterFacts, check_listing, validate_adapter
+
+DATABASE_FILE = "registry.sqlite3"
+ADAPTERS_FOLDER = "adapters"
+LEFTOVER_AGE_S = 3600.0
+
+_OFFERED = frozenset({AdapterState.ACTIVE, AdapterState.DRAINING})
+_log = structlog.get_logger(__name__)
+
+
+class Library:
+    """All experts of one base, and the API keys, of one home folder. Make one with `open`.
+
+    `keys` is the store of API keys. `base` may be set later, when the engine knows its model; until then modules and
+    shapes are not compared with a base.
+    """
+
+    def __init__(
+        self, storage: AdapterStorage, database: Database, base: BaseSpec | None, limits: AdapterLimits
+    ) -> None:
+        self.base = base
+        self.limits = limits
+        self.storage = storage
+        self.keys: KeyStore = SqlKeyStore(database)
+        self._database = database
+        self._adapters: AdapterStore = SqlAdapterStore(database)
+        self._name_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @classmethod
+    async def open(
+        cls,
+        home: Path,
+        *,
+        database_url: str | None = None,
+        base: BaseSpec | None = None,
+        limits: AdapterLimits = AdapterLimits(),  # noqa: B008 - frozen
+    ) -> Self:
+        """Open the library in `home`, creating or migrating what is needed.
+
+        Raises StorageUnwritable, StorageFull, DatabaseBusy, DatabaseBroken.
+        """
+        home = _absolute(home)
+        storage = AdapterStorage(home / ADAPTERS_FOLDER)
+        await asyncio.to_thread(storage.prepare)
+        database = Database(database_url or f"sqlite:///{home / DATABASE_FILE}")
+        try:
+            await database.migrate()
+            await asyncio.to_thread(storage.clean_incoming, LEFTOVER_AGE_S)
+        except BaseException:
+            await database.close()
+            raise
+        return cls(storage, database, base, limits)
+
+    async def close(self) -> None:
+        """Close the database; the library cannot be used afterwards."""
+        await self._database.close()
+
+    # -- registering --------------------------------------------------------------------------------------------
+
+    async def register_folder(self, manifest: Manifest, folder: Path, *, actor: str = "") -> AdapterRecord:
+        """Register the adapter in a folder (absolute, a real folder), and offer it under the manifest's name.
+
+        The same content again returns the same version, with card and examples of this manifest. New content becomes
+        the active version and the old one is retired. Raises InvalidAdapter, NameTaken, and what `open` raises.
+        """
+        if not folder.is_absolute():
+            fix = "Give the path from the root of the server's file system."
+            raise InvalidAdapter([Problem("source.path", f"{quote(folder)} is not absolute", fix)])
+        async with self._registering(manifest.name):
+            facts = await asyncio.to_thread(self._store_folder, folder)
+            return await self._record(manifest, facts, actor)
+
+    async def register_archive(self, manifest: Manifest, archive: Path, *, actor: str = "") -> AdapterRecord:
+        """Register an uploaded archive, or a folder of loose uploaded files. As `register_folder`, and BadArchive."""
+        if await asyncio.to_thread(archive.is_dir):
+            return await self.register_folder(manifest, _absolute(archive), actor=actor)
+        async with self._registering(manifest.name):
+            facts = await asyncio.to_thread(self._store_archive, archive)
+            return await self._record(manifest, facts, actor)
+
+    @asynccontextmanager
+    async def _registering(self, name: str) -> AsyncIterator[None]:
+        """Registrations of one name take turns; none runs while files are removed."""
+        lock = self._name_locks.setdefault(name, asyncio.Lock())
+        async with lock, file_lock(self.storage.lock_file, exclusive=False):
+            yield
+
+    def _store_archive(self, archive: Path) -> AdapterFacts:
+        with self.storage.waiting_room() as room:
+            unpack_archive(archive, room / "unpacked", self.limits)
+            return self._store_folder(room / "unpacked")
+
+    def _store_folder(self, folder: Path) -> AdapterFacts:
+        """Copy, judge the copy, keep it. Blocks."""
+        try:
+            source = files.SourceFolder(folder)
+        except (files.NotRegular, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            fix = "Give an existing folder (not a link) that the server may read."
+            raise InvalidAdapter([Problem("source.path", f"{quote(folder)}: {reason}", fix)]) from None
+        with source, self.storage.waiting_room() as room:
+            found = check_listing(source, self.limits)
+            try:
+                self.storage.receive(source, room, self.limits)
+            except InvalidAdapter as error:
+                raise InvalidAdapter([*found, *error.problems]) from None
+            facts = validate_adapter(room, self.base, self.limits, found=found)
+            self.storage.commit(room, facts)
+            return facts
+
+    async def _record(self, manifest: Manifest, facts: AdapterFacts, actor: str) -> AdapterRecord:
+        now = utc_now()
+        record = AdapterRecord(
+            name=manifest.name,
+            version=facts.sha256[:8],
+            sha256=facts.sha256,
+            state=AdapterState.ACTIVE,
+            card=manifest.card,
+            examples=tuple(manifest.examples),
+            rank=facts.rank,
+            alpha=facts.alpha,
+            target_modules=facts.target_modules,
+            size_bytes=facts.size_bytes,
+            base_model=facts.base_model,
+            created_at=now,
+            updated_at=now,
+        )
+        stored = await self._adapters.activate(record, actor=actor)
+        _log.info("adapter registered", expert=stored.expert_id, warnings=list(facts.warnings))
+        return stored
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    async def get(self, ref: str) -> AdapterRecord:
+        """``name``: its active version; ``name@sha8``: that version, if it is offered. Raises AdapterNotFound."""
+        name, version = split_expert_id(ref)
+        record = await self._adapters.find(name, version)
+        if record is None or record.state not in _OFFERED:
+            names = [offered.name for offered in await self.list()]
+            raise AdapterNotFound(ref, nearest(name, names))
+        return record
+
+    async def list(self) -> tuple[AdapterRecord, ...]:
+        """All active experts, sorted by name."""
+        return await self._adapters.list(AdapterState.ACTIVE)
+
+    async def revision(self) -> int:
+        """A number that rises with every change, also one by another process on the same database."""
+        return await self._adapters.revision()
+
+    def folder_of(self, record: AdapterRecord) -> Path:
+        """The folder with the version's normalised adapter_config.json and its adapter_model.safetensors."""
+        return self.storage.path_of(record.sha256)
+
+    # -- changing -----------------------------------------------------------------------------------------------
+
+    async def set_examples(self, ref: str, examples: Sequence[str], *, actor: str = "") -> AdapterRecord:
+        """Replace an offered expert's examples. Raises AdapterNotFound, BadManifest."""
+        texts = parse_examples(examples if isinstance(examples, str) else list(examples))
+        record = await self.get(ref)
+        return await self._adapters.set_examples(record.name, record.version, texts, actor=actor)
+
+    async def retire(self, ref: str, *, actor: str = "") -> AdapterRecord:
+        """Stop offering an expert. Its files stay for requests that are running, until `purge`."""
+        record = await self.get(ref)
+        retired = await self._adapters.retire(record.name, record.version, actor=actor)
+        _log.info("adapter retired", expert=retired.expert_id)
+        return retired
+
+    async def purge(self, ref: str, *, actor: str = "") -> None:
+        """Remove the files of a retired version (``name@sha8``), or of all retired versions of a name.
+
+        Files that another version still needs stay. Raises AdapterNotFound, NotRetired.
+        """
+        async with file_lock(self.storage.lock_file, exclusive=True):
+            for name, version in await self._purgeable(ref):
+                sha256 = await self._adapters.mark_purged(name, version, actor=actor)
+                if sha256 not in await self._adapters.contents_in_use():
+                    await asyncio.to_thread(self.storage.remove, sha256)
+                _log.info("adapter purged", expert=f"{name}@{version}")
+
+    async def _purgeable(self, ref: str) -> Sequence[tuple[str, str]]:
+        name, version = split_expert_id(ref)
+        if version is not None:
+            return [(name, version)]
+        retired = await self._adapters.list(AdapterState.RETIRED)
+        found = [(record.name, record.version) for record in retired if record.name == name]
+        if not found:
+            raise AdapterNotFound(ref, nearest(name, [record.name for record in retired]))
+        return found
+
+    # -- keeping house ------------------------------------------------------------------------------------------
+
+    async def clean_orphans(self, older_than_s: float = LEFTOVER_AGE_S) -> int:
+        """Remove stored contents that no version refers to, and old leftovers; returns how many contents."""
+        async with file_lock(self.storage.lock_file, exclusive=True):
+            needed = await self._adapters.contents_in_use()
+            return await asyncio.to_thread(self._remove_orphans, needed, older_than_s)
+
+    def _remove_orphans(self, needed: frozenset[str], older_than_s: float) -> int:
+        self.storage.clean_incoming(older_than_s)
+        orphans = [sha256 for sha256 in self.storage.iter_all() if sha256 not in needed]
+        return sum(self.storage.remove(sha256) for sha256 in orphans if self.storage.age_s(sha256) >= older_than_s)
+
+    async def find_damaged(self) -> tuple[AdapterRecord, ...]:
+        """Active experts whose files are missing or changed; reads every file, so it is for `doctor` and tests."""
+        records = await self.list()
+        whole = await asyncio.to_thread(lambda: [self.storage.is_whole(record.sha256) for record in records])
+        return tuple(record for record, is_whole in zip(records, whole, strict=True) if not is_whole)
+
+
+def _absolute(path: Path) -> Path:
+    """A path of our own side (never one from a request) as an absolute one."""
+    return path.expanduser().absolute()

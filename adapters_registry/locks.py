@@ -1,0 +1,40 @@
+"""A lock between processes on one machine: many registrations at once, or one removal.
+
+An flock, which the kernel drops when its holder dies. Taken without blocking and tried again, because a thread that
+waits inside flock could not be cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from adapters_registry.files import storage_errors
+
+_RETRY_S = 0.02
+
+
+@asynccontextmanager
+async def file_lock(path: Path, *, exclusive: bool) -> AsyncIterator[None]:
+    """Hold the lock on `path`, shared or alone. Waits as long as it takes; cancelling is safe."""
+    with storage_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    try:
+        while not _try_lock(descriptor, kind):  # noqa: ASYNC110 - another process cannot set our event
+            await asyncio.sleep(_RETRY_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,182 @@
+"""Where adapters' files live: one immutable folder per content, made whole or not at all.
+
+    <root>/<sha256>/adapter_config.json, adapter_model.safetensors      files 0444, addressed by content
+    <root>/.incoming/<uuid>/                                            the waiting room: copies that are being judged
+    <root>/.lock                                                        held shared by registrations, alone by removals
+
+A folder appears under its hash by one rename, after its bytes and their directory entries are on disk; so a kill at any
+moment leaves whole folders and, at worst, leftovers in the waiting room. Knows nothing of names or of the database.
+Everything here blocks and belongs in a worker thread.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adapters_registry import files
+from adapters_registry.errors import InvalidAdapter, Problem, StorageUnwritable
+from adapters_registry.limits import AdapterLimits
+from adapters_registry.peft_support import CONFIG_FILE
+from adapters_registry.tensors import WEIGHTS_FILE
+from adapters_registry.validation import AdapterFacts, content_hash
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class AdapterStorage:
+    """The folder that holds all adapters' files. Raises StorageFull and StorageUnwritable."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.incoming = root / ".incoming"
+        self.lock_file = root / ".lock"
+
+    def prepare(self) -> None:
+        """Create the folders and check that they can be written."""
+        with files.storage_errors(self.root):
+            try:
+                self.incoming.mkdir(parents=True, exist_ok=True)
+                self.lock_file.touch()
+            except FileExistsError as error:
+                raise StorageUnwritable(self.root, "a file is in the way") from error
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def path_of(self, sha256: str) -> Path:
+        """The folder of a content; it exists if that content is stored."""
+        if _SHA256.fullmatch(sha256) is None:
+            raise ValueError(f"{sha256!r} is not a SHA-256 in hex")
+        return self.root / sha256
+
+    def iter_all(self) -> Iterator[str]:
+        """The hashes of all contents that are stored."""
+        yield from sorted(entry.name for entry in self.root.iterdir() if _SHA256.fullmatch(entry.name))
+
+    def is_whole(self, sha256: str) -> bool:
+        """Whether the files of a content are there and have exactly that content (reads them all)."""
+        folder = self.path_of(sha256)
+        try:
+            config = (folder / CONFIG_FILE).read_bytes()
+            return content_hash(config, files.sha256_of(folder / WEIGHTS_FILE)) == sha256
+        except OSError:
+            return False
+
+    # -- adding -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def waiting_room(self) -> Iterator[Path]:
+        """A fresh folder on the store's file system, gone afterwards unless `commit` has moved it."""
+        self.prepare()
+        folder = self.incoming / uuid.uuid4().hex
+        try:
+            with files.storage_errors(self.root):
+                folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def receive(self, source: files.SourceFolder, folder: Path, limits: AdapterLimits) -> str | None:
+        """Copy an adapter's two files into a waiting room; returns the SHA-256 of the weights as they were copied.
+
+        A missing file is left for validation to report. Raises InvalidAdapter for one that is too large, not regular
+        or not readable.
+        """
+        self._copy(source, CONFIG_FILE, folder, limits.max_config_bytes)
+        return self._copy(source, WEIGHTS_FILE, folder, limits.max_adapter_bytes)
+
+    def _copy(self, source: files.SourceFolder, name: str, folder: Path, max_bytes: int) -> str | None:
+        try:
+            stream = source.open(name)
+        except FileNotFoundError:
+            return None
+        except (files.NotRegular, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            fix = "Put the file itself there, readable for the server; links are not followed."
+            raise InvalidAdapter([Problem(name, str(reason), fix)]) from None
+        size_bytes = os.fstat(stream.fileno()).st_size
+        with stream, files.storage_errors(self.root, size_bytes):
+            try:
+                if size_bytes > max_bytes:  # the copy checks again: the file may grow
+                    raise files.TooLarge(f"has {size_bytes} bytes, more than the {max_bytes} allowed")
+                return files.copy_hashed(stream, folder / name, max_bytes)
+            except files.TooLarge as error:
+                fix = "Train with a smaller rank or fewer modules, or raise the limit."
+                raise InvalidAdapter([Problem(name, str(error), fix)]) from None
+
+    def commit(self, folder: Path, facts: AdapterFacts) -> Path:
+        """Move a judged copy from its waiting room to its place; durable when this returns.
+
+        The config is replaced by the normalised one. If the content is there already and whole, the copy is dropped.
+        """
+        target = self.path_of(facts.sha256)
+        with files.storage_errors(self.root, len(facts.config)):
+            if target.exists() and not self.is_whole(facts.sha256):
+                self._set_aside(target)
+            if not target.exists():
+                (folder / CONFIG_FILE).unlink(missing_ok=True)
+                files.write_new(folder / CONFIG_FILE, facts.config)
+                for file in folder.iterdir():
+                    file.chmod(0o444)
+                folder.chmod(0o755)
+                files.fsync_folder(folder)
+                try:
+                    folder.rename(target)
+                except OSError:
+                    if not self.is_whole(facts.sha256):  # else another process was faster with the same content
+                        raise
+            files.fsync_folder(self.root)
+        return target
+
+    def put(self, folder: Path, facts: AdapterFacts, limits: AdapterLimits | None = None) -> Path:
+        """Store the adapter in `folder`, which must still have exactly the weights that `facts` were found in."""
+        with files.SourceFolder(folder) as source, self.waiting_room() as room:
+            weights_sha256 = self.receive(source, room, limits or AdapterLimits())
+            if weights_sha256 != facts.weights_sha256:
+                what = "changed between validation and storing"
+                raise InvalidAdapter([Problem(WEIGHTS_FILE, what, "Register it again, and leave the folder alone.")])
+            return self.commit(room, facts)
+
+    # -- removing -----------------------------------------------------------------------------------------------
+
+    def remove(self, sha256: str) -> bool:
+        """Remove a content; False if it was not there. The caller makes sure that nobody needs it."""
+        target = self.path_of(sha256)
+        with files.storage_errors(self.root):
+            if not target.exists():
+                return False
+            self._set_aside(target)
+            files.fsync_folder(self.root)
+        return True
+
+    def age_s(self, sha256: str) -> float:
+        """Seconds since the content was stored; 0 if it is not there."""
+        try:
+            return max(0.0, time.time() - self.path_of(sha256).stat().st_mtime)
+        except FileNotFoundError:
+            return 0.0
+
+    def clean_incoming(self, older_than_s: float = 3600.0) -> int:
+        """Remove what killed processes left in the waiting room; returns how many. Younger ones may be in use."""
+        removed = 0
+        for leftover in list(self.incoming.iterdir()):
+            try:
+                is_old = time.time() - leftover.stat().st_mtime >= older_than_s
+            except FileNotFoundError:
+                continue
+            if is_old:
+                shutil.rmtree(leftover, ignore_errors=True)
+                removed += 1
+        return removed
+
+    def _set_aside(self, target: Path) -> None:
+        """Take a folder out of its place by one rename, then delete it: nobody sees half of it."""
+        doomed = self.incoming / uuid.uuid4().hex
+        target.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)

@@ -1,0 +1,84 @@
+"""The seams to whatever keeps the records. All methods are async and raise only errors of `adapters_registry.errors`.
+
+Every change is one transaction that also raises the library's revision, so that other gateways on the same database see
+by one cheap number that they must read again. A method has returned only when its change is durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from adapters_registry.records import AdapterRecord, AdapterState, KeyRecord
+
+
+class AdapterReader(Protocol):
+    """Looking things up."""
+
+    async def find(self, name: str, version: str | None = None) -> AdapterRecord | None:
+        """A version in any state, or (without `version`) the name's active one."""
+        ...
+
+    async def list(self, *states: AdapterState) -> tuple[AdapterRecord, ...]:
+        """Records in these states (all if none is given), sorted by name, then by age."""
+        ...
+
+    async def revision(self) -> int:
+        """A number that rises with every change of adapters or keys."""
+        ...
+
+
+class AdapterWriter(Protocol):
+    """Changing what is offered."""
+
+    async def activate(self, record: AdapterRecord, *, actor: str = "") -> AdapterRecord:
+        """Record a version and make it the name's active one; the version that was active is retired.
+
+        The same version again changes card and examples if they differ, and nothing else. Raises NameTaken if the
+        version's first 8 digits are used for another content.
+        """
+        ...
+
+    async def retire(self, name: str, version: str, *, actor: str = "") -> AdapterRecord:
+        """Stop offering a version. Raises AdapterNotFound if it is not there or retired already."""
+        ...
+
+    async def set_examples(self, name: str, version: str, examples: Sequence[str], *, actor: str = "") -> AdapterRecord:
+        """Replace a version's examples. Raises AdapterNotFound."""
+        ...
+
+
+class ContentLedger(Protocol):
+    """Which contents' files are still needed."""
+
+    async def contents_in_use(self) -> frozenset[str]:
+        """SHA-256 of every content with a version that is not purged."""
+        ...
+
+    async def mark_purged(self, name: str, version: str, *, actor: str = "") -> str:
+        """Give up a retired version's files; returns its SHA-256. Raises AdapterNotFound, NotRetired."""
+        ...
+
+
+class AdapterStore(AdapterReader, AdapterWriter, ContentLedger, Protocol):
+    """All that is kept about adapters."""
+
+
+class KeyStore(Protocol):
+    """API keys, without their secrets."""
+
+    async def add(self, key: KeyRecord, *, actor: str = "") -> KeyRecord:
+        """Keep a new key. Raises NameTaken if its id is used."""
+        ...
+
+    async def find(self, key_id: str) -> KeyRecord | None:
+        """A key by its id, usable or not."""
+        ...
+
+    async def list(self) -> tuple[KeyRecord, ...]:
+        """All keys, oldest first, also revoked ones."""
+        ...
+
+    async def revoke(self, key_id: str, *, actor: str = "") -> KeyRecord:
+        """Make a key unusable for good; again is no error. Raises KeyNotFound."""
+        ...

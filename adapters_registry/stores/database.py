@@ -1,0 +1,167 @@
+"""One database, SQLite or PostgreSQL: connections, transactions that try again, and the schema's migrations.
+
+Writers take turns: on SQLite by ``BEGIN IMMEDIATE``, on PostgreSQL by locking the library's row first. A writing
+transaction therefore never fails for having read something stale. SQLite runs with WAL, foreign keys and full
+synchronisation: when a write has returned, it survives a loss of power.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from adapters_registry.errors import DatabaseBroken, DatabaseBusy
+from adapters_registry.stores.faults import translate
+from adapters_registry.stores.tables import library
+
+Result = TypeVar("Result")
+Work = Callable[[AsyncConnection], Awaitable[Result]]
+
+_MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+_SQLITE = frozenset({"sqlite", "sqlite+aiosqlite"})
+_WRITES = "moergate_writes"
+_ADVISORY_LOCK = 0x6D6F6572  # any number that is ours
+_FIRST_PAUSE_S = 0.05
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "postgres": "postgresql+asyncpg",
+}
+
+
+class Database:
+    """A database that holds one library.
+
+    `url` is ``sqlite:///file`` or ``postgresql://…``, with or without the async driver's name. A transaction that finds
+    the database locked waits up to `busy_timeout_s` and is tried `max_attempts` times before DatabaseBusy is raised.
+    """
+
+    def __init__(self, url: str, *, busy_timeout_s: float = 5.0, max_attempts: int = 3) -> None:
+        try:
+            parsed = make_url(url)
+            parsed = parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
+            self._engine: AsyncEngine = create_async_engine(parsed, pool_pre_ping=parsed.drivername not in _SQLITE)
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            raise DatabaseBroken(f"its URL is not usable: {type(error).__name__}") from None
+        self._is_sqlite = parsed.drivername in _SQLITE
+        self._place = Path(parsed.database or ".")
+        self._busy_timeout_s = busy_timeout_s
+        self._max_attempts = max_attempts
+        self._turn = asyncio.Lock()  # writers of this process queue here, in order, instead of polling SQLite's lock
+        if self._is_sqlite:
+            sa.event.listen(self._engine.sync_engine, "connect", self._set_up_sqlite)
+            sa.event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
+
+    async def read(self, work: Work[Result]) -> Result:
+        """Run `work` in a transaction that only reads and sees one moment of the database."""
+        return await self._attempt(work, write=False)
+
+    async def write(self, work: Work[Result]) -> Result:
+        """Run `work` alone among writers; what it did is durable when this returns. `work` may run again."""
+
+        async def locked(connection: AsyncConnection) -> Result:
+            await connection.execute(sa.select(library.c.revision).with_for_update())
+            return await work(connection)
+
+        async with self._turn:
+            return await self._attempt(locked, write=True)
+
+    async def migrate(self) -> None:
+        """Bring the schema up to date; several processes may do so at once. Raises DatabaseBroken if it is damaged."""
+
+        async def work(connection: AsyncConnection) -> None:
+            if self._is_sqlite:
+                verdict = (await connection.execute(sa.text("PRAGMA quick_check(1)"))).scalar_one()
+                if verdict != "ok":
+                    raise DatabaseBroken("its integrity check fails")
+            else:
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
+            await connection.run_sync(_upgrade)
+
+        async with self._turn:
+            await self._attempt(work, write=True)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._engine.dispose()
+
+    async def _attempt(self, work: Work[Result], *, write: bool) -> Result:
+        pause_s = _FIRST_PAUSE_S
+        for attempt in range(1, self._max_attempts + 1):
+            try:
+                return await _to_the_end(self._transact(work, write=write))
+            except DatabaseBusy:
+                if attempt == self._max_attempts:
+                    raise
+                await asyncio.sleep(pause_s)
+                pause_s *= 2
+        raise AssertionError("unreachable")
+
+    async def _transact(self, work: Work[Result], *, write: bool) -> Result:
+        try:
+            async with self._engine.connect() as plain:
+                options: dict[str, Any] = {_WRITES: write}
+                if not (write or self._is_sqlite):  # SQLite's readers always see one moment
+                    options["isolation_level"] = "REPEATABLE READ"
+                connection = await plain.execution_options(**options)
+                async with connection.begin():
+                    return await work(connection)
+        except Exception as error:
+            translated = translate(error, self._place)
+            if translated is None:
+                raise
+            raise translated from error
+
+    def _set_up_sqlite(self, connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the "begin" event decides how transactions begin
+        cursor = connection.cursor()
+        for pragma in (
+            f"busy_timeout={int(self._busy_timeout_s * 1000)}",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+
+async def _to_the_end(transaction: Coroutine[Any, Any, Result]) -> Result:
+    """Run a transaction that a cancelled caller does not interrupt: half of one would leave the database locked.
+
+    The cancelled caller still waits for its end, which comes soon because locks are waited for with a bound.
+    """
+    task = asyncio.ensure_future(transaction)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else will look
+        if not task.done():
+            await asyncio.wait([task])
+        raise
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    """Writers take SQLite's write lock at once: upgrading a reading transaction could fail half-way."""
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    """Run Alembic inside the open transaction, so that a migration happens as a whole or not at all."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError:
+        raise DatabaseBroken("it was made by a newer release; use that release or a database of its own") from None

@@ -1,0 +1,219 @@
+"""What every store of adapters and keys must do, whatever database is below it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from adapters_registry.errors import AdapterNotFound, KeyNotFound, NameTaken, NotRetired
+from adapters_registry.keys import new_key
+from adapters_registry.records import AdapterRecord, AdapterState, Card, utc_now
+from adapters_registry.stores.base import AdapterStore, KeyStore
+from adapters_registry.stores.database import Database
+from adapters_registry.stores.sql import SqlAdapterStore
+from adapters_registry.stores.sql_keys import SqlKeyStore
+
+URLS = ["sqlite:///{tmp_path}/registry.sqlite3"]
+
+
+@pytest.fixture(params=URLS)
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+    made = Database(request.param.format(tmp_path=tmp_path))
+    await made.migrate()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def adapters(database: Database) -> AdapterStore:
+    return SqlAdapterStore(database)
+
+
+@pytest.fixture
+def keys(database: Database) -> KeyStore:
+    return SqlKeyStore(database)
+
+
+def record(name: str = "sql", content: int = 1, *examples: str, description: str = "") -> AdapterRecord:
+    sha256 = f"{content:08x}" + "0" * 56
+    return AdapterRecord(
+        name=name,
+        version=sha256[:8],
+        sha256=sha256,
+        state=AdapterState.ACTIVE,
+        card=Card(description=description, tags=["a", "ü", "\U0001f40d"]),
+        examples=examples,
+        rank=8,
+        alpha=16.5,
+        target_modules=("k_proj", "q_proj"),
+        size_bytes=2**40,
+        base_model="org/base",
+        created_at=utc_now(),
+        updated_at=utc_now(),
+    )
+
+
+# -- adapters ------------------------------------------------------------------------------------------------
+
+
+async def test_what_goes_in_comes_out(adapters: AdapterStore) -> None:
+    wanted = record("sql", 1, "first", "zwei \U0001f600", "", "first")
+    stored = await adapters.activate(wanted)
+    assert dataclasses.replace(stored, created_at=wanted.created_at, updated_at=wanted.updated_at) == wanted
+    assert stored.created_at.utcoffset() == timedelta(0)
+    assert abs(stored.created_at - wanted.created_at) < timedelta(minutes=1)
+    assert await adapters.find("sql") == stored
+    assert await adapters.find("sql", wanted.version) == stored
+    assert await adapters.list() == (stored,)
+
+
+async def test_an_empty_store(adapters: AdapterStore) -> None:
+    assert await adapters.find("sql") is None
+    assert await adapters.find("sql", "00000000") is None
+    assert await adapters.list() == ()
+    assert await adapters.contents_in_use() == frozenset()
+
+
+async def test_one_active_version(adapters: AdapterStore) -> None:
+    for content in (1, 2, 3, 2):
+        active = await adapters.activate(record("sql", content))
+        assert await adapters.list(AdapterState.ACTIVE) == (active,)
+    assert len(await adapters.list(AdapterState.RETIRED)) == 2
+    assert len(await adapters.list(AdapterState.ACTIVE, AdapterState.RETIRED)) == 3
+
+
+async def test_lists_are_sorted(adapters: AdapterStore) -> None:
+    for number, name in enumerate(["c", "a", "b"]):
+        await adapters.activate(record(name, number))
+    assert [found.name for found in await adapters.list()] == ["a", "b", "c"]
+
+
+async def test_many_adapters_with_examples(adapters: AdapterStore) -> None:
+    for number in range(30):
+        await adapters.activate(record(f"n{number:02}", number, *(f"{number}-{i}" for i in range(40))))
+    found = await adapters.list()
+    assert [len(one.examples) for one in found] == [40] * 30
+    assert found[7].examples[39] == "7-39"
+
+
+async def test_the_same_version_again(adapters: AdapterStore) -> None:
+    first = await adapters.activate(record("sql", 1, "a"))
+    assert await adapters.activate(record("sql", 1, "a")) == first
+    changed = await adapters.activate(record("sql", 1, "b", "a", description="new"))
+    assert (changed.examples, changed.card.description) == (("b", "a"), "new")
+    assert changed.created_at == first.created_at
+    assert len(await adapters.list()) == 1
+
+
+async def test_colliding_versions(adapters: AdapterStore) -> None:
+    await adapters.activate(record("sql", 1))
+    other = dataclasses.replace(record("math", 1), sha256="00000001" + "f" * 56)
+    with pytest.raises(NameTaken):
+        await adapters.activate(other)
+    with pytest.raises(NameTaken):
+        await adapters.activate(dataclasses.replace(other, name="sql"))
+    assert len(await adapters.list()) == 1
+
+
+async def test_retiring(adapters: AdapterStore) -> None:
+    stored = await adapters.activate(record())
+    retired = await adapters.retire("sql", stored.version)
+    assert retired.state == AdapterState.RETIRED
+    assert retired.updated_at >= stored.updated_at
+    assert await adapters.find("sql") is None
+    assert await adapters.find("sql", stored.version) == retired
+    for name, version in (("sql", stored.version), ("sql", "ffffffff"), ("other", stored.version)):
+        with pytest.raises(AdapterNotFound):
+            await adapters.retire(name, version)
+
+
+async def test_examples(adapters: AdapterStore) -> None:
+    stored = await adapters.activate(record("sql", 1, "a", "b"))
+    assert (await adapters.set_examples("sql", stored.version, ["x"])).examples == ("x",)
+    assert (await adapters.set_examples("sql", stored.version, [])).examples == ()
+    with pytest.raises(AdapterNotFound):
+        await adapters.set_examples("sql", "ffffffff", ["x"])
+
+
+async def test_contents_in_use(adapters: AdapterStore) -> None:
+    one, two = await adapters.activate(record("one", 1)), await adapters.activate(record("two", 1))
+    with pytest.raises(NotRetired):
+        await adapters.mark_purged("one", one.version)
+    with pytest.raises(AdapterNotFound):
+        await adapters.mark_purged("three", one.version)
+    await adapters.retire("one", one.version)
+    assert await adapters.mark_purged("one", one.version) == one.sha256
+    assert await adapters.contents_in_use() == {one.sha256}
+    await adapters.retire("two", two.version)
+    await adapters.mark_purged("two", two.version)
+    assert await adapters.contents_in_use() == frozenset()
+    await adapters.activate(record("one", 1))
+    assert await adapters.contents_in_use() == {one.sha256}
+
+
+async def test_every_change_raises_the_revision_and_nothing_else_does(adapters: AdapterStore, keys: KeyStore) -> None:
+    seen = [await adapters.revision()]
+
+    async def rose() -> bool:
+        seen.append(await adapters.revision())
+        return seen[-1] > seen[-2]
+
+    stored = await adapters.activate(record("sql", 1, "a"), actor="me")
+    assert await rose()
+    await adapters.activate(record("sql", 1, "a"))
+    assert not await rose()
+    await adapters.set_examples("sql", stored.version, ["a"])
+    assert not await rose()
+    await adapters.set_examples("sql", stored.version, ["b"], actor="x" * 1000 + "\0")
+    assert await rose()
+    await adapters.retire("sql", stored.version)
+    assert await rose()
+    await adapters.mark_purged("sql", stored.version)
+    assert await rose()
+    key, _ = new_key("k")
+    await keys.add(key)
+    assert await rose()
+    await keys.revoke(key.key_id)
+    assert await rose()
+    await keys.revoke(key.key_id)
+    assert not await rose()
+
+
+async def test_many_writers_at_once(adapters: AdapterStore) -> None:
+    await asyncio.gather(*(adapters.activate(record("sql", number, "a")) for number in range(20)))
+    assert len(await adapters.list(AdapterState.ACTIVE)) == 1
+    assert len(await adapters.list()) == 20
+    assert await adapters.revision() >= 20
+
+
+# -- keys ----------------------------------------------------------------------------------------------------
+
+
+async def test_keys_come_back(keys: KeyStore) -> None:
+    expires_at = datetime(2030, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
+    first, _ = new_key("first", scopes=["infer", "admin"], experts=["sql*", "math"], expires_at=expires_at)
+    second, _ = new_key("second")
+    await keys.add(first)
+    await keys.add(second)
+    assert await keys.find(first.key_id) == first
+    assert set(await keys.list()) == {first, second}
+    assert await keys.find("ffffffff") is None
+    with pytest.raises(NameTaken):
+        await keys.add(first)
+
+
+async def test_revoking(keys: KeyStore) -> None:
+    key, _ = new_key("k")
+    await keys.add(key)
+    revoked = await keys.revoke(key.key_id, actor="me")
+    assert revoked.revoked_at is not None
+    assert not revoked.is_usable()
+    assert await keys.revoke(key.key_id) == revoked
+    assert await keys.find(key.key_id) == revoked
+    with pytest.raises(KeyNotFound):
+        await keys.revoke("ffffffff")
