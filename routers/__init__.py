@@ -1,0 +1,1 @@
+"""Pure decision code: from a query to a decision, with no network, no event loop and no engine."""

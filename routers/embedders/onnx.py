@@ -1,0 +1,117 @@
+"""The default encoder: a BERT-like sentence encoder (all-MiniLM-L6-v2) in ONNX Runtime, int8, without torch.
+
+The first opening writes the graph into the cache folder (`onnx_export`). Every opening embeds a few calibration texts
+and compares them with their float32 embeddings from the export: a machine whose integer kernels are too coarse (x86
+without VNNI may saturate) falls below a cosine of 0.99, and float32 is used there instead.
+
+A text's vector does not depend on the batch it is embedded in, beyond float32 rounding. Runtime needs: onnxruntime,
+tokenizers, safetensors, filelock; `onnx` only for the first opening.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from routers.base import Matrix, Progress, no_progress
+from routers.embedders.base import clean_text, unit_rows
+from routers.embedders.bert_graph import Precision
+from routers.embedders.onnx_export import (
+    CALIBRATION,
+    SentenceModel,
+    exported,
+    load_tokenizer,
+    pad,
+    session,
+)
+from routers.errors import EmbedderError
+
+log = logging.getLogger(__name__)
+
+_MIN_COSINE = 0.99
+_MAX_CHARS = 16_384
+_MAX_BATCH_TOKENS = 1024
+
+
+class OnnxEncoder:
+    """A sentence encoder of one model folder; safe to call from one thread at a time."""
+
+    def __init__(
+        self,
+        folder: Path,
+        cache_dir: Path,
+        *,
+        name: str | None = None,
+        precision: Precision = "int8",
+        num_threads: int = 1,
+        progress: Progress = no_progress,
+    ) -> None:
+        """Open `folder` (config.json, tokenizer.json, model.safetensors), exporting it into `cache_dir` if needed."""
+        check_packages()
+        model = SentenceModel.read(folder)
+        made = exported(model, cache_dir, precision, progress)
+        self._session: Any = session(made / "model.onnx", num_threads)
+        self._tokenizer = load_tokenizer(model)
+        self.dim = model.shape.hidden
+        if precision == "int8" and self._worst_cosine(made) < _MIN_COSINE:
+            log.warning("int8 kernels of this CPU are too coarse for %s: using float32", folder.name)
+            precision = "fp32"
+            made = exported(model, cache_dir, precision, progress)
+            self._session = session(made / "model.onnx", num_threads)
+        self.precision = precision
+        self.name = f"{name or folder.name}/onnx-{precision}"
+
+    def encode(self, texts: Sequence[str]) -> Matrix:
+        """Shape (len(texts), dim), unit rows. What is beyond the model's window (256 tokens) is not read."""
+        if self._session is None:
+            raise EmbedderError("this encoder is closed")
+        tokens = [self.token_ids(text) for text in texts]
+        rows = np.empty((len(texts), self.dim), dtype=np.float32)
+        for batch in _batches([len(ids) for ids in tokens]):
+            feed = pad([tokens[i] for i in batch])
+            rows[batch] = self._session.run(["embedding"], feed)[0]
+        return unit_rows(rows)
+
+    def token_ids(self, text: str) -> list[int]:
+        """The model's tokens of a text, special tokens included, cut at its window."""
+        ids: list[int] = self._tokenizer.encode(clean_text(text[:_MAX_CHARS])).ids
+        return ids
+
+    def close(self) -> None:
+        """Free the model."""
+        self._session = None
+
+    def _worst_cosine(self, made: Path) -> float:
+        from safetensors.numpy import load_file
+
+        expected = load_file(made / "reference.safetensors")["embeddings"]
+        return float((self.encode(CALIBRATION) * expected).sum(axis=1).min())
+
+
+def check_packages() -> None:
+    """Raise `EmbedderError` if a package of the ONNX encoder is missing."""
+    missing = [
+        p for p in ("onnxruntime", "tokenizers", "safetensors", "filelock") if importlib.util.find_spec(p) is None
+    ]
+    if missing:
+        raise EmbedderError(
+            f"the ONNX embedder needs the packages {', '.join(missing)}", "pip install " + " ".join(missing)
+        )
+
+
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices in batches of similar length, each of at most `_MAX_BATCH_TOKENS` tokens with padding."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        longest = lengths[index]
+        fits = batches and longest * (len(batches[-1]) + 1) <= _MAX_BATCH_TOKENS
+        if fits and longest <= 1.25 * lengths[batches[-1][0]] + 2:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

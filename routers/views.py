@@ -1,0 +1,257 @@
+"""What of a request a router sees: pure functions from a parsed JSON body to a short text.
+
+The view of a single prompt without system text is that prompt. Otherwise the newest user turn comes first and
+dominates, since sentence encoders average over tokens, and they read about 1,000 characters (256 tokens):
+
+    newest user turn       at most `MAX_CHARS`; of a longer one the beginning and the end, 3 : 2, because instructions
+                           stand before or after long material
+    system text            from its beginning, at most half as long as the newest turn (but 80 to 300 characters);
+                           sentences that fit any assistant ("You are a helpful assistant.") are dropped, for they
+                           would pull all prompts together
+    the user turn before   only if the newest has under 60 characters ("and in French?"), in what the system text left
+
+Consecutive user messages are one turn. Assistant and tool messages are not looked at. Parts that are not text are
+counted. Of a list of prompts (completions) the first with text stands for all: they go to one expert anyway, and
+batches are alike. Prompts of token ids are handed on for the caller to decode (`View.decoded`) or to abstain.
+
+Nothing here raises: a body of the wrong form gives an empty view, and the engine then says what is wrong with it.
+Examples of experts should go through `example_view` before they are embedded, so that both sides are cut alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+MAX_CHARS = 1_000
+_MIN_CONTEXT_CHARS, _MAX_CONTEXT_CHARS = 80, 300
+_SHORT_TURN_CHARS = 60
+_MAX_TOKEN_IDS = 2_048
+_GAP = " … "
+
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
+_ANY_ASSISTANT = frozenset(
+    """
+    you are is am be a an the as ai assistant chatbot bot agent helpful friendly polite honest harmless kind
+    useful smart intelligent large language model llm trained created made developed built by named called
+    your name to and of for who that can in please always very question questions user users user's answer
+    answers respond response responses reply replies help helps assist with concise concisely brief briefly
+    clear clearly accurate accurately safely safe good best knowledge cutoff current date following i you're
+    its it chatgpt gpt claude gemini qwen llama mistral mixtral smollm gemma phi deepseek copilot openai
+    anthropic alibaba cloud meta google deepmind microsoft hugging face
+    """.split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a router may know of a request.
+
+    Attributes:
+        text: To be embedded; empty if there is nothing to go by.
+        token_ids: A prompt of token ids, to be decoded by whoever has the base model's tokenizer; else None.
+        conversation_key: The same for all turns of a conversation (hash of its explicit id, or of its system text and
+            first user turn); combine it with the caller's identity. Empty if there is none.
+        num_ignored_parts: Content parts that are not text (images, audio, files).
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] | None = None
+    conversation_key: str = ""
+    num_ignored_parts: int = 0
+
+    def decoded(self, text: str) -> View:
+        """This view with its token ids decoded to `text`."""
+        return replace(self, text=excerpt(text), token_ids=None, conversation_key=_key(text))
+
+
+EMPTY = View()
+
+
+def view_of(path: str, body: object) -> View:
+    """The view of a request to `path`; empty for endpoints that are not routed by their text."""
+    for ending, view in _VIEWS.items():
+        if path.rstrip("/").endswith(ending):
+            return view(body)
+    return EMPTY
+
+
+def chat_view(body: object) -> View:
+    """OpenAI chat completions: `messages`."""
+    return _conversation(_items(body, "messages"), ())
+
+
+def completion_view(body: object) -> View:
+    """OpenAI completions: `prompt` as text, texts, token ids, or lists of token ids."""
+    prompt = _get(body, "prompt")
+    prompts = prompt if isinstance(prompt, list) and not _token_ids(prompt) else [prompt]
+    for one in prompts:
+        if isinstance(one, str) and one.strip():
+            return View(text=excerpt(one), conversation_key=_key(one))
+        if ids := _token_ids(one):
+            return View(token_ids=ids)
+    return EMPTY
+
+
+def responses_view(body: object) -> View:
+    """OpenAI responses: `instructions`, and `input` as text or items; an explicit conversation id is the key."""
+    given = _get(body, "input")
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else _list(given)
+    system = _get(body, "instructions")
+    view = _conversation(items, (system,) if isinstance(system, str) else ())
+    conversation = _get(body, "conversation")
+    explicit = _get(conversation, "id") if isinstance(conversation, dict) else conversation
+    return replace(view, conversation_key=_key(explicit)) if isinstance(explicit, str) and explicit else view
+
+
+def messages_view(body: object) -> View:
+    """Anthropic messages: `system` as text or blocks, and `messages`."""
+    system, num_ignored = _text_of(_get(body, "system"))
+    view = _conversation(_items(body, "messages"), (system,))
+    return replace(view, num_ignored_parts=view.num_ignored_parts + num_ignored)
+
+
+def tokenize_view(body: object) -> View:
+    """vLLM's tokenize: like chat if it has messages, else like completions."""
+    return chat_view(body) if isinstance(_get(body, "messages"), list) else completion_view(body)
+
+
+def example_view(prompt: str) -> str:
+    """An expert's example as it should be embedded: cut like a prompt."""
+    return excerpt(prompt)
+
+
+_VIEWS: Mapping[str, Callable[[object], View]] = {
+    "/chat/completions": chat_view,
+    "/completions": completion_view,
+    "/responses": responses_view,
+    "/messages": messages_view,
+    "/messages/count_tokens": messages_view,
+    "/tokenize": tokenize_view,
+}
+
+
+# -- from a conversation to a text --------------------------------------------------------------------------------
+
+
+def _conversation(items: list[Any], system_texts: tuple[str, ...]) -> View:
+    system, turns, num_ignored = list(system_texts), [""], 0
+    for item in items:
+        if not isinstance(item, dict) or item.get("type", "message") != "message":
+            turns += [""] if turns[-1] else []
+            continue
+        text, num_others = _text_of(item.get("content"))
+        role = item.get("role")
+        if role in ("system", "developer"):
+            system.append(text)
+        elif role == "user":
+            turns[-1] = f"{turns[-1]}\n{text}".strip()
+            num_ignored += num_others
+        elif turns[-1]:
+            turns.append("")
+    turns = [turn for turn in turns if turn]
+    told = "\n".join(text for text in system if text.strip())
+    key = _key(told, *turns[:1]) if turns or told else ""
+    return View(text=_compose(told, turns), conversation_key=key, num_ignored_parts=num_ignored)
+
+
+def _compose(system: str, turns: list[str]) -> str:
+    """One text, newest turn first; see the module's docstring."""
+    if not turns:
+        return excerpt(specific(system))
+    newest = turns[-1]
+    room = min(max(len(newest) // 2, _MIN_CONTEXT_CHARS), _MAX_CONTEXT_CHARS)
+    context = [_beginning(specific(system[: 10 * MAX_CHARS]), room)]
+    room -= len(context[0])
+    if len(newest) < _SHORT_TURN_CHARS and len(turns) > 1 and room > 20:
+        context.append(_beginning(turns[-2], room))
+    rest = "\n".join(text for text in context if text)
+    return f"{excerpt(newest, MAX_CHARS - len(rest) - 1)}\n{rest}" if rest else excerpt(newest)
+
+
+def specific(system: str) -> str:
+    """System text without the sentences that would suit any assistant."""
+    sentences = _SENTENCE.split(system)
+    return " ".join(sentence for sentence in sentences if not _suits_any_assistant(sentence)).strip()
+
+
+def _suits_any_assistant(sentence: str) -> bool:
+    words = _WORD.findall(sentence.lower())
+    return all(word in _ANY_ASSISTANT or word.isdigit() for word in words)
+
+
+def excerpt(text: str, max_chars: int = MAX_CHARS) -> str:
+    """The text, or if it is too long its beginning and its end, 3 : 2, with a gap between."""
+    text = text.strip()
+    if len(text) <= max_chars:
+        return text
+    num_tail = (max_chars - len(_GAP)) * 2 // 5
+    num_head = max_chars - len(_GAP) - num_tail
+    return text[:num_head].rstrip() + _GAP + text[len(text) - num_tail :].lstrip()
+
+
+def _beginning(text: str, max_chars: int) -> str:
+    """At most `max_chars` of the beginning, cut between words where there are any."""
+    text = text.strip()
+    if len(text) <= max_chars:
+        return text
+    head, space, _ = text[: max_chars + 1].rpartition(" ")
+    return head.rstrip() if space and len(head) > max_chars // 2 else text[:max_chars]
+
+
+# -- from JSON to parts -------------------------------------------------------------------------------------------
+
+
+def _text_of(content: object) -> tuple[str, int]:
+    """Text of a content (a string, parts, or null), and how many parts were not text."""
+    if isinstance(content, str):
+        return content.strip(), 0
+    texts, num_ignored = [], 0
+    for part in _parts(content):
+        text = part if isinstance(part, str) else _get(part, "text")
+        kind = _get(part, "type") if isinstance(part, dict) else "text"
+        if isinstance(text, str) and kind in (None, "text", "input_text"):
+            texts.append(text.strip())
+        else:
+            num_ignored += 1
+    return "\n".join(text for text in texts if text), num_ignored
+
+
+def _parts(content: object) -> Iterator[object]:
+    yield from content if isinstance(content, list) else [content] if isinstance(content, dict) else []
+
+
+def _token_ids(prompt: object) -> tuple[int, ...] | None:
+    """A list of token ids, cut in the middle if it is very long; None for anything else."""
+    if not isinstance(prompt, list) or not prompt:
+        return None
+    half = _MAX_TOKEN_IDS // 2
+    kept = prompt if len(prompt) <= _MAX_TOKEN_IDS else prompt[:half] + prompt[-half:]
+    if all(type(token) is int and 0 <= token < 2**31 for token in kept):
+        return tuple(kept)
+    return None
+
+
+def _items(body: object, name: str) -> list[Any]:
+    return _list(_get(body, name))
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _get(body: object, name: str) -> Any:
+    return body.get(name) if isinstance(body, dict) else None
+
+
+def _key(*parts: str) -> str:
+    """A short hash of texts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        encoded = part.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
