@@ -1,0 +1,1 @@
+"""The gateway: HTTP API, request pipeline, engine pool, metrics, keys and the command line."""

@@ -1,0 +1,253 @@
+"""The answer on its way back: bytes as they come but for ``model``, limits on waiting, and what is known at the end.
+
+One `Answer` belongs to one request. It holds the request's place and its connection to the engine until `finish`, which
+also records the outcome; `finish` may be called more than once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import orjson
+import structlog
+
+from server.body import EventSplitter, ModelRewriter
+from server.engine.errors import EngineFault
+from server.engine.pool import PooledResponse
+from server.errors import EngineLost, EngineTimeout, GatewayError, error_body
+from server.metrics import Metrics, Outcome
+from server.routing import Plan
+
+_USAGE = re.compile(rb'"usage":(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+_DROPPED_HEADERS = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "transfer-encoding",
+        "content-length",
+        "content-encoding",
+        "date",
+        "server",
+        "x-request-id",
+    }
+)
+
+log = structlog.get_logger("moergate.access")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Longest waits, in seconds."""
+
+    first_token_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What an answer must know of its request."""
+
+    request_id: str
+    endpoint: str
+    received_at: float
+    overhead_s: float
+    hide_usage: bool = False
+
+
+class Answer:
+    """See the module's docstring.
+
+    Args:
+        response: The engine's answer.
+        plan: What was executed.
+        origin: The request.
+        limits: Longest waits.
+        metrics: Where the outcome goes.
+        release: Gives the request's place back.
+    """
+
+    def __init__(
+        self,
+        response: PooledResponse,
+        plan: Plan,
+        origin: Origin,
+        limits: Limits,
+        metrics: Metrics,
+        release: Callable[[], None],
+    ) -> None:
+        self._response = response
+        self._plan = plan
+        self._origin = origin
+        self._limits = limits
+        self._metrics = metrics
+        self._release = release
+        self._finished = False
+        self._first_byte_at: float | None = None
+        self._num_events = 0
+        self._input_tokens = 0
+        self._output_tokens = 0
+        self._failed: GatewayError | None = None
+        self.status = response.inner.status
+        self.is_stream = response.inner.headers.get("content-type", "").startswith("text/event-stream")
+        self._rewrite = ModelRewriter(response.inner.model, plan.target.asked)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The engine's headers without those of its connection, and ours."""
+        passed = [
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in self._response.inner.headers.items()
+            if name.lower() not in _DROPPED_HEADERS
+        ]
+        return passed + decision_headers(self._plan, self._origin)
+
+    async def read(self) -> bytes:
+        """The whole body of an answer that is no stream.
+
+        Raises:
+            EngineLost: The engine broke off.
+            EngineTimeout: The answer took too long.
+        """
+        try:
+            async with asyncio.timeout_at(self._deadline(self._limits.total_s)):
+                payload = b"".join([chunk async for chunk in self._response.inner.chunks()])
+        except TimeoutError:
+            raise self._fail(_too_slow("the whole answer", self._limits.total_s)) from None
+        except EngineFault as error:
+            raise self._fail(_broke_off(error)) from None
+        self._first_byte_at = time.perf_counter()
+        self._read_usage(payload)
+        return self._rewrite(payload)
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Whole server-sent events as they come; a failure ends the stream with an error event, never in silence."""
+        splitter = EventSplitter()
+        chunks = aiter(self._response.inner.chunks())
+        deadline = self._deadline(self._limits.first_token_s)
+        try:
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    chunk = await anext(chunks, None)
+                if self._first_byte_at is None:
+                    self._first_byte_at = time.perf_counter()
+                    deadline = self._deadline(self._limits.total_s)
+                if chunk is None:
+                    break
+                events = splitter.feed(chunk)
+                if events:
+                    yield self._pass_on(events)
+            rest = splitter.rest()
+            if rest:
+                yield self._pass_on(rest)
+        except TimeoutError:
+            started = self._first_byte_at is not None
+            limit_s = self._limits.total_s if started else self._limits.first_token_s
+            yield _error_event(self._fail(_too_slow("the whole answer" if started else "the first token", limit_s)))
+        except EngineFault as error:
+            yield _error_event(self._fail(_broke_off(error)))
+
+    def finish(self, *, client_left: bool = False) -> None:
+        """Let go of connection and place, and record the outcome."""
+        if self._finished:
+            return
+        self._finished = True
+        self._response.close()
+        self._release()
+        duration_s = time.perf_counter() - self._origin.received_at
+        status = 499 if client_left else (self._failed.status if self._failed else self.status)
+        ttft_s = None if self._first_byte_at is None else self._first_byte_at - self._origin.received_at
+        output_tokens = self._output_tokens or self._num_events
+        outcome = Outcome(
+            endpoint=self._origin.endpoint,
+            policy=self._plan.policy_name or "none",
+            expert=self._plan.expert_name,
+            status=status,
+            duration_s=duration_s,
+            ttft_s=ttft_s,
+            input_tokens=self._input_tokens,
+            output_tokens=output_tokens,
+            streamed=self.is_stream,
+        )
+        self._metrics.record(outcome)
+        if status >= 400:
+            code = self._failed.code if self._failed else ("client_closed_request" if client_left else "engine_error")
+            self._metrics.errors.labels(self._origin.endpoint, code or "engine_error").inc()
+        log.info(
+            "request",
+            request_id=self._origin.request_id,
+            endpoint=self._origin.endpoint,
+            model=self._plan.target.asked[:200],
+            recipe=str(self._plan.recipe),
+            status=status,
+            duration_ms=round(duration_s * 1000, 1),
+            overhead_ms=round(self._origin.overhead_s * 1000, 2),
+            output_tokens=output_tokens,
+        )
+
+    def _pass_on(self, events: bytes) -> bytes:
+        self._num_events += events.count(b"\ndata: {") + events.startswith(b"data: {")
+        if b'"usage":{' in events:
+            self._read_usage(events)
+            if self._origin.hide_usage:
+                events = _without_usage_event(events)
+        return self._rewrite(events)
+
+    def _read_usage(self, payload: bytes) -> None:
+        found = _USAGE.findall(payload)
+        if not found:
+            return
+        try:
+            usage = orjson.loads(found[-1])
+        except orjson.JSONDecodeError:
+            return
+        self._input_tokens = _count(usage, "prompt_tokens", "input_tokens")
+        self._output_tokens = _count(usage, "completion_tokens", "output_tokens")
+
+    def _deadline(self, limit_s: float) -> float:
+        waited_s = time.perf_counter() - self._origin.received_at
+        return asyncio.get_running_loop().time() + limit_s - waited_s
+
+    def _fail(self, error: GatewayError) -> GatewayError:
+        self._failed = error
+        return error
+
+
+def decision_headers(plan: Plan, origin: Origin) -> list[tuple[bytes, bytes]]:
+    """What was decided, for the caller to see."""
+    headers = [
+        (b"x-request-id", origin.request_id.encode()),
+        (b"x-moergate-recipe", str(plan.recipe).encode()),
+        (b"x-moergate-overhead-ms", b"%.2f" % (origin.overhead_s * 1000)),
+    ]
+    if plan.policy_name is not None and plan.decision is not None:
+        headers.append((b"x-moergate-policy", plan.policy_name.encode()))
+        headers.append((b"x-moergate-confidence", b"%.3f" % plan.decision.confidence))
+    return headers
+
+
+def _error_event(error: GatewayError) -> bytes:
+    return b"data: " + error_body(error) + b"\n\n"
+
+
+def _too_slow(what: str, limit_s: float) -> EngineTimeout:
+    return EngineTimeout(f"The engine did not send {what} within {limit_s:g} s.")
+
+
+def _broke_off(error: EngineFault) -> EngineLost:
+    return EngineLost(f"{error} What was generated is incomplete; send the request again.")
+
+
+def _without_usage_event(events: bytes) -> bytes:
+    kept = [e for e in events.split(b"\n\n") if not (b'"choices":[]' in e and b'"usage":{' in e)]
+    return b"\n\n".join(kept)
+
+
+def _count(usage: dict[str, object], *names: str) -> int:
+    for name in names:
+        value = usage.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return 0

@@ -1,0 +1,236 @@
+"""The admin API: register, list, change and remove adapters. Needs the scope ``admin``."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.datastructures import FormData, UploadFile
+from starlette.types import Message
+
+from adapters_registry.library import Library
+from adapters_registry.records import AdapterRecord, Manifest, parse_manifest
+from server.api.incoming import read_body
+from server.auth import Authenticator, Principal
+from server.draining import Drainer
+from server.errors import AdapterRefused, BadRequest, BodyTooLarge, Conflict, PermissionDenied
+from server.library_watch import LibraryWatcher
+from server.settings import Settings
+
+_SAFE_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
+_MAX_FORM_FILES = 64
+_MAX_MANIFEST_BYTES = 32 << 20
+
+
+class AdapterAdmin:
+    """What the admin routes do, apart from HTTP.
+
+    Args:
+        library: Where adapters are kept.
+        watcher: Shows changes to callers.
+        drainer: Takes removed experts out of the engines.
+        settings: Limits, and folders that may be registered from.
+    """
+
+    def __init__(self, library: Library, watcher: LibraryWatcher, drainer: Drainer, settings: Settings) -> None:
+        self._library = library
+        self._watcher = watcher
+        self._drainer = drainer
+        self._settings = settings
+        self._uploads = settings.home / "uploads"
+
+    async def register_path(self, manifest: Manifest, actor: str) -> AdapterRecord:
+        """Register from a folder on this machine."""
+        if manifest.source is None or not manifest.source.path:
+            raise BadRequest(
+                "The manifest has no source. Give {'source': {'path': '/folder'}}, or upload the files as multipart.",
+                param="source",
+            )
+        folder = Path(manifest.source.path)
+        self._check_allowed(folder)
+        return await self._register(manifest, folder, actor, is_upload=False)
+
+    async def register_upload(self, manifest: Manifest, files: list[UploadFile], actor: str) -> AdapterRecord:
+        """Register from uploaded files: one archive, or the adapter's files as they are."""
+        staging = self._uploads / uuid.uuid4().hex
+        try:
+            uploaded = await asyncio.to_thread(_stage, files, staging)
+            return await self._register(manifest, uploaded, actor, is_upload=True)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, staging, True)
+
+    async def remove(self, ref: str, actor: str) -> AdapterRecord:
+        """Stop offering an expert; running requests end, then its files go."""
+        record = await self._library.retire(ref, actor=actor)
+        await self._watcher.show_experts()
+        self._drainer.drain(record.expert_id)
+        return record
+
+    async def set_examples(self, ref: str, examples: list[str], actor: str) -> AdapterRecord:
+        """Replace an expert's example prompts; policies follow."""
+        record = await self._library.set_examples(ref, examples, actor=actor)
+        await self._watcher.show_experts()
+        return record
+
+    async def _register(self, manifest: Manifest, source: Path, actor: str, *, is_upload: bool) -> AdapterRecord:
+        if manifest.name in self._watcher.catalog.policies or manifest.name in self._settings.policies:
+            raise Conflict(f"{manifest.name!r} is the name of a policy; choose another name.", param="name")
+        before = [r.expert_id for r in await self._library.list() if r.name == manifest.name]
+        register = self._library.register_archive if is_upload else self._library.register_folder
+        record = await register(manifest, source, actor=actor)
+        await self._watcher.show_experts()
+        for expert_id in before:
+            if expert_id != record.expert_id:
+                self._drainer.drain(expert_id)
+        return record
+
+    def _check_allowed(self, folder: Path) -> None:
+        allowed = self._settings.source_dirs
+        if not allowed:
+            return
+        real = folder.resolve()
+        if not any(real.is_relative_to(root.resolve()) for root in allowed):
+            raise PermissionDenied("Adapters may not be registered from this folder (setting source_dirs).")
+
+
+def admin_router(admin: AdapterAdmin, library: Library, authenticator: Authenticator, settings: Settings) -> APIRouter:
+    """Routes under ``/admin``."""
+    router = APIRouter(prefix="/admin", tags=["admin"])
+
+    async def principal_of(request: Request) -> Principal:
+        principal = await authenticator.authenticate(request.headers)
+        principal.require("admin")
+        return principal
+
+    @router.post("/adapters", status_code=201, summary="Register an adapter from a folder or an upload")
+    async def register(request: Request) -> dict[str, Any]:
+        principal = await principal_of(request)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "multipart/form-data":
+            async with _bounded(request, settings.max_upload_bytes).form(
+                max_files=_MAX_FORM_FILES, max_fields=8, max_part_size=_MAX_MANIFEST_BYTES
+            ) as form:
+                manifest, files = await _parts(form)
+                return show(await admin.register_upload(manifest, files, principal.key_id))
+        if kind != "application/json":
+            raise BadRequest(
+                "Send the manifest as application/json, or multipart/form-data with 'manifest' and 'files'."
+            )
+        raw = await read_body(request.headers, request.receive, settings.max_body_bytes)
+        return show(await admin.register_path(parse_manifest(raw), principal.key_id))
+
+    @router.get("/adapters", summary="List active adapters")
+    async def list_adapters(request: Request) -> dict[str, Any]:
+        await principal_of(request)
+        return {"object": "list", "data": [show(record) for record in await library.list()]}
+
+    @router.get("/adapters/{ref}", summary="Show an adapter by name or name@version, with its examples")
+    async def show_adapter(ref: str, request: Request) -> dict[str, Any]:
+        await principal_of(request)
+        record = await library.get(ref)
+        return show(record) | {"examples": list(record.examples)}
+
+    @router.delete("/adapters/{ref}", summary="Remove an adapter: running requests end, then its files go")
+    async def remove_adapter(ref: str, request: Request) -> dict[str, Any]:
+        principal = await principal_of(request)
+        return show(await admin.remove(ref, principal.key_id))
+
+    @router.put("/adapters/{ref}/examples", summary="Replace an adapter's example prompts")
+    async def put_examples(ref: str, request: Request) -> JSONResponse:
+        principal = await principal_of(request)
+        body = _json(await read_body(request.headers, request.receive, settings.max_body_bytes))
+        examples = body.get("examples") if isinstance(body, dict) else body
+        if not isinstance(examples, list):
+            raise BadRequest("Send {'examples': ['prompt', …]}.", param="examples")
+        record = await admin.set_examples(ref, examples, principal.key_id)
+        return JSONResponse(show(record) | {"examples": list(record.examples)})
+
+    return router
+
+
+def show(record: AdapterRecord) -> dict[str, Any]:
+    """A record as the admin API shows it."""
+    return {
+        "id": record.expert_id,
+        "name": record.name,
+        "version": record.version,
+        "sha256": record.sha256,
+        "state": record.state.value,
+        "rank": record.rank,
+        "alpha": record.alpha,
+        "target_modules": list(record.target_modules),
+        "size_bytes": record.size_bytes,
+        "base_model": record.base_model,
+        "card": record.card.model_dump(),
+        "num_examples": len(record.examples),
+        "created_at": record.created_at.isoformat(),
+        "updated_at": record.updated_at.isoformat(),
+    }
+
+
+async def _parts(form: FormData) -> tuple[Manifest, list[UploadFile]]:
+    manifest = form.get("manifest")
+    if isinstance(manifest, UploadFile):
+        raw: str | bytes = await manifest.read(_MAX_MANIFEST_BYTES)
+    elif isinstance(manifest, str):
+        raw = manifest
+    else:
+        raise BadRequest("The part 'manifest' is missing: JSON with name, card and examples.", param="manifest")
+    files = [part for part in form.getlist("files") if isinstance(part, UploadFile)]
+    if not files:
+        raise BadRequest("The part 'files' is missing: an archive, or the adapter's two files.", param="files")
+    return parse_manifest(raw), files
+
+
+def _stage(files: list[UploadFile], staging: Path) -> Path:
+    """Write uploaded files into a new folder; returns the archive, or the folder of loose files."""
+    staging.mkdir(parents=True)
+    if len(files) == 1 and files[0].filename not in _ADAPTER_FILES:
+        archive = staging / "archive"
+        _copy(files[0], archive)
+        return archive
+    folder = staging / "files"
+    folder.mkdir()
+    for file in files:
+        name = file.filename or ""
+        if not _SAFE_FILE_NAME.fullmatch(name) or (folder / name).exists():
+            shown = ascii(name[:100])
+            problem = {"where": f"files: {shown}", "what": "a bad or repeated file name", "fix": "Rename the file."}
+            raise AdapterRefused(f"The upload has a file with a bad or repeated name: {shown}.", problems=(problem,))
+        _copy(file, folder / name)
+    return folder
+
+
+def _copy(file: UploadFile, target: Path) -> None:
+    with target.open("xb") as out:
+        shutil.copyfileobj(file.file, out, 1 << 20)
+
+
+def _bounded(request: Request, max_bytes: int) -> Request:
+    """The same request, whose body ends with BodyTooLarge once it exceeds `max_bytes`."""
+    num_bytes = 0
+
+    async def receive() -> Message:
+        nonlocal num_bytes
+        message = await request.receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > max_bytes:
+            raise BodyTooLarge(f"The upload is larger than {max_bytes} bytes (setting max_upload_bytes).")
+        return message
+
+    return Request(request.scope, receive)
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"The body is not valid JSON: {error}.") from None

@@ -1,0 +1,38 @@
+"""Probes and metrics: for orchestrators and Prometheus, without a key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from server.metrics import Metrics
+
+
+def health_router(metrics: Metrics, missing: Callable[[], dict[str, str]]) -> APIRouter:
+    """Routes for probes.
+
+    Args:
+        metrics: What ``/metrics`` shows.
+        missing: What is not ready, by part; empty when everything is.
+    """
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/livez", summary="Whether the process works")
+    async def livez() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/readyz", summary="Whether requests can be answered, and what is missing")
+    async def readyz() -> JSONResponse:
+        parts = missing()
+        if parts:
+            return JSONResponse({"status": "not ready", "missing": parts}, 503, headers={"retry-after": "2"})
+        return JSONResponse({"status": "ready", "missing": {}})
+
+    @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+    async def show_metrics() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router

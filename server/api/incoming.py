@@ -1,0 +1,65 @@
+"""What every endpoint needs of an incoming request: headers, a bounded body, a request id, and error responses."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope
+
+from server.errors import BodyTooLarge, ClientClosedRequest, GatewayError, error_body
+
+_GOOD_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def headers_of(scope: Scope) -> dict[str, str]:
+    """Headers with names in lower case; of a repeated one the first counts."""
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+    return headers
+
+
+def request_id_of(headers: Mapping[str, str]) -> str:
+    """The caller's ``x-request-id`` if it is short and harmless, else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _GOOD_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+async def read_body(headers: Mapping[str, str], receive: Receive, max_bytes: int) -> bytes:
+    """The request's body.
+
+    Raises:
+        BodyTooLarge: It is, or says that it is, larger than `max_bytes`.
+        ClientClosedRequest: The caller went away while sending it.
+    """
+    declared = headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    parts: list[bytes] = []
+    num_bytes = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientClosedRequest("The caller closed the connection.")
+        part = message.get("body", b"")
+        num_bytes += len(part)
+        if num_bytes > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def error_response(error: GatewayError, request_id: str) -> Response:
+    """The error in OpenAI's shape."""
+    headers = {"x-request-id": request_id, **error.headers()}
+    return Response(error_body(error), error.status, headers, media_type="application/json")
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"The body is larger than {max_bytes / 2**20:g} MiB, this gateway's limit (setting max_body_bytes). Send less."
+    )

@@ -1,0 +1,132 @@
+"""The OpenAI endpoints, as one plain ASGI application: on the hot path nothing of a web framework is needed.
+
+A caller that hangs up cancels the request, and with it the work in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+from starlette.types import Message, Receive, Scope, Send
+
+from server.answer import Answer
+from server.api.incoming import error_response, headers_of, read_body, request_id_of
+from server.errors import from_lower
+from server.metrics import Metrics
+from server.pipeline import Call, Pipeline
+
+PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/tokenize",
+    "/detokenize",
+)
+
+log = structlog.get_logger(__name__)
+
+
+class InferenceApp:
+    """Answers one inference endpoint.
+
+    Args:
+        pipeline: Does the work.
+        metrics: Counts errors before the engine's first byte.
+        max_body_bytes: Limit of a request's body.
+    """
+
+    def __init__(self, pipeline: Pipeline, metrics: Metrics, max_body_bytes: int) -> None:
+        self._pipeline = pipeline
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        received_at = time.perf_counter()
+        headers = headers_of(scope)
+        request_id = request_id_of(headers)
+        hang_up = _HangUp(receive)
+
+        async def body() -> bytes:
+            raw = await read_body(headers, receive, self._max_body_bytes)
+            hang_up.watch()
+            return raw
+
+        call = Call(scope["path"], headers, body, request_id, received_at)
+        try:
+            await self._answer(call, send, hang_up)
+        finally:
+            hang_up.stop()
+
+    async def _answer(self, call: Call, send: Send, hang_up: _HangUp) -> None:
+        answer: Answer | None = None
+        started = False
+
+        async def start(status: int, headers: list[tuple[bytes, bytes]]) -> None:
+            nonlocal started
+            started = True
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+
+        try:
+            answer = await self._pipeline.run(call)
+            if answer.is_stream:
+                await start(answer.status, answer.headers())
+                async for events in answer.stream():
+                    await send({"type": "http.response.body", "body": events, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                payload = await answer.read()
+                await start(answer.status, [*answer.headers(), (b"content-length", b"%d" % len(payload))])
+                await send({"type": "http.response.body", "body": payload})
+        except asyncio.CancelledError:
+            if not hang_up.happened:
+                raise
+            if answer is None:
+                self._metrics.errors.labels(call.path, "client_closed_request").inc()
+                log.info("caller hung up", request_id=call.request_id, endpoint=call.path)
+        except Exception as error:
+            known = from_lower(error)
+            if known.status == 500:
+                log.exception("request failed", request_id=call.request_id, endpoint=call.path)
+            elif answer is None:
+                log.info("refused", request_id=call.request_id, endpoint=call.path, code=known.code)
+            if answer is None:
+                self._metrics.errors.labels(call.path, known.code or "error").inc()
+            if not started:
+                await error_response(known, call.request_id)({"type": "http"}, _no_receive, send)
+        finally:
+            if answer is not None:
+                answer.finish(client_left=hang_up.happened)
+
+
+class _HangUp:
+    """Cancels the request's task when the caller closes the connection."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+        self.happened = False
+
+    def watch(self) -> None:
+        """Begin to watch; only once the body has been read."""
+        self._watcher = asyncio.create_task(self._wait())
+
+    def stop(self) -> None:
+        """The answer is done."""
+        if self._watcher:
+            self._watcher.cancel()
+
+    async def _wait(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.happened = True
+        if self._task:
+            self._task.cancel()
+
+
+async def _no_receive() -> Message:
+    return {"type": "http.disconnect"}

@@ -1,0 +1,77 @@
+"""What callers can ask besides generating: which models there are, and how a request would be routed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from server.api.incoming import read_body, request_id_of
+from server.auth import Authenticator
+from server.library_watch import LibraryWatcher
+from server.pipeline import Call, Pipeline
+from server.routing import Plan
+
+MAX_EXPLAINED = 50
+
+
+def public_router(
+    pipeline: Pipeline, watcher: LibraryWatcher, authenticator: Authenticator, max_body_bytes: int
+) -> APIRouter:
+    """Routes for holders of the scope ``infer``."""
+    router = APIRouter(tags=["inference"])
+
+    @router.get("/v1/models", summary="List the base, the policies and the experts that this key may use")
+    async def list_models(request: Request) -> dict[str, Any]:
+        principal = await authenticator.authenticate(request.headers)
+        principal.require("infer")
+        return {"object": "list", "data": watcher.catalog.listing(principal)}
+
+    @router.get("/v1/models/{model}", summary="Show one model")
+    async def show_model(model: str, request: Request) -> dict[str, Any]:
+        principal = await authenticator.authenticate(request.headers)
+        principal.require("infer")
+        target = watcher.catalog.resolve(model, principal)
+        shown = {target.asked, *([watcher.catalog.base_names[0]] if target.kind == "base" else [])}
+        shown |= {record.name for record in watcher.catalog.experts.values() if record.expert_id == str(target.recipe)}
+        return next(entry for entry in watcher.catalog.listing(principal) if entry["id"] in shown)
+
+    @router.post("/v1/route", summary="Explain how a chat or completion request would be routed, without generating")
+    async def explain(request: Request) -> Response:
+        headers = {name: value for name, value in request.headers.items()}
+
+        async def body() -> bytes:
+            return await read_body(headers, request.receive, max_body_bytes)
+
+        call = Call("/v1/route", headers, body, request_id_of(headers), time.perf_counter())
+        plan, times_ms = await pipeline.explain(call)
+        return Response(
+            orjson.dumps(explanation(plan, times_ms)),
+            media_type="application/json",
+            headers={"x-request-id": call.request_id},
+        )
+
+    return router
+
+
+def explanation(plan: Plan, times_ms: dict[str, float]) -> dict[str, Any]:
+    """What ``POST /v1/route`` answers."""
+    decision = plan.decision
+    return {
+        "policy": plan.policy_name,
+        "recipe": str(plan.recipe),
+        "confidence": None if decision is None else round(decision.confidence, 4),
+        "abstained": decision.abstained if decision else False,
+        "reason": decision.reason if decision else f"{plan.target.asked} was asked for by name",
+        "candidates": [
+            {"expert": c.expert_id, "score": round(c.score, 5)} for c in (decision.candidates if decision else ())
+        ][:MAX_EXPLAINED],
+        "neighbours": [
+            {"expert": n.expert_id, "example": n.example, "similarity": round(n.similarity, 5)}
+            for n in (decision.neighbours if decision else ())
+        ][:MAX_EXPLAINED],
+        "overhead_ms": {phase: round(value, 3) for phase, value in times_ms.items()},
+    }

@@ -1,0 +1,87 @@
+"""The web application: routes, the form of every error, and the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from adapters_registry.errors import RegistryError
+from routers.errors import RouterError
+from server.api.admin import AdapterAdmin, admin_router
+from server.api.health import health_router
+from server.api.incoming import error_response, request_id_of
+from server.api.inference import PATHS, InferenceApp
+from server.api.public import public_router
+from server.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, from_lower
+from server.wiring import Gateway
+
+log = structlog.get_logger(__name__)
+
+
+def build_app(gateway: Gateway) -> FastAPI:
+    """The application over a gateway's parts."""
+    settings = gateway.settings
+    app = FastAPI(
+        title="Moergate",
+        summary="One OpenAI-compatible endpoint over a library of LoRA experts.",
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    app.include_router(health_router(gateway.metrics, gateway.missing))
+    app.include_router(public_router(gateway.pipeline, gateway.watcher, gateway.authenticator, settings.max_body_bytes))
+    admin = AdapterAdmin(gateway.library, gateway.watcher, gateway.drainer, settings)
+    app.include_router(admin_router(admin, gateway.library, gateway.authenticator, settings))
+    inference = InferenceApp(gateway.pipeline, gateway.metrics, settings.max_body_bytes)
+    for path in PATHS:
+        app.router.routes.append(Route(path, inference, methods=["POST"]))
+    app.add_exception_handler(Exception, _on_error)
+    for kind in (GatewayError, HTTPException, RequestValidationError, RegistryError, RouterError):
+        app.add_exception_handler(kind, _on_error)
+    _document_inference(app)
+    return app
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    request_id = request_id_of(request.headers)
+    known = _from_framework(error, request) or from_lower(error)
+    if known.status == 500:
+        log.exception("request failed", request_id=request_id, endpoint=request.url.path, exc_info=error)
+    return error_response(known, request_id)
+
+
+def _from_framework(error: Exception, request: Request) -> GatewayError | None:
+    if isinstance(error, RequestValidationError):
+        return BadRequest("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()))
+    if isinstance(error, HTTPException):
+        if error.status_code == 404:
+            return NotFound(
+                f"There is no {request.method} {request.url.path[:200]}; GET /openapi.json lists what there is."
+            )
+        if error.status_code == 405:
+            return MethodNotAllowed(f"{request.method} is not allowed here.")
+        return BadRequest(str(error.detail))
+    return None
+
+
+def _document_inference(app: FastAPI) -> None:
+    """Add the pass-through endpoints, which FastAPI does not know, to the OpenAPI document."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        for path in PATHS:
+            document["paths"].setdefault(path, {})["post"] = {
+                "tags": ["inference"],
+                "summary": f"As vLLM's {path}; 'model' may be the base, an expert or a policy",
+                "requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}, "required": True},
+                "responses": {"200": {"description": "The engine's answer, or its stream of server-sent events"}},
+            }
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,118 @@
+"""The catalogue: everything that a caller can write into ``model``, as one immutable snapshot.
+
+A request reads one snapshot from its first look to its last, so that a change of the library never shows half. What a
+principal may not see is absent: unknown and hidden names give the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from adapters_registry.names import nearest
+from adapters_registry.records import AdapterRecord
+from server.auth import Principal
+from server.engine.recipes import Base, Recipe, RecipeError, Single, parse
+from server.errors import BadRequest, ModelNotFound
+from server.policies import LivePolicy
+
+DEFAULT_POLICY = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a ``model`` means: something to execute, or a policy that will decide."""
+
+    kind: Literal["base", "expert", "policy"]
+    asked: str
+    recipe: Recipe | None = None
+    policy: LivePolicy | None = None
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """One moment of the library and its policies.
+
+    Attributes:
+        base_names: Names of the base; the first is the one that is shown.
+        experts: Active experts by id.
+        policies: Policies by name.
+    """
+
+    base_names: tuple[str, ...]
+    experts: Mapping[str, AdapterRecord] = field(default_factory=dict)
+    policies: Mapping[str, LivePolicy] = field(default_factory=dict)
+
+    @cached_property
+    def _by_name(self) -> dict[str, AdapterRecord]:
+        return {record.name: record for record in self.experts.values()}
+
+    def visible_to(self, principal: Principal) -> frozenset[str] | None:
+        """Ids of the experts that the principal may use; None stands for all of them."""
+        if principal.sees_all:
+            return None
+        return frozenset(record.expert_id for record in self.experts.values() if principal.may_use(record.name))
+
+    def resolve(self, model: str | None, principal: Principal) -> Target:
+        """What a ``model`` means for this caller; absent or empty is the default policy.
+
+        Raises:
+            ModelNotFound: With the nearest names that the caller may see.
+            BadRequest: The text is a recipe that is not executed yet.
+        """
+        asked = model or DEFAULT_POLICY
+        if asked in self.base_names or asked == "base":
+            return Target("base", asked, recipe=Base())
+        policy = self.policies.get(asked)
+        if policy is not None:
+            return Target("policy", asked, policy=policy)
+        record = self._by_name.get(asked) or self.experts.get(asked)
+        if record is not None and principal.may_use(record.name):
+            return Target("expert", asked, recipe=Single(record.expert_id))
+        if "(" in asked or asked.startswith("set:"):
+            try:
+                parse(asked)
+            except RecipeError as error:
+                raise BadRequest(str(error), param="model") from None
+        raise self._not_found(asked, principal)
+
+    def listing(self, principal: Principal) -> list[dict[str, Any]]:
+        """Entries of ``GET /v1/models`` for this caller: base, policies, experts."""
+        base = self.base_names[0]
+        entries = [_entry(base, "base", None, {})]
+        for policy in self.policies.values():
+            entries.append(
+                _entry(policy.name, "policy", base, {"router": policy.router_name, "card": policy.describe()})
+            )
+        for record in sorted(self.experts.values(), key=lambda r: r.name):
+            if principal.may_use(record.name):
+                details = {
+                    "id_with_version": record.expert_id,
+                    "card": record.card.model_dump(),
+                    "created": int(record.created_at.timestamp()),
+                }
+                entries.append(_entry(record.name, "expert", base, details))
+        return entries
+
+    def _not_found(self, asked: str, principal: Principal) -> ModelNotFound:
+        names = [*self.base_names[:1], *self.policies, *self._names_seen_by(principal)]
+        close = nearest(asked, names)
+        shown = asked if len(asked) <= 100 else asked[:97] + "..."
+        hint = f" Did you mean {' or '.join(close)}?" if close else " GET /v1/models lists what there is."
+        return ModelNotFound(f"The model '{shown}' does not exist.{hint}", param="model")
+
+    def _names_seen_by(self, principal: Principal) -> Iterable[str]:
+        return (record.name for record in self.experts.values() if principal.may_use(record.name))
+
+
+def _entry(name: str, kind: str, parent: str | None, details: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "moergate",
+        "parent": parent,
+        "kind": kind,
+    } | details

@@ -1,0 +1,24 @@
+"""``moergate fake-engine``: the double of an engine, for load tests and for trying the gateway without a model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+HELP = "Run a double of an engine: it speaks vLLM's HTTP, generates nothing, and takes as long as it is told."
+
+
+def fake_engine(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8100,
+    ttft_ms: Annotated[float, typer.Option(min=0, help="Time to the first token, in milliseconds.")] = 0.0,
+    tokens_per_s: Annotated[float, typer.Option(min=0, help="Speed after it; 0 is as fast as possible.")] = 0.0,
+    num_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer where max_tokens is absent.")] = 16,
+) -> None:
+    """See HELP."""
+    import uvicorn
+
+    from server.engine.fake import FakeEngine
+
+    app = FakeEngine(ttft_s=ttft_ms / 1000, tokens_per_s=tokens_per_s, num_tokens=num_tokens)
+    uvicorn.run(app, host="127.0.0.1", port=port, access_log=False, log_level="warning", lifespan="off")

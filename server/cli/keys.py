@@ -1,0 +1,118 @@
+"""``moergate keys``: works on the home folder itself, so that the first key can be made before the gateway runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from adapters_registry.keys import generate_key
+from adapters_registry.library import Library
+from adapters_registry.records import KeyRecord, utc_now
+from server.cli.client import AsJson, ClientError, print_json
+from server.settings import load_settings
+from server.wiring import open_library
+
+app = typer.Typer(no_args_is_help=True)
+
+Home = Annotated[Path | None, typer.Option(help="The gateway's home folder.")]
+SCOPES = ("infer", "admin")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What or whom the key is for.")],
+    scope: Annotated[list[str] | None, typer.Option(help="infer or admin; repeat for both. Default: infer.")] = None,
+    experts: Annotated[
+        list[str] | None, typer.Option(help="Pattern of expert names that the key may use, such as 'sql*'; repeat.")
+    ] = None,
+    expires_days: Annotated[int | None, typer.Option(min=1, help="Days until the key ends. Default: never.")] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a key and print it; it is shown this once, only its hash is kept."""
+    scopes = frozenset(scope or ["infer"])
+    if unknown := scopes - set(SCOPES):
+        raise ClientError(f"Unknown scope {sorted(unknown)[0]!r}: scopes are {' and '.join(SCOPES)}.", 2)
+    key_id, plaintext, digest = generate_key()
+    now = utc_now()
+    record = KeyRecord(
+        key_id=key_id,
+        name=name,
+        hash=digest,
+        scopes=scopes,
+        experts=tuple(experts or ["*"]),
+        created_at=now,
+        revoked_at=None,
+        expires_at=now + timedelta(days=expires_days) if expires_days else None,
+    )
+    _with_library(home, lambda library: library.keys.add(record, actor="command line"))
+    if as_json:
+        print_json(_shown(record) | {"key": plaintext})
+    else:
+        typer.echo(plaintext)
+        typer.echo("Keep it now: it cannot be shown again.", err=True)
+
+
+@app.command("list")
+def list_keys(home: Home = None, as_json: AsJson = False) -> None:
+    """List the keys, without their secrets."""
+    records = _with_library(home, lambda library: library.keys.list())
+    if as_json:
+        print_json([_shown(record) for record in records])
+        return
+    table = Table("id", "name", "scopes", "experts", "created", "state", box=None)
+    for record in records:
+        shown = _shown(record)
+        table.add_row(
+            record.key_id,
+            record.name,
+            ", ".join(shown["scopes"]),
+            ", ".join(record.experts),
+            shown["created_at"],
+            shown["state"],
+        )
+    Console().print(table)
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="The key's id, as shown by 'keys list'.")],
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key useless for good; a running gateway follows within seconds."""
+    record = _with_library(home, lambda library: library.keys.revoke(key_id, actor="command line"))
+    print_json(_shown(record)) if as_json else typer.echo(f"{record.key_id} is revoked.")
+
+
+def _with_library(home: Path | None, work: Callable[[Library], Awaitable[Any]]) -> Any:
+    settings = load_settings({"home": home})
+
+    async def run() -> Any:
+        library = await open_library(settings)
+        try:
+            return await work(library)
+        finally:
+            await library.close()
+
+    return asyncio.run(run())
+
+
+def _shown(record: KeyRecord) -> dict[str, Any]:
+    expired = record.expires_at is not None and record.expires_at <= utc_now()
+    return {
+        "id": record.key_id,
+        "name": record.name,
+        "scopes": sorted(record.scopes),
+        "experts": list(record.experts),
+        "created_at": record.created_at.isoformat(timespec="seconds"),
+        "expires_at": record.expires_at.isoformat(timespec="seconds") if record.expires_at else None,
+        "state": "revoked" if record.revoked_at else "expired" if expired else "active",
+    }

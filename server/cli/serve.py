@@ -1,0 +1,129 @@
+"""``moergate serve``: its options are made from the settings, so that no setting can lack a flag."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from server.settings import Settings, load_settings
+from server.wiring import Gateway
+
+HELP = """Start the gateway, and (unless --engine-url is given) an engine for it.
+
+Every option can also be set as MOERGATE_… in the environment or in a TOML file (--config); options win over the
+environment, the environment over the file. Policies and prices are set in the file."""
+
+_FILE_ONLY = frozenset({"policies", "prices"})
+
+
+def command() -> Callable[..., None]:
+    """The command's function, with one option for each setting."""
+
+    def run(**flags: Any) -> None:
+        config = flags.pop("config")
+        _run(load_settings(flags, config=config))
+
+    parameters = [
+        inspect.Parameter(
+            "config",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[Path | None, typer.Option(help="A TOML file with settings.")],
+        )
+    ]
+    for name, field in Settings.model_fields.items():
+        if name in _FILE_ONLY:
+            continue
+        kind = _option_type(field.annotation)
+        shown = f"{field.description} [default: {shown_default(name)}]"
+        option = typer.Option(f"--{name.replace('_', '-')}", help=shown, show_default=False, envvar=None)
+        parameters.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+            )
+        )
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _option_type(annotation: Any) -> Any:
+    """The type that typer is told: literals as text (the settings check them), optional ones without None."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(kind for kind in get_args(annotation) if kind is not type(None))
+    return str if get_origin(annotation) is Literal else annotation
+
+
+def shown_default(name: str) -> str:
+    """A setting's default as help and documentation show it."""
+    field = Settings.model_fields[name]
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, Path):
+        return str(value).replace(str(Path.home()), "~", 1)
+    return "none" if value in (None, []) else str(value)
+
+
+def _run(settings: Settings) -> None:
+    from server.logs import configure_logging
+    from server.serving import bind, prepare_assets, serve
+
+    configure_logging(settings.log_level, settings.log_format)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    listener = bind(settings.host, settings.port)
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
+    ) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase)
+            bars.update(tasks[phase], completed=done, total=total)
+
+        encoder, model = prepare_assets(settings, progress)
+
+    def on_ready(gateway: Gateway) -> None:
+        console.print(ready_text(gateway, listener.getsockname()[1]), soft_wrap=True, highlight=False, markup=False)
+
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(serve(settings, encoder, model, listener, on_ready))
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def ready_text(gateway: Gateway, port: int) -> str:
+    """What to try, once the gateway is ready."""
+    host = gateway.settings.host if gateway.settings.host not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    catalog = gateway.watcher.catalog
+    example = "What is the capital of France?"
+    for record in sorted(catalog.experts.values(), key=lambda record: record.name):
+        if record.examples and not set(record.examples[0]) & set("'\"\\\n"):
+            example = record.examples[0]
+            break
+    return f"""
+Moergate is ready: {url}  ({len(catalog.experts)} experts, policies: {", ".join(catalog.policies)})
+
+Try it:
+  curl -i {url}/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{{"model": "auto", "messages": [{{"role": "user", "content": "{example}"}}]}}'
+
+  moergate route "{example}"      which expert, and why
+  {url}/docs   the API     {url}/metrics   for Prometheus
+"""

@@ -1,0 +1,1 @@
+"""Engines: what executes a recipe, behind one small seam."""

@@ -1,0 +1,192 @@
+"""A double of a vLLM server: the same HTTP, no model, settable speed.
+
+Product code: load tests and unit tests use it, and it is how to try the gateway without a model. Answers are
+deterministic: word i of an answer is ``word<i>``, and the body says which model was asked for. It is a plain
+ASGI application, so that a load test measures the gateway and not this. What the engine was asked is kept in
+`seen` (the newest 1000).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One request that the double got."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class FakeEngine:
+    """The double.
+
+    Attributes:
+        ttft_s: Time before the first token.
+        tokens_per_s: Speed after it; 0 means no waiting.
+        num_tokens: Length of an answer where ``max_tokens`` is absent.
+        known: Names of models that it accepts besides ``base``; None accepts all.
+        break_after: Close the connection in the middle after so many tokens of a stream; None never does.
+        healthy: What ``/health`` says.
+        cancelled: Requests whose caller went away before the end.
+    """
+
+    ttft_s: float = 0.0
+    tokens_per_s: float = 0.0
+    num_tokens: int = 16
+    known: frozenset[str] | None = None
+    break_after: int | None = None
+    healthy: bool = True
+    cancelled: int = 0
+    running: int = 0
+    seen: deque[Seen] = field(default_factory=lambda: deque(maxlen=1000))
+    served: Counter[str] = field(default_factory=Counter)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, method = scope["path"], scope["method"]
+        if method == "GET":
+            await self._get(path, send)
+            return
+        raw = await _read(receive)
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        self.seen.append(Seen(path, headers, raw))
+        try:
+            body = orjson.loads(raw)
+            model = body.get("model") or "base"
+        except (orjson.JSONDecodeError, AttributeError):
+            await _json(send, {"error": {"message": "bad JSON", "type": "BadRequestError", "code": 400}}, 400)
+            return
+        if path not in GENERATING:
+            await self._post_other(path, body, send)
+        elif self.known is not None and model != "base" and model not in self.known:
+            message = f"The model `{model}` does not exist."
+            await _json(send, {"error": {"message": message, "type": "NotFoundError", "code": 404}}, 404)
+        else:
+            self.served[model] += 1
+            await self._generate(path, body, model, receive, send)
+
+    async def _get(self, path: str, send: Send) -> None:
+        if path == "/health":
+            await _json(send, {}, 200 if self.healthy else 503)
+        elif path == "/v1/models":
+            await _json(send, {"object": "list", "data": [{"id": "base", "object": "model"}]})
+        elif path == "/metrics":
+            names = ",".join(sorted(self.served.keys() - {"base"}))
+            text = (
+                f'vllm:num_requests_running{{engine="0"}} {float(self.running)}\n'
+                'vllm:num_requests_waiting{engine="0"} 0.0\n'
+                f'vllm:lora_requests_info{{max_lora="8",running_lora_adapters="{names}"}} 1.0\n'
+            )
+            await _send(send, text.encode(), 200, b"text/plain")
+        else:
+            await _json(send, {"detail": "Not Found"}, 404)
+
+    async def _post_other(self, path: str, body: dict[str, Any], send: Send) -> None:
+        if path == "/detokenize":
+            await _json(send, {"prompt": " ".join(f"word{i}" for i in body.get("tokens", []))})
+        elif path == "/tokenize":
+            num = len(str(body.get("prompt", "")).split())
+            await _json(send, {"count": num, "max_model_len": 4096, "tokens": list(range(num))})
+        elif path == "/v1/messages/count_tokens":
+            await _json(send, {"input_tokens": 7})
+        else:
+            await _json(send, {"status": "ok"})
+
+    async def _generate(self, path: str, body: dict[str, Any], model: str, receive: Receive, send: Send) -> None:
+        num_tokens = body.get("max_tokens") or body.get("max_completion_tokens") or self.num_tokens
+        self.running += 1
+        work = asyncio.create_task(self._answer(path, body, model, int(num_tokens), send))
+        gone = asyncio.create_task(_wait_for_disconnect(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                self.cancelled += 1
+                work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            if not work.cancelled() and (error := work.exception()):
+                raise error
+        finally:
+            self.running -= 1
+            gone.cancel()
+
+    async def _answer(self, path: str, body: dict[str, Any], model: str, num_tokens: int, send: Send) -> None:
+        if self.ttft_s:
+            await asyncio.sleep(self.ttft_s)
+        if body.get("stream"):
+            await self._stream(path, body, model, num_tokens, send)
+            return
+        if self.tokens_per_s:
+            await asyncio.sleep((num_tokens - 1) / self.tokens_per_s)
+        text = " ".join(f"word{i}" for i in range(num_tokens))
+        usage = {"prompt_tokens": 5, "total_tokens": 5 + num_tokens, "completion_tokens": num_tokens}
+        if path == "/v1/chat/completions":
+            choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}}
+        else:
+            choice = {"index": 0, "text": text}
+        choice["finish_reason"] = "length"
+        answer = {"id": "fake-1", "object": "chat.completion", "created": 1, "model": model, "choices": [choice]}
+        await _json(send, answer | {"usage": usage})
+
+    async def _stream(self, path: str, body: dict[str, Any], model: str, num_tokens: int, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        is_chat = path == "/v1/chat/completions"
+        async for index in self._paced(num_tokens):
+            if index == self.break_after:
+                raise ConnectionAbortedError("the double breaks off, as it was told")
+            delta: dict[str, Any] = {"delta": {"content": f"word{index} "}} if is_chat else {"text": f"word{index} "}
+            choice = {"index": 0, **delta, "finish_reason": "length" if index == num_tokens - 1 else None}
+            event = {"id": "fake-1", "object": "chat.completion.chunk", "created": 1, "model": model}
+            await _event(send, orjson.dumps(event | {"choices": [choice]}))
+        if (body.get("stream_options") or {}).get("include_usage"):
+            usage = {"prompt_tokens": 5, "total_tokens": 5 + num_tokens, "completion_tokens": num_tokens}
+            event = {"id": "fake-1", "object": "chat.completion.chunk", "created": 1, "model": model}
+            await _event(send, orjson.dumps(event | {"choices": [], "usage": usage}))
+        await _event(send, b"[DONE]")
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _paced(self, num_tokens: int) -> AsyncIterator[int]:
+        for index in range(num_tokens):
+            if index and self.tokens_per_s:
+                await asyncio.sleep(1 / self.tokens_per_s)
+            yield index
+
+
+async def _read(receive: Receive) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        body += bytes(message.get("body", b""))
+        if not message.get("more_body"):
+            return body
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _event(send: Send, data: bytes) -> None:
+    await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+
+
+async def _json(send: Send, value: Any, status: int = 200) -> None:
+    await _send(send, orjson.dumps(value), status, b"application/json")
+
+
+async def _send(send: Send, body: bytes, status: int, content_type: bytes) -> None:
+    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

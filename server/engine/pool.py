@@ -1,0 +1,171 @@
+"""The pool: which replica of the engine gets a request, and what happens when one fails.
+
+Affinity first, load second: among ready replicas those where the recipe's expert is in use already are
+preferred, unless they are much busier; then the one with the fewest of our requests under way. A replica that
+cannot be reached is put aside until its health check succeeds, and the request goes to the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from server.engine.base import Engine, EngineHealth, EngineRequest, EngineResponse, Residency
+from server.engine.errors import EngineUnreachable
+from server.engine.recipes import Base, Recipe
+from server.errors import EngineLost, Unavailable
+from server.metrics import Metrics
+
+POLL_READY_S = 5.0
+POLL_UNREADY_S = 0.5
+AFFINITY_SLACK = 8
+"""A replica that has the expert may have this many more requests than the least busy one and is still preferred."""
+
+log = structlog.get_logger(__name__)
+
+
+class Replica:
+    """One engine, and what the pool knows of it."""
+
+    def __init__(self, name: str, engine: Engine) -> None:
+        self.name = name
+        self.engine = engine
+        self.health = EngineHealth(False, "not asked yet")
+        self.residency = Residency()
+        self.num_in_flight = 0
+        self.recipes: Counter[str] = Counter()
+
+    def begin(self, recipe: Recipe) -> None:
+        """A request with this recipe is under way."""
+        self.num_in_flight += 1
+        self.recipes[str(recipe)] += 1
+
+    def end(self, recipe: Recipe) -> None:
+        """It has ended."""
+        self.num_in_flight -= 1
+        self.recipes[str(recipe)] -= 1
+        if not self.recipes[str(recipe)]:
+            del self.recipes[str(recipe)]
+
+
+class PooledResponse:
+    """An engine's answer that counts as in flight until it is closed."""
+
+    def __init__(self, response: EngineResponse, replica: Replica, recipe: Recipe) -> None:
+        self._replica: Replica | None = replica
+        self._recipe = recipe
+        self.inner = response
+
+    def close(self) -> None:
+        """End the answer; may be called twice."""
+        if self._replica is not None:
+            self._replica.end(self._recipe)
+            self._replica = None
+            self.inner.close()
+
+
+class EnginePool:
+    """All replicas of the engine.
+
+    Args:
+        engines: Name and engine of each.
+        metrics: Where their state is shown.
+    """
+
+    def __init__(self, engines: Sequence[tuple[str, Engine]], metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.replicas = [Replica(name, engine) for name, engine in engines]
+        self._pollers: list[asyncio.Task[None]] = []
+        self.on_ready: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        """Begin to poll the replicas."""
+        self._pollers = [asyncio.create_task(self._poll(replica)) for replica in self.replicas]
+
+    async def close(self) -> None:
+        """Stop polling."""
+        for task in self._pollers:
+            task.cancel()
+        await asyncio.gather(*self._pollers, return_exceptions=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether any replica takes requests."""
+        return any(replica.health.ready for replica in self.replicas)
+
+    def describe(self) -> str:
+        """Why the pool is not ready, for people."""
+        return "; ".join(f"{r.name}: {r.health.detail or 'ready'}" for r in self.replicas)
+
+    def resident(self) -> frozenset[str]:
+        """Experts in use on any replica."""
+        return frozenset().union(*(r.residency.experts for r in self.replicas))
+
+    def num_using(self, expert_id: str) -> int:
+        """Requests under way that use an expert."""
+        return sum(replica.recipes[expert_id] for replica in self.replicas)
+
+    async def forward(self, request: EngineRequest) -> PooledResponse:
+        """Hand a request to the best replica, to the next one if that cannot be reached.
+
+        Raises:
+            Unavailable: No replica is ready.
+            EngineLost: Every ready replica failed before its first byte.
+        """
+        tried: set[str] = set()
+        while True:
+            replica = self._pick(request.recipe, tried)
+            if replica is None:
+                if tried:
+                    raise EngineLost("The engine failed before it answered; nothing was generated. Try again.")
+                raise Unavailable(f"No engine is ready ({self.describe()}).", retry_after_s=5)
+            tried.add(replica.name)
+            replica.begin(request.recipe)
+            try:
+                response = await replica.engine.forward(request)
+            except EngineUnreachable as error:
+                replica.end(request.recipe)
+                log.warning("engine unreachable", replica=replica.name, error=str(error))
+                self._set_health(replica, EngineHealth(False, "not reachable"))
+            except BaseException:
+                replica.end(request.recipe)
+                raise
+            else:
+                return PooledResponse(response, replica, request.recipe)
+
+    def _pick(self, recipe: Recipe, tried: set[str]) -> Replica | None:
+        ready = [r for r in self.replicas if r.health.ready and r.name not in tried]
+        if not ready:
+            return None
+        least = min(r.num_in_flight for r in ready)
+        expert = None if isinstance(recipe, Base) else recipe.expert_id
+
+        def rank(replica: Replica) -> tuple[bool, int]:
+            near = expert in replica.residency.experts and replica.num_in_flight <= least + AFFINITY_SLACK
+            return (not near, replica.num_in_flight)
+
+        return min(ready, key=rank)
+
+    async def _poll(self, replica: Replica) -> None:
+        while True:
+            self._set_health(replica, await replica.engine.health())
+            if replica.health.ready:
+                replica.residency = await replica.engine.residency()
+            else:
+                replica.residency = Residency()
+            gauges = self._metrics
+            gauges.engine_running.labels(replica.name).set(replica.residency.num_running)
+            gauges.engine_waiting.labels(replica.name).set(replica.residency.num_waiting)
+            gauges.engine_experts.labels(replica.name).set(len(replica.residency.experts))
+            await asyncio.sleep(POLL_READY_S if replica.health.ready else POLL_UNREADY_S)
+
+    def _set_health(self, replica: Replica, health: EngineHealth) -> None:
+        if health.ready != replica.health.ready:
+            log.info("engine ready" if health.ready else "engine not ready", replica=replica.name, detail=health.detail)
+            if health.ready:
+                self.on_ready()
+        replica.health = health
+        self._metrics.engine_up.labels(replica.name).set(health.ready)

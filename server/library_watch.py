@@ -1,0 +1,87 @@
+"""Keeps the catalogue in step with the library, also when another gateway on the same database changed it.
+
+The library's revision is read every second and after every change made here. A changed library is shown in
+two steps: its experts at once, by name; its policies as soon as they are fitted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from adapters_registry.errors import RegistryError
+from adapters_registry.library import Library
+from server.catalog import Catalog
+from server.metrics import Metrics
+from server.policies import PolicyManager
+
+POLL_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class LibraryWatcher:
+    """Owns the current `Catalog`.
+
+    Args:
+        library: The library.
+        policies: Fits the policies.
+        base_names: Names of the base, the shown one first.
+        metrics: Shows the number of experts.
+    """
+
+    def __init__(
+        self, library: Library, policies: PolicyManager, base_names: tuple[str, ...], metrics: Metrics
+    ) -> None:
+        self._library = library
+        self._policies = policies
+        self._metrics = metrics
+        self._revision = -1
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._reading = asyncio.Lock()
+        self.catalog = Catalog(base_names)
+        self.problem = "the library has not been read yet"
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._task = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Stop watching."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def show_experts(self) -> None:
+        """Read the library now, so that its experts can be used by name; policies follow."""
+        async with self._reading:
+            revision = await self._library.revision()
+            if revision != self._revision:
+                records = await self._library.list()
+                experts = {record.expert_id: record for record in records}
+                self.catalog = Catalog(self.catalog.base_names, experts, self.catalog.policies)
+                self._metrics.experts.set(len(experts))
+                self._revision = revision
+        self._wake.set()
+
+    async def _watch(self) -> None:
+        fitted_to = -1
+        while True:
+            try:
+                await self.show_experts()
+                self._wake.clear()
+                self.problem = ""
+                if self._revision != fitted_to or self._policies.missing:
+                    revision = self._revision
+                    policies = await self._policies.refresh(tuple(self.catalog.experts.values()))
+                    self.catalog = Catalog(self.catalog.base_names, self.catalog.experts, policies)
+                    fitted_to = revision
+            except RegistryError as error:
+                self.problem = str(error)
+                log.error("library cannot be read", error=str(error))
+            try:
+                await asyncio.wait_for(self._wake.wait(), POLL_S)
+            except TimeoutError:
+                continue

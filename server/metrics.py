@@ -1,0 +1,209 @@
+"""Every metric of the gateway, with unit, labels and bounds, in one place.
+
+Names and buckets follow the OpenTelemetry conventions for generative AI where those have a metric
+(``gen_ai_server_*``, ``gen_ai_client_token_usage``), and vLLM's where it has one; what is ours alone starts
+with ``moergate_``. Times are in seconds. A label never holds what a caller typed: `policy` is a configured
+policy or ``none``; `expert` is ``base`` or one of the first N experts that were used, all later ones share
+``other``; `endpoint` is one of our own paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+from server.settings import Price
+
+SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+TTFT_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60, 120)
+TPOT_SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+PHASE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.512, 2)
+TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
+CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+
+
+class BoundedLabel:
+    """Maps names to label values: the first `limit` names keep theirs, the rest become ``other``."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known: set[str] = set()
+
+    def __call__(self, name: str) -> str:
+        if name in self._known:
+            return name
+        if len(self._known) < self._limit:
+            self._known.add(name)
+            return name
+        return "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is known of a request when it ends; times in seconds, None for what did not happen."""
+
+    endpoint: str
+    policy: str
+    expert: str
+    status: int
+    duration_s: float
+    ttft_s: float | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    streamed: bool = False
+
+
+class Metrics:
+    """The gateway's metrics in a registry of their own, so that two gateways can live in one process (tests do)."""
+
+    def __init__(self, *, max_experts: int, prices: Mapping[str, Price]) -> None:
+        self.registry = CollectorRegistry()
+        self._expert = BoundedLabel(max_experts)
+        self._prices = prices
+        route = ("endpoint", "policy", "expert")
+        self.requests = Counter(
+            "moergate_requests",
+            "Requests that ended, by HTTP status.",
+            (*route, "status"),
+            registry=self.registry,
+        )
+        self.errors = Counter(
+            "moergate_errors", "Requests that failed, by error code.", ("endpoint", "code"), registry=self.registry
+        )
+        self.duration = Histogram(
+            "gen_ai_server_request_duration_seconds",
+            "From the request's arrival to its answer's last byte.",
+            route,
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.ttft = Histogram(
+            "gen_ai_server_time_to_first_token_seconds",
+            "From the request's arrival to the first byte of a streamed answer.",
+            route,
+            buckets=TTFT_SECONDS,
+            registry=self.registry,
+        )
+        self.tpot = Histogram(
+            "gen_ai_server_time_per_output_token_seconds",
+            "Time per output token after the first, of streamed answers.",
+            route,
+            buckets=TPOT_SECONDS,
+            registry=self.registry,
+        )
+        self.tokens = Histogram(
+            "gen_ai_client_token_usage",
+            "Tokens of a request, by type: input or output.",
+            ("policy", "expert", "token_type"),
+            buckets=TOKENS,
+            registry=self.registry,
+        )
+        self.cost = Counter(
+            "moergate_cost",
+            "Cost in the currency of the configured prices.",
+            ("policy", "expert"),
+            registry=self.registry,
+        )
+        self.overhead = Histogram(
+            "moergate_overhead_seconds",
+            "Time that the gateway adds, by phase: auth, queue, embed, route, connect.",
+            ("phase",),
+            buckets=PHASE_SECONDS,
+            registry=self.registry,
+        )
+        self.phases = {name: self.overhead.labels(name) for name in ("auth", "queue", "embed", "route", "connect")}
+        self.decisions = Counter(
+            "moergate_decisions",
+            "Routing decisions; expert is base when the router abstained.",
+            ("policy", "expert"),
+            registry=self.registry,
+        )
+        self.abstentions = Counter(
+            "moergate_abstentions", "Decisions for no expert.", ("policy",), registry=self.registry
+        )
+        self.confidence = Histogram(
+            "moergate_decision_confidence",
+            "The router's own confidence in its first choice.",
+            ("policy",),
+            buckets=CONFIDENCE,
+            registry=self.registry,
+        )
+        self.engine_up = Gauge(
+            "moergate_engine_up", "Whether the replica takes requests.", ("replica",), registry=self.registry
+        )
+        self.engine_running = Gauge(
+            "moergate_engine_requests_running",
+            "Requests in the replica's batch.",
+            ("replica",),
+            registry=self.registry,
+        )
+        self.engine_waiting = Gauge(
+            "moergate_engine_requests_waiting",
+            "Requests in the replica's queue.",
+            ("replica",),
+            registry=self.registry,
+        )
+        self.engine_experts = Gauge(
+            "moergate_engine_experts_resident",
+            "Experts in use in the replica now.",
+            ("replica",),
+            registry=self.registry,
+        )
+        self.engine_restarts = Counter(
+            "moergate_engine_restarts", "Starts of the engine after its first.", registry=self.registry
+        )
+        self.active = Gauge("moergate_requests_active", "Requests being worked on.", registry=self.registry)
+        self.queued = Gauge("moergate_requests_queued", "Requests waiting for a place.", registry=self.registry)
+        self.experts = Gauge("moergate_library_experts", "Active experts of the library.", registry=self.registry)
+        self.policy_stale = Gauge(
+            "moergate_policy_stale",
+            "1 while a policy's last fit failed and an older one serves.",
+            ("policy",),
+            registry=self.registry,
+        )
+        self.embedder_lookups = Counter(
+            "moergate_embedder_lookups",
+            "Texts asked of the embedder, by result: hit or miss of its cache.",
+            ("result",),
+            registry=self.registry,
+        )
+
+    def labels_of(self, name: str) -> tuple[str, ...]:
+        """Names of a metric's labels; for the documentation."""
+        for metric in vars(self).values():
+            if isinstance(metric, MetricWrapperBase) and metric._name == name:
+                return tuple(metric._labelnames)
+        return ()
+
+    def record_decision(self, policy: str, expert: str | None, confidence: float) -> None:
+        """Count a decision; `expert` is a name, or None for an abstention."""
+        self.decisions.labels(policy, "base" if expert is None else self._expert(expert)).inc()
+        self.confidence.labels(policy).observe(confidence)
+        if expert is None:
+            self.abstentions.labels(policy).inc()
+
+    def record(self, outcome: Outcome) -> None:
+        """Count a request that reached an engine, when it ends."""
+        expert = outcome.expert if outcome.expert == "base" else self._expert(outcome.expert)
+        route = (outcome.endpoint, outcome.policy, expert)
+        self.requests.labels(*route, str(outcome.status)).inc()
+        self.duration.labels(*route).observe(outcome.duration_s)
+        if outcome.streamed and outcome.ttft_s is not None:
+            self.ttft.labels(*route).observe(outcome.ttft_s)
+            if outcome.output_tokens > 1:
+                decode_s = outcome.duration_s - outcome.ttft_s
+                self.tpot.labels(*route).observe(decode_s / (outcome.output_tokens - 1))
+        if outcome.input_tokens:
+            self.tokens.labels(outcome.policy, expert, "input").observe(outcome.input_tokens)
+        if outcome.output_tokens:
+            self.tokens.labels(outcome.policy, expert, "output").observe(outcome.output_tokens)
+        price = self._price_of(outcome.expert)
+        if price:
+            cost = (outcome.input_tokens * price.input + outcome.output_tokens * price.output) / 1e6
+            self.cost.labels(outcome.policy, expert).inc(cost)
+
+    def _price_of(self, expert: str) -> Price | None:
+        return self._prices.get(expert) or (None if expert == "base" else self._prices.get("expert"))

@@ -1,0 +1,163 @@
+"""The data path: what happens to a request, from its headers to the engine's answer, top to bottom.
+
+1. authenticate: API key → principal
+2. admit: a place among the running requests, or 429
+3. resolve ``model``: base, expert or policy → target
+4. if a policy: view → embedding → decision
+5. decision → recipe
+6. replica → forward the body, unchanged but for ``model``; the answer streams back through `server.answer`
+7. record: metrics and log, when the answer ends
+
+The web framework stays outside: a request comes in as a `Call`, and goes out as an `Answer` or as a `GatewayError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+
+from server.admission import Admission
+from server.answer import Answer, Limits, Origin
+from server.auth import Authenticator, Principal
+from server.body import JsonBody, parse_body
+from server.engine.base import EngineRequest
+from server.engine.pool import EnginePool, PooledResponse
+from server.engine.recipes import Base
+from server.errors import EngineTimeout
+from server.library_watch import LibraryWatcher
+from server.metrics import Metrics
+from server.routing import Plan, Planner
+
+UNROUTED = frozenset({"/tokenize", "/detokenize"})
+"""Endpoints for which every expert is the same as the base, so that no policy is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request as it came in.
+
+    Attributes:
+        path: One of the OpenAI endpoints; also the metrics' label.
+        headers: Names in lower case.
+        read_body: Reads the body, once; raises BodyTooLarge.
+        request_id: The caller's, if it is a good one, or ours.
+        received_at: ``time.perf_counter()`` at its arrival.
+    """
+
+    path: str
+    headers: Mapping[str, str]
+    read_body: Callable[[], Awaitable[bytes]]
+    request_id: str
+    received_at: float
+
+
+class Pipeline:
+    """Carries requests to the engine; see the module's docstring."""
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        admission: Admission,
+        watcher: LibraryWatcher,
+        planner: Planner,
+        pool: EnginePool,
+        metrics: Metrics,
+        limits: Limits,
+        *,
+        count_stream_tokens: bool,
+    ) -> None:
+        self._authenticator = authenticator
+        self._admission = admission
+        self._watcher = watcher
+        self._planner = planner
+        self._pool = pool
+        self._metrics = metrics
+        self._limits = limits
+        self._count_stream_tokens = count_stream_tokens
+
+    async def run(self, call: Call) -> Answer:
+        """Carry a request to the engine and return its answer, which the caller must finish.
+
+        Raises:
+            GatewayError: Anything that went wrong before the engine's first byte.
+        """
+        principal = await self._authenticator.authenticate(call.headers)
+        principal.require("infer")
+        authenticated = time.perf_counter()
+        body = parse_body(await call.read_body())
+        read = time.perf_counter()
+        await self._admit()
+        try:
+            admitted = time.perf_counter()
+            plan = await self._plan(call, body, principal)
+            hide_usage = self._count_stream_tokens and body.wants_no_usage
+            request = EngineRequest(call.path, body.with_usage() if hide_usage else body, plan.recipe, call.request_id)
+            overhead_s = time.perf_counter() - call.received_at - (read - authenticated)
+            self._observe(authenticated - call.received_at, admitted - read, plan)
+            response = await self._forward(request)
+        except BaseException:
+            self._release()
+            raise
+        origin = Origin(call.request_id, call.path, call.received_at, overhead_s, hide_usage)
+        return Answer(response, plan, origin, self._limits, self._metrics, self._release)
+
+    async def explain(self, call: Call) -> tuple[Plan, dict[str, float]]:
+        """Decide as `run` would, without generating: the plan, and the time of each phase in milliseconds."""
+        principal = await self._authenticator.authenticate(call.headers)
+        principal.require("infer")
+        authenticated = time.perf_counter()
+        body = parse_body(await call.read_body())
+        plan = await self._plan(replace(call, path=_explained_path(body)), body, principal)
+        times_ms = {
+            "auth": (authenticated - call.received_at) * 1000,
+            "embed": plan.embed_s * 1000,
+            "route": plan.route_s * 1000,
+        }
+        return plan, times_ms
+
+    async def _plan(self, call: Call, body: JsonBody, principal: Principal) -> Plan:
+        catalog = self._watcher.catalog
+        target = catalog.resolve(body.model, principal)
+        if call.path in UNROUTED:
+            return Plan(target, Base())
+        return await self._planner.plan(target, call.path, body, catalog, principal, call.request_id)
+
+    async def _admit(self) -> None:
+        self._metrics.queued.set(self._admission.num_waiting + 1)
+        try:
+            await self._admission.acquire()
+        finally:
+            self._show_load()
+
+    def _release(self) -> None:
+        self._admission.release()
+        self._show_load()
+
+    def _show_load(self) -> None:
+        self._metrics.active.set(self._admission.num_active)
+        self._metrics.queued.set(self._admission.num_waiting)
+
+    async def _forward(self, request: EngineRequest) -> PooledResponse:
+        limit_s = self._limits.first_token_s if request.body.stream else self._limits.total_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._pool.forward(request)
+        except TimeoutError:
+            raise EngineTimeout(f"The engine did not begin to answer within {limit_s:g} s.") from None
+
+    def _observe(self, auth_s: float, queue_s: float, plan: Plan) -> None:
+        phases = self._metrics.phases
+        phases["auth"].observe(auth_s)
+        phases["queue"].observe(queue_s)
+        if plan.decision is not None:
+            phases["embed"].observe(plan.embed_s)
+            phases["route"].observe(plan.route_s)
+
+
+def _explained_path(body: JsonBody) -> str:
+    """The endpoint that a body is for, told by its fields."""
+    if "messages" in body.fields:
+        return "/v1/chat/completions"
+    return "/v1/responses" if "input" in body.fields else "/v1/completions"

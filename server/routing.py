@@ -1,0 +1,142 @@
+"""From a request's target to what is executed: view, embedding, decision, recipe.
+
+A target that is no policy needs none of this. The embedder and slow routers work in threads; nothing here
+blocks the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+
+from adapters_registry.records import AdapterRecord
+from routers.base import Decision, RouteQuery
+from routers.embedders.base import Embedder
+from routers.views import View, view_of
+from server.auth import Principal
+from server.body import JsonBody, parse_body
+from server.catalog import Catalog, Target
+from server.engine.base import EngineRequest
+from server.engine.errors import EngineFault
+from server.engine.pool import EnginePool
+from server.engine.recipes import Base, Recipe, Single
+from server.errors import GatewayError
+from server.metrics import Metrics
+from server.policies import LivePolicy
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be executed for a request, and why.
+
+    Attributes:
+        target: What the caller asked for.
+        recipe: What the engine gets.
+        record: The expert's record, if one is used.
+        decision: The router's answer, if a policy was asked.
+        embed_s, route_s: Time taken by each, in seconds.
+    """
+
+    target: Target
+    recipe: Recipe
+    record: AdapterRecord | None = None
+    decision: Decision | None = None
+    embed_s: float = 0.0
+    route_s: float = 0.0
+
+    @property
+    def policy_name(self) -> str | None:
+        """The policy's name, if one decided."""
+        return self.target.policy.name if self.target.policy else None
+
+    @property
+    def expert_name(self) -> str:
+        """The expert's name for metrics, or ``base``."""
+        return self.record.name if self.record else "base"
+
+
+class Planner:
+    """Turns targets into plans.
+
+    Args:
+        embedder: Embeds views.
+        pool: Decodes prompts that came as token ids.
+        metrics: Counts decisions.
+    """
+
+    def __init__(self, embedder: Embedder, pool: EnginePool, metrics: Metrics) -> None:
+        self._embedder = embedder
+        self._pool = pool
+        self._metrics = metrics
+
+    async def plan(
+        self, target: Target, path: str, body: JsonBody, catalog: Catalog, principal: Principal, request_id: str
+    ) -> Plan:
+        """Decide what to execute for a request."""
+        policy = target.policy
+        if policy is None:
+            recipe = target.recipe or Base()
+            return Plan(target, recipe, _record_of(recipe, catalog))
+        started = time.perf_counter()
+        query = await self._query(policy, path, body, catalog, principal, request_id)
+        embedded = time.perf_counter()
+        decision = await asyncio.to_thread(policy.router.route, query) if policy.slow else policy.router.route(query)
+        recipe = _recipe_of(decision)
+        record = _record_of(recipe, catalog)
+        if record is None:  # it was removed while the router decided
+            recipe = Base()
+        routed = time.perf_counter()
+        self._metrics.record_decision(policy.name, record.name if record else None, decision.confidence)
+        return Plan(target, recipe, record, decision, embedded - started, routed - embedded)
+
+    async def _query(
+        self, policy: LivePolicy, path: str, body: JsonBody, catalog: Catalog, principal: Principal, request_id: str
+    ) -> RouteQuery:
+        view = view_of(path, body.fields)
+        text = view.text or await self._decode(view, request_id)
+        candidates = catalog.visible_to(principal)
+        if not policy.expert_ids <= catalog.experts.keys():
+            candidates = (candidates if candidates is not None else policy.expert_ids) & catalog.experts.keys()
+        if not text:
+            return RouteQuery("", None, frozenset())  # nothing to go by: no candidates, so the router abstains
+        embedding = None
+        if policy.router.card.needs_embedding:
+            cached = self._embedder.cached(text)
+            self._metrics.embedder_lookups.labels("miss" if cached is None else "hit").inc()
+            embedding = cached if cached is not None else np.asarray((await self._embedder.embed([text]))[0])
+        return RouteQuery(text, embedding, candidates)
+
+    async def _decode(self, view: View, request_id: str) -> str:
+        """Text of a prompt that came as token ids, by the engine's own tokeniser; empty if it cannot be had."""
+        if not view.token_ids:
+            return ""
+        body = JsonBody(b"", {"tokens": list(view.token_ids)})
+        try:
+            response = await self._pool.forward(EngineRequest("/detokenize", body, Base(), request_id))
+            try:
+                payload = b"".join([chunk async for chunk in response.inner.chunks()])
+            finally:
+                response.close()
+            text = parse_body(payload).fields.get("prompt")
+        except (GatewayError, EngineFault) as error:
+            log.warning("prompt of token ids not decoded, so not routed", request_id=request_id, error=str(error))
+            return ""
+        return text if isinstance(text, str) else ""
+
+
+def _recipe_of(decision: Decision) -> Recipe:
+    """The recipe that executes a decision; a mix needs an engine that can mix, which comes with gated multi-LoRA."""
+    if decision.abstained:
+        return Base()
+    best = max(decision.experts, key=lambda expert: expert.weight)
+    return Single(best.expert_id)
+
+
+def _record_of(recipe: Recipe, catalog: Catalog) -> AdapterRecord | None:
+    return catalog.experts.get(recipe.expert_id) if isinstance(recipe, Single) else None

@@ -1,0 +1,243 @@
+"""Puts the gateway together: the one place that picks classes for seams.
+
+`open_gateway` builds every part and starts nothing that listens; `Gateway.start` begins to poll and
+supervise; `Gateway.close` ends everything it started, in the opposite order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import orjson
+import structlog
+
+from adapters_registry.base_spec import BaseSpec
+from adapters_registry.errors import RegistryError
+from adapters_registry.library import ADAPTERS_FOLDER, Library
+from adapters_registry.limits import AdapterLimits
+from adapters_registry.records import parse_manifest
+from routers.artefacts import ArtefactStore
+from routers.embedders.base import Embedder, Encoder
+from routers.embedders.batching import BatchingEmbedder
+from server.admission import Admission
+from server.answer import Limits
+from server.auth import Authenticator
+from server.draining import Drainer
+from server.engine.pool import EnginePool
+from server.engine.supervisor import EngineOptions, EngineSupervisor, engine_command
+from server.engine.tracing import connect_trace
+from server.engine.vllm import VllmEngine
+from server.library_watch import LibraryWatcher
+from server.metrics import Metrics
+from server.pipeline import Pipeline
+from server.policies import PolicyManager
+from server.routing import Planner
+from server.settings import Settings, SettingsError
+
+IDLE_CONNECTION_S = 4.0
+"""Kept-alive connections to engines are closed by us before a server with the usual 5 s does it."""
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Gateway:
+    """Every part of a running gateway."""
+
+    settings: Settings
+    metrics: Metrics
+    library: Library
+    embedder: Embedder
+    pool: EnginePool
+    watcher: LibraryWatcher
+    authenticator: Authenticator
+    admission: Admission
+    pipeline: Pipeline
+    drainer: Drainer
+    session: aiohttp.ClientSession
+    supervisor: EngineSupervisor | None = None
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start the engine, if it is ours, and all polling."""
+        if self.supervisor:
+            self.supervisor.start()
+        self.pool.start()
+        self.watcher.start()
+        if self.settings.library:
+            self._tasks.append(asyncio.create_task(self._register_manifests(self.settings.library)))
+
+    def missing(self) -> dict[str, str]:
+        """What is not ready, by part; empty when requests can be answered."""
+        missing: dict[str, str] = {}
+        if not self.pool.ready:
+            missing["engine"] = self.pool.describe()
+        if self.watcher.problem:
+            missing["registry"] = self.watcher.problem
+        elif any(not task.done() for task in self._tasks):
+            missing["registry"] = "the library's manifests are being registered"
+        absent = [name for name in self.settings.policies if name not in self.watcher.catalog.policies]
+        if absent:
+            missing["router"] = f"not fitted yet: {', '.join(absent)}"
+        return missing
+
+    async def close(self) -> None:
+        """End everything that was started."""
+        self.admission.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.drainer.close()
+        await self.watcher.close()
+        await self.pool.close()
+        if self.supervisor:
+            await self.supervisor.stop()
+        await self.session.close()
+        await self.embedder.close()
+        await self.library.close()
+
+    async def _register_manifests(self, path: Path) -> None:
+        """Register the experts that a library.json lists; one that is refused is logged and the others go on."""
+        try:
+            manifests = [parse_manifest(entry) for entry in orjson.loads(await asyncio.to_thread(path.read_bytes))]
+        except (OSError, orjson.JSONDecodeError, RegistryError, TypeError) as error:
+            log.error("library file cannot be used", path=str(path), error=str(error))
+            return
+        for manifest in manifests:
+            source = manifest.source.path if manifest.source else None
+            if not source:
+                log.error("manifest without a source", expert=manifest.name)
+                continue
+            folder = (path.parent / source).absolute()
+            try:
+                await self.library.register_folder(manifest, folder, actor="start-up")
+            except RegistryError as error:
+                log.error("expert refused", expert=manifest.name, error=str(error))
+        await self.watcher.show_experts()
+
+
+async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gateway:
+    """Build a gateway.
+
+    Args:
+        settings: All settings.
+        encoder: The sentence encoder, loaded.
+        model: The base as the engine gets it: a folder or a hub name; ignored with remote engines.
+
+    Raises:
+        SettingsError: The address needs keys and there are none, or a policy has bad options.
+        RegistryError: The home folder or its database cannot be used.
+        EngineMissing: A local engine is wanted and vLLM is not installed.
+    """
+    metrics = Metrics(max_experts=settings.metrics_experts, prices=settings.prices)
+    library = await open_library(settings, model)
+    try:
+        await refuse_exposure(settings, library)
+    except SettingsError:
+        await library.close()
+        raise
+    session = _session(settings, metrics)
+    embedder = BatchingEmbedder(encoder, cache_entries=settings.embed_cache_entries)
+    supervisor, engines = _engines(settings, model, session, metrics)
+    pool = EnginePool(engines, metrics)
+    if supervisor:
+        pool.on_ready = supervisor.note_ready
+    artefacts = ArtefactStore(settings.home / "policies")
+    policies = PolicyManager(settings.policies, embedder, artefacts, metrics)
+    base_names = tuple(dict.fromkeys((settings.served_base_name, settings.base_model)))
+    watcher = LibraryWatcher(library, policies, base_names, metrics)
+    authenticator = Authenticator(library.keys)
+    admission = Admission(settings.max_concurrency, settings.max_queue, settings.queue_timeout_s)
+    pipeline = Pipeline(
+        authenticator,
+        admission,
+        watcher,
+        Planner(embedder, pool, metrics),
+        pool,
+        metrics,
+        Limits(settings.first_token_timeout_s, settings.total_timeout_s),
+        count_stream_tokens=settings.count_stream_tokens,
+    )
+    drainer = Drainer(library, pool, [engine.unload for _, engine in engines])
+    return Gateway(
+        settings,
+        metrics,
+        library,
+        embedder,
+        pool,
+        watcher,
+        authenticator,
+        admission,
+        pipeline,
+        drainer,
+        session,
+        supervisor,
+    )
+
+
+async def open_library(settings: Settings, model: str | None = None) -> Library:
+    """The library in the home folder; with a base folder, adapters are checked against it."""
+    base = await asyncio.to_thread(_base_spec, model) if model else None
+    limits = AdapterLimits(
+        max_rank=settings.max_lora_rank,
+        max_adapter_bytes=settings.max_adapter_bytes,
+        max_unpacked_bytes=settings.max_adapter_bytes + (64 << 20),
+    )
+    return await Library.open(settings.home, database_url=settings.database_url, base=base, limits=limits)
+
+
+def _base_spec(model: str) -> BaseSpec | None:
+    if Path(model).is_dir():
+        return BaseSpec.from_folder(Path(model))
+    log.warning("adapters are not checked against the base's shapes, for its files are not here", base=model)
+    return None
+
+
+async def refuse_exposure(settings: Settings, library: Library) -> None:
+    """Raise `SettingsError` if strangers could reach a gateway without keys."""
+    if settings.host in LOOPBACK or any(key.revoked_at is None for key in await library.keys.list()):
+        return
+    raise SettingsError(
+        f"Will not listen on {settings.host} without API keys: anybody who reaches this machine could use it.\n"
+        f"Create one first:  moergate keys create NAME --home {settings.home}\n"
+        "or listen on loopback:  --host 127.0.0.1"
+    )
+
+
+def _session(settings: Settings, metrics: Metrics) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s)
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=timeout,
+        auto_decompress=True,
+        skip_auto_headers=("User-Agent",),
+        trace_configs=[connect_trace(metrics.phases["connect"])],
+        read_bufsize=1 << 18,
+    )
+
+
+def _engines(
+    settings: Settings, model: str, session: aiohttp.ClientSession, metrics: Metrics
+) -> tuple[EngineSupervisor | None, list[tuple[str, VllmEngine]]]:
+    if settings.engine_url:
+        remote = [(url, VllmEngine(url, session, key=settings.engine_key)) for url in settings.engine_url]
+        return None, remote
+    options = EngineOptions(
+        model=model,
+        adapters_dir=(settings.home / ADAPTERS_FOLDER).absolute(),
+        dtype=settings.dtype,
+        max_loras=settings.max_loras,
+        max_lora_rank=settings.max_lora_rank,
+        max_model_len=settings.max_model_len,
+        kv_cache_gib=settings.kv_cache_gib,
+        extra_args=settings.engine_arg,
+    )
+    supervisor = EngineSupervisor(engine_command(options), metrics)
+    command = supervisor.command
+    return supervisor, [("local", VllmEngine(command.url, session, key=command.key, base_model="base"))]

@@ -1,0 +1,46 @@
+"""A gateway with a small library, in front of a double of the engine."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.adapters import make_adapter, manifest
+from tests.support.servers import Running, running_gateway
+
+EXAMPLES = {
+    "sql": ("how many orders were placed in May", "list all customers in Berlin", "total revenue per product"),
+    "dates": ("convert 3 March 2021 to ISO", "write the fifth of June 1999 as a date", "ISO form of May 2nd 2020"),
+}
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    """Two experts, sql and dates, and the policy auto."""
+    async with running_gateway(tmp_path / "home") as gateway:
+        await register_examples(gateway, tmp_path)
+        yield gateway
+
+
+async def register_examples(gateway: Running, folder: Path) -> dict[str, str]:
+    """Register the two experts; their ids by name, once both can be routed to."""
+    ids = {}
+    async with httpx.AsyncClient(base_url=gateway.url) as client:
+        for seed, (name, examples) in enumerate(EXAMPLES.items()):
+            adapter = make_adapter(folder / name, seed=seed)
+            response = await client.post("/admin/adapters", json=manifest(name, adapter, *examples))
+            assert response.status_code == 201, response.text
+            ids[name] = response.json()["id"]
+        for name, examples in EXAMPLES.items():
+            await routed_to(client, examples[0], ids[name])
+    return ids
+
+
+async def routed_to(client: httpx.AsyncClient, text: str, recipe: str) -> None:
+    """Wait until a prompt is routed to this recipe."""
+    for _ in range(1000):
+        body = {"messages": [{"role": "user", "content": text}]}
+        if (await client.post("/v1/route", json=body)).json().get("recipe") == recipe:
+            return
+    raise AssertionError(f"{text!r} is never routed to {recipe}")

@@ -1,0 +1,167 @@
+"""The command: help, exit codes, JSON, and what it does against a running gateway."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.adapters import make_adapter
+from tests.support.processes import Serving, alive, descendants, fetch, run_cli, serving
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> object:
+    """A gateway process in front of a double of the engine, both as commands."""
+    engine_port, port = free_port(), free_port()
+    command = [sys.executable, "-m", "server.cli", "fake-engine", "--port", str(engine_port), "--tokens-per-s", "20"]
+    engine = subprocess.Popen(command)
+    arguments = (
+        "--engine-url",
+        f"http://127.0.0.1:{engine_port}",
+        "--embedder",
+        "hashing",
+        "--base-model",
+        "tiny-base",
+    )
+    try:
+        with serving(tmp_path / "home", port, *arguments) as running:
+            running.wait_ready(60)
+            yield running
+    finally:
+        engine.terminate()
+        engine.wait()
+
+
+def test_adapters_from_the_command_line(served: Serving, tmp_path: Path) -> None:
+    url = ("--url", served.url)
+    folder = make_adapter(tmp_path / "sql")
+    examples = tmp_path / "examples.jsonl"
+    examples.write_text('{"prompt": "list all orders"}\n{"prompt": "count the customers"}\n')
+    added = run_cli("adapters", "add", "sql", str(folder), "--examples-file", str(examples), "--json", *url)
+    assert added.returncode == 0, added.stderr
+    assert json.loads(added.stdout)["num_examples"] == 2
+    uploaded = run_cli("adapters", "add", "other", str(folder), "--upload", "--example", "something else", *url)
+    assert uploaded.returncode == 0, uploaded.stderr
+    listed = json.loads(run_cli("adapters", "list", "--json", *url).stdout)
+    assert [record["name"] for record in listed] == ["other", "sql"]
+    assert "sql@" in run_cli("adapters", "list", *url).stdout
+    assert "list all orders" in run_cli("adapters", "show", "sql", *url).stdout
+    deadline = time.monotonic() + 2
+    while "sql@" not in (routed := run_cli("route", "list all orders", *url)).stdout and time.monotonic() < deadline:
+        pass
+    assert "sql@" in routed.stdout
+    assert json.loads(run_cli("route", "x", "--json", *url).stdout)["policy"] == "auto"
+    assert run_cli("adapters", "rm", "sql", *url).returncode == 0
+    missing = run_cli("adapters", "rm", "sql", *url)
+    assert missing.returncode == 1
+    assert "sql" in missing.stderr
+    refused = run_cli("adapters", "add", "bad", str(tmp_path), *url)
+    assert refused.returncode == 1
+    assert "→" in refused.stderr
+
+
+def test_a_signal_lets_running_answers_finish(served: Serving) -> None:
+    command = [
+        "curl", "-sN", served.url + "/v1/completions", "-H", "content-type: application/json",
+        "-d", '{"model": "base", "prompt": "x", "max_tokens": 40, "stream": true}',
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout
+        caller.stdout.readline()
+        served.process.send_signal(signal.SIGTERM)
+        rest = caller.stdout.read()
+    assert "word39" in rest
+    assert "[DONE]" in rest
+    assert served.process.wait(20) == 0
+
+
+def test_keys_close_the_gateway(served: Serving, tmp_path: Path) -> None:
+    home = ("--home", str(tmp_path / "home"))
+    created = run_cli("keys", "create", "operator", "--scope", "infer", "--scope", "admin", *home)
+    key = created.stdout.strip()
+    assert key.startswith("mg-")
+    time.sleep(2.1)  # the gateway remembers for two seconds that it had no keys
+    assert fetch(served.url + "/v1/models")[0] == 401
+    assert run_cli("adapters", "list", "--url", served.url).returncode == 1
+    assert run_cli("adapters", "list", "--url", served.url, "--api-key", key).returncode == 0
+    assert run_cli("adapters", "list", env={"MOERGATE_URL": served.url, "MOERGATE_API_KEY": key}).returncode == 0
+    (listed,) = json.loads(run_cli("keys", "list", "--json", *home).stdout)
+    assert listed["state"] == "active"
+    assert key not in run_cli("keys", "list", *home).stdout
+    assert run_cli("keys", "revoke", listed["id"], *home).returncode == 0
+    assert run_cli("keys", "revoke", "00000000", *home).returncode == 1
+    database = (tmp_path / "home" / "registry.sqlite3").read_bytes()
+    assert key.encode() not in database
+    assert key not in served.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "hint"),
+    [
+        (("nonsense",), 2, "No such command"),
+        (("adapters", "list", "--url", "http://127.0.0.1:1"), 3, "moergate serve"),
+        (("keys", "create", "x", "--scope", "root"), 2, "scopes are"),
+        (("serve", "--port", "99999"), 2, "port"),
+        (("serve", "--max-lora-rank", "7"), 2, "max_lora_rank"),
+        (("serve", "--host", "203.0.113.7", "--embedder", "hashing"), 2, "Cannot listen"),
+        (("serve", "--embedder", "/no/such/folder", "--port", "0"), 1, "/no/such/folder"),
+        (("serve", "--base-model", "/no/such/folder", "--embedder", "hashing", "--port", "0"), 1, "/no/such/folder"),
+        (("adapters", "add", "x", "/no/such/folder"), 2, "does not exist"),
+    ],
+)
+def test_errors_teach_and_have_exit_codes(arguments: tuple[str, ...], code: int, hint: str, tmp_path: Path) -> None:
+    done = run_cli(*arguments, env={"MOERGATE_HOME": str(tmp_path / "home"), "COLUMNS": "200"})
+    assert done.returncode == code, done.stderr
+    assert hint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run_cli("serve", "--port", port, "--embedder", "hashing", env={"MOERGATE_HOME": str(tmp_path / "h")})
+    assert (done.returncode, "--port" in done.stderr) == (2, True)
+
+
+def test_strangers_need_keys(tmp_path: Path) -> None:
+    arguments = (
+        "serve",
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "0",
+        "--embedder",
+        "hashing",
+        "--engine-url",
+        "http://127.0.0.1:1",
+    )
+    done = run_cli(*arguments, env={"MOERGATE_HOME": str(tmp_path / "h")})
+    assert done.returncode == 2
+    assert "moergate keys create" in done.stderr
+
+
+def test_settings_are_shown(tmp_path: Path) -> None:
+    env = {"MOERGATE_HOME": str(tmp_path / "h"), "MOERGATE_ENGINE_KEY": "very-secret"}
+    shown = run_cli("config", "show", "--json", env=env)
+    assert json.loads(shown.stdout)["port"] == 8000
+    assert "very-secret" not in shown.stdout + run_cli("config", "show", env=env).stdout
+    unknown = run_cli("config", "show", env={"MOERGATE_PROT": "1"})
+    assert (unknown.returncode, "did you mean 'port'" in unknown.stderr) == (2, True)
+
+
+def test_nothing_is_left_running(served: Serving) -> None:
+    family = descendants(served.process.pid)
+    served.process.send_signal(signal.SIGINT)
+    assert served.process.wait(20) == 0
+    assert not any(alive(pid) for pid in family)

@@ -1,0 +1,93 @@
+"""The supervisor, with the double of the engine as its child."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from server.engine.supervisor import EngineCommand, EngineOptions, EngineSupervisor, engine_command
+from server.metrics import Metrics
+from tests.support.processes import alive, descendants
+
+
+def command(*argv: str) -> EngineCommand:
+    return EngineCommand(argv, {}, "http://127.0.0.1:1", "key")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+SLEEPER = (
+    sys.executable,
+    "-c",
+    "import subprocess,sys; subprocess.run([sys.executable,'-c','import time;time.sleep(600)'])",
+)
+
+
+async def test_a_child_that_dies_is_started_again() -> None:
+    metrics = Metrics(max_experts=1, prices={})
+    supervisor = EngineSupervisor(command(*SLEEPER), metrics)
+    supervisor.start()
+    await until(lambda: supervisor.pid)
+    first = supervisor.pid
+    assert first
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: supervisor.pid and supervisor.pid != first)
+    assert metrics.registry.get_sample_value("moergate_engine_restarts_total") == 1
+    await supervisor.stop()
+
+
+async def test_stopping_ends_every_process_of_the_child() -> None:
+    supervisor = EngineSupervisor(command(*SLEEPER), Metrics(max_experts=1, prices={}))
+    supervisor.start()
+    await until(lambda: supervisor.pid and len(descendants(supervisor.pid)) >= 1)
+    assert supervisor.pid
+    family = descendants(supervisor.pid) | {supervisor.pid}
+    await supervisor.stop()
+    await until(lambda: not any(alive(pid) for pid in family))
+
+
+def test_the_child_ends_when_the_gateway_is_killed() -> None:
+    script = (
+        "import asyncio, sys\n"
+        "from server.engine.supervisor import EngineCommand, EngineSupervisor\n"
+        "from server.metrics import Metrics\n"
+        "async def main():\n"
+        "    c = EngineCommand((sys.executable, '-c', 'import time; time.sleep(600)'), {}, '', '')\n"
+        "    s = EngineSupervisor(c, Metrics(max_experts=1, prices={}))\n"
+        "    s.start()\n"
+        "    while not s.pid: await asyncio.sleep(0.01)\n"
+        "    await asyncio.sleep(1)\n"
+        "    print(s.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        child = next(int(line) for line in parent.stdout if line.strip().isdigit())
+        assert alive(child)
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not alive(child)
+
+
+def test_the_command_keeps_to_loopback_with_a_key_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    options = EngineOptions("model", tmp_path, "auto", 4, 16, 512, 1.0, ("--seed", "7"))
+    first, second = engine_command(options), engine_command(options)
+    assert first.argv[first.argv.index("--host") + 1] == "127.0.0.1"
+    assert first.argv[-2:] == ("--seed", "7")
+    assert first.key != second.key
+    assert first.key not in " ".join(first.argv)
+    assert first.env["MOERGATE_ADAPTERS_DIR"] == str(tmp_path)
