@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+import structlog
 import uvicorn
 
 from routers.embedders.base import Encoder
@@ -23,6 +24,10 @@ from server.settings import Settings, SettingsError
 from server.wiring import Gateway, open_gateway
 
 Progress = Callable[[str, int, int], None]
+POLL_S = 0.125
+WAITING_NOTICE_S = 10.0
+
+log = structlog.get_logger(__name__)
 
 
 def prepare_assets(settings: Settings, progress: Progress) -> tuple[Encoder, str]:
@@ -114,6 +119,11 @@ class _Server(uvicorn.Server):
 
 
 async def _announce(gateway: Gateway, on_ready: Callable[[Gateway], None]) -> None:
-    while gateway.missing():  # noqa: ASYNC110 - only until the start is done
-        await asyncio.sleep(0.1)
+    """Say once when all is ready, and until then every few seconds what is missing."""
+    waited_s = 0.0
+    while missing := gateway.missing():
+        if waited_s and waited_s % WAITING_NOTICE_S < POLL_S:
+            log.info("not ready yet", waited_s=round(waited_s), **missing)
+        await asyncio.sleep(POLL_S)
+        waited_s += POLL_S
     on_ready(gateway)

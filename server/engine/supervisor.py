@@ -8,12 +8,15 @@ passed on with a prefix.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import platform
+import re
 import secrets
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -25,6 +28,10 @@ from server.metrics import Metrics
 
 MAX_BACKOFF_S = 60.0
 STOP_GRACE_S = 20.0
+NUM_LAST_LINES = 40
+
+_LEVEL = re.compile(r"(?:^|\) )(WARNING|ERROR|CRITICAL) \d\d-\d\d ")
+_LEVELS = {"WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.ERROR}
 
 log = structlog.get_logger(__name__)
 
@@ -91,6 +98,7 @@ def engine_command(options: EngineOptions) -> EngineCommand:
         "--max-loras", str(options.max_loras),
         "--max-lora-rank", str(options.max_lora_rank),
         "--enable-request-id-headers",
+        "--disable-uvicorn-access-log",
     ]  # fmt: skip
     if on_cpu:
         argv += ["--enforce-eager", "--gpu-memory-utilization", "0.5"]
@@ -157,6 +165,7 @@ class EngineSupervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._backoff_s = 1.0
+        self._last_lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
 
     @property
     def pid(self) -> int | None:
@@ -198,7 +207,8 @@ class EngineSupervisor:
                 self._backoff_s = min(self._backoff_s * 2, MAX_BACKOFF_S)
             first = False
             status = await self._run_once()
-            log.error("engine ended", status=status)
+            log.error("engine ended", status=status, last_lines="\n".join(["", *self._last_lines]))
+            self._last_lines.clear()
 
     async def _run_once(self) -> int:
         log.info("engine starts", command=" ".join(self.command.argv))
@@ -230,7 +240,9 @@ class EngineSupervisor:
                 return
             text = line.decode("utf-8", "replace").rstrip()
             if text:
-                log.info(text, source="engine")
+                self._last_lines.append(text)
+                level = _LEVEL.search(text)
+                log.log(_LEVELS.get(level[1], logging.DEBUG) if level else logging.DEBUG, text, source="engine")
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -1,0 +1,55 @@
+"""The wheel holds exactly the three packages, and they notice when they are mixed with others."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    for name in listed.stdout.splitlines():
+        if not name.startswith(("examples/", "tests/", "docs/")) and (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        folder,
+        source,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("moergate-*.whl")
+    return built
+
+
+def test_the_wheel_holds_exactly_the_three_packages(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"server", "routers", "adapters_registry"}
+    assert any(name.startswith("adapters_registry/migrations/versions/") for name in names)
+    assert "server/py.typed" in names
+
+
+def test_packages_from_different_places_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "routers").mkdir()
+    (tmp_path / "routers" / "__init__.py").write_text("")
+    code = "import sys; sys.path[:0] = sys.argv[1:]; from server.origin import check_one_root; check_one_root()"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(ROOT)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "different places" in done.stderr

@@ -1,0 +1,49 @@
+"""Metrics: labels are bounded, prices add up."""
+
+import pytest
+
+from server.metrics import BoundedLabel, Metrics, Outcome
+from server.settings import Price
+
+
+def outcome(expert: str, **changes: object) -> Outcome:
+    fields = {"endpoint": "/v1/completions", "policy": "auto", "expert": expert, "status": 200, "duration_s": 1.0}
+    return Outcome(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_labels_are_bounded() -> None:
+    label = BoundedLabel(2)
+    assert [label(name) for name in ("a", "b", "c", "a", "d")] == ["a", "b", "other", "a", "other"]
+
+
+def test_a_thousand_experts_make_few_series() -> None:
+    metrics = Metrics(max_experts=3, prices={})
+    for index in range(1000):
+        metrics.record(outcome(f"e{index}", output_tokens=3))
+        metrics.record_decision("auto", f"e{index}", 0.5)
+    experts = {
+        sample.labels["expert"]
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if "expert" in sample.labels
+    }
+    assert experts == {"e0", "e1", "e2", "other"}
+
+
+def test_an_experts_own_price_wins() -> None:
+    prices = {"base": Price(input=1, output=1), "expert": Price(input=2, output=2), "sql": Price(input=3, output=3)}
+    metrics = Metrics(max_experts=9, prices=prices)
+    for expert in ("base", "dates", "sql"):
+        metrics.record(outcome(expert, input_tokens=500_000, output_tokens=500_000))
+    value = metrics.registry.get_sample_value
+    costs = [value("moergate_cost_total", {"policy": "auto", "expert": e}) for e in ("base", "dates", "sql")]
+    assert costs == pytest.approx([1, 2, 3])
+
+
+def test_time_per_token_counts_from_the_first_token() -> None:
+    metrics = Metrics(max_experts=1, prices={})
+    metrics.record(outcome("base", duration_s=2.0, ttft_s=1.0, output_tokens=11, streamed=True))
+    labels = {"endpoint": "/v1/completions", "policy": "auto", "expert": "base"}
+    value = metrics.registry.get_sample_value
+    assert value("gen_ai_server_time_per_output_token_seconds_sum", labels) == pytest.approx(0.1)
+    assert value("gen_ai_server_time_to_first_token_seconds_sum", labels) == pytest.approx(1.0)
