@@ -81,6 +81,9 @@ class LibraryWatcher:
             except RegistryError as error:
                 self.problem = str(error)
                 log.error("library cannot be read", error=str(error))
+            except Exception as error:  # a fault of ours must not end the watch: the next turn may work
+                self.problem = f"the library could not be followed ({type(error).__name__})"
+                log.exception("library not followed")
             try:
                 await asyncio.wait_for(self._wake.wait(), POLL_S)
             except TimeoutError:

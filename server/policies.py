@@ -98,11 +98,11 @@ class PolicyManager:
                 if router is None:
                     data = data or await self._fit_data(experts, version)
                     router = await asyncio.to_thread(self._fit, name, data)
+                slow = await asyncio.to_thread(self._is_slow, router)
             except Exception as error:
                 log.exception("policy not fitted", policy=name, error=str(error))
                 self._metrics.policy_stale.labels(name).set(1)
                 continue
-            slow = await asyncio.to_thread(self._is_slow, router)
             ids = frozenset(expert.expert_id for expert in experts)
             self._live[name] = LivePolicy(name, self._router_names[name], router, version, ids, slow)
             self._metrics.policy_stale.labels(name).set(0)

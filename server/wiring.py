@@ -7,6 +7,8 @@ supervise; `Gateway.close` ends everything it started, in the opposite order.
 from __future__ import annotations
 
 import asyncio
+import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import structlog
 
 from adapters_registry.base_spec import BaseSpec
 from adapters_registry.errors import RegistryError
-from adapters_registry.library import ADAPTERS_FOLDER, Library
+from adapters_registry.library import ADAPTERS_FOLDER, LEFTOVER_AGE_S, Library
 from adapters_registry.limits import AdapterLimits
 from adapters_registry.records import parse_manifest
 from routers.artefacts import ArtefactStore
@@ -62,6 +64,7 @@ class Gateway:
     session: aiohttp.ClientSession
     supervisor: EngineSupervisor | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _registering: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Start the engine, if it is ours, and all polling."""
@@ -69,8 +72,10 @@ class Gateway:
             self.supervisor.start()
         self.pool.start()
         self.watcher.start()
+        self._tasks.append(asyncio.create_task(self._clean_up()))
         if self.settings.library:
-            self._tasks.append(asyncio.create_task(self._register_manifests(self.settings.library)))
+            self._registering = asyncio.create_task(self._register_manifests(self.settings.library))
+            self._tasks.append(self._registering)
 
     def missing(self) -> dict[str, str]:
         """What is not ready, by part; empty when requests can be answered."""
@@ -79,7 +84,7 @@ class Gateway:
             missing["engine"] = self.pool.describe()
         if self.watcher.problem:
             missing["registry"] = self.watcher.problem
-        elif any(not task.done() for task in self._tasks):
+        elif self._registering and not self._registering.done():
             missing["registry"] = "the library's manifests are being registered"
         absent = [name for name in self.settings.policies if name not in self.watcher.catalog.policies]
         if absent:
@@ -100,6 +105,14 @@ class Gateway:
         await self.session.close()
         await self.embedder.close()
         await self.library.close()
+
+    async def _clean_up(self) -> None:
+        """Remove what an earlier end left behind: files that no record refers to, uploads that were not finished."""
+        await asyncio.to_thread(_remove_old, self.settings.home / "uploads")
+        try:
+            await self.library.clean_orphans()
+        except RegistryError as error:
+            log.warning("leftovers not removed", error=str(error))
 
     async def _register_manifests(self, path: Path) -> None:
         """Register the experts that a library.json lists; one that is refused is logged and the others go on."""
@@ -207,6 +220,13 @@ async def refuse_exposure(settings: Settings, library: Library) -> None:
         f"Create one first:  moergate keys create NAME --home {settings.home}\n"
         "or listen on loopback:  --host 127.0.0.1"
     )
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove sub-folders that nothing has touched for an hour; younger ones may be another gateway's."""
+    for entry in folder.glob("*"):
+        if time.time() - entry.stat().st_mtime > LEFTOVER_AGE_S:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _session(settings: Settings, metrics: Metrics) -> aiohttp.ClientSession:

@@ -1,8 +1,11 @@
 """The admin API: registering from folders and uploads, bad input, removal, keys and what they hide."""
 
 import asyncio
+import contextlib
+import errno
 import io
 import json
+import sqlite3
 import tarfile
 import time
 import zipfile
@@ -232,6 +235,43 @@ async def test_keys_confine(tmp_path: Path) -> None:
                 "/v1/completions", json={"model": "auto", "prompt": EXAMPLES["dates"][0]}, headers=sql_only
             )
             assert not routed.headers["x-moergate-recipe"].startswith("dates")
+
+
+async def test_a_locked_database_is_told_and_nothing_is_lost(running: Running, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "late", seed=77)
+    path = running.gateway.settings.home / "registry.sqlite3"
+    async with httpx.AsyncClient(base_url=running.url, timeout=120) as http:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            locked = await http.post("/admin/adapters", json=manifest("late", folder))
+            assert (locked.status_code, locked.json()["error"]["code"]) == (503, "unavailable")
+            assert locked.headers["retry-after"]
+            served = await http.post("/v1/completions", json={"model": "sql", "prompt": "x"})
+            assert served.status_code == 200
+            other.execute("ROLLBACK")
+        assert (await http.post("/admin/adapters", json=manifest("late", folder))).status_code == 201
+        assert {r["name"] for r in (await http.get("/admin/adapters")).json()["data"]} == {"sql", "dates", "late"}
+
+
+async def test_a_full_disk_is_told_and_nothing_is_lost(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_adapter(tmp_path / "late", seed=78)
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with httpx.AsyncClient(base_url=running.url, timeout=60) as http:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", full)
+            for answer in (
+                await http.post("/admin/adapters", json=manifest("late", folder)),
+                await http.post("/admin/adapters", **parts({"name": "late"}, ("a.zip", zipped(folder)))),
+            ):
+                assert (answer.status_code, answer.json()["error"]["code"]) == (507, "storage_failed")
+        listed = {r["name"] for r in (await http.get("/admin/adapters")).json()["data"]}
+        assert listed == {"sql", "dates"}
+        assert (await http.post("/admin/adapters", json=manifest("late", folder))).status_code == 201
 
 
 async def test_without_keys_web_pages_and_other_hosts_are_refused(running: Running) -> None:

@@ -116,6 +116,15 @@ def test_completions_responses_messages_and_tokenising(client: openai.OpenAI, se
     assert message.content
 
 
+def test_one_request_id_goes_through_gateway_engine_and_log(client: openai.OpenAI, served: Serving) -> None:
+    raw = client.chat.completions.with_raw_response.create(
+        model="auto", messages=PARIS, max_tokens=2, extra_headers={"x-request-id": "trace-me-4711"}
+    )
+    assert raw.headers["x-request-id"] == "trace-me-4711"
+    assert "trace-me-4711" in raw.parse().id
+    assert "trace-me-4711" in served.log.read_text()
+
+
 def test_errors_of_gateway_and_engine_are_openai_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match=r"GET /v1/models|Did you mean"):
         client.chat.completions.create(model="no-such-model", messages=PARIS)
