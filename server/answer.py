@@ -7,22 +7,19 @@ also records the outcome; `finish` may be called more than once.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-
-import orjson
-import structlog
 
 from server.body import EventSplitter, ModelRewriter
 from server.engine.errors import EngineFault
 from server.engine.pool import PooledResponse
 from server.errors import EngineLost, EngineTimeout, GatewayError, error_body
+from server.logs import AccessLog
 from server.metrics import Metrics, Outcome
 from server.routing import Plan
+from server.usage import TokenCounter
 
-_USAGE = re.compile(rb'"usage":(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _DROPPED_HEADERS = frozenset(
     {
         "connection",
@@ -35,8 +32,6 @@ _DROPPED_HEADERS = frozenset(
         "x-request-id",
     }
 )
-
-log = structlog.get_logger("moergate.access")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +62,7 @@ class Answer:
         origin: The request.
         limits: Longest waits.
         metrics: Where the outcome goes.
+        access_log: Where its line goes.
         release: Gives the request's place back.
     """
 
@@ -77,6 +73,7 @@ class Answer:
         origin: Origin,
         limits: Limits,
         metrics: Metrics,
+        access_log: AccessLog,
         release: Callable[[], None],
     ) -> None:
         self._response = response
@@ -84,12 +81,11 @@ class Answer:
         self._origin = origin
         self._limits = limits
         self._metrics = metrics
+        self._access_log = access_log
         self._release = release
         self._finished = False
         self._first_byte_at: float | None = None
-        self._num_events = 0
-        self._input_tokens = 0
-        self._output_tokens = 0
+        self._tokens = TokenCounter(hide_usage=origin.hide_usage)
         self._failed: GatewayError | None = None
         self.status = response.inner.status
         self.is_stream = response.inner.headers.get("content-type", "").startswith("text/event-stream")
@@ -119,35 +115,32 @@ class Answer:
         except EngineFault as error:
             raise self._fail(_broke_off(error)) from None
         self._first_byte_at = time.perf_counter()
-        self._read_usage(payload)
+        self._tokens.read(payload)
         return self._rewrite(payload)
 
-    async def stream(self) -> AsyncIterator[bytes]:
-        """Whole server-sent events as they come; a failure ends the stream with an error event, never in silence."""
+    async def stream_to(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+        """Send whole server-sent events as they come; a failure ends them with an error event, never in silence."""
         splitter = EventSplitter()
-        chunks = aiter(self._response.inner.chunks())
-        deadline = self._deadline(self._limits.first_token_s)
         try:
-            while True:
-                async with asyncio.timeout_at(deadline):
-                    chunk = await anext(chunks, None)
-                if self._first_byte_at is None:
-                    self._first_byte_at = time.perf_counter()
-                    deadline = self._deadline(self._limits.total_s)
-                if chunk is None:
-                    break
-                events = splitter.feed(chunk)
-                if events:
-                    yield self._pass_on(events)
-            rest = splitter.rest()
-            if rest:
-                yield self._pass_on(rest)
+            async with asyncio.timeout_at(self._deadline(self._limits.first_token_s)) as limit:
+                async for chunk in self._response.inner.chunks():
+                    if self._first_byte_at is None:
+                        self._first_byte_at = time.perf_counter()
+                        limit.reschedule(self._deadline(self._limits.total_s))
+                    events = splitter.feed(chunk)
+                    if events:
+                        await send(self._rewrite(self._tokens.events(events)))
+                rest = splitter.rest()
+                if rest:
+                    await send(self._rewrite(self._tokens.events(rest)))
         except TimeoutError:
             started = self._first_byte_at is not None
             limit_s = self._limits.total_s if started else self._limits.first_token_s
-            yield _error_event(self._fail(_too_slow("the whole answer" if started else "the first token", limit_s)))
+            await send(
+                _error_event(self._fail(_too_slow("the whole answer" if started else "the first token", limit_s)))
+            )
         except EngineFault as error:
-            yield _error_event(self._fail(_broke_off(error)))
+            await send(_error_event(self._fail(_broke_off(error))))
 
     def finish(self, *, client_left: bool = False) -> None:
         """Let go of connection and place, and record the outcome."""
@@ -159,7 +152,6 @@ class Answer:
         duration_s = time.perf_counter() - self._origin.received_at
         status = 499 if client_left else (self._failed.status if self._failed else self.status)
         ttft_s = None if self._first_byte_at is None else self._first_byte_at - self._origin.received_at
-        output_tokens = self._output_tokens or self._num_events
         outcome = Outcome(
             endpoint=self._origin.endpoint,
             policy=self._plan.policy_name or "none",
@@ -167,44 +159,24 @@ class Answer:
             status=status,
             duration_s=duration_s,
             ttft_s=ttft_s,
-            input_tokens=self._input_tokens,
-            output_tokens=output_tokens,
+            input_tokens=self._tokens.input_tokens,
+            output_tokens=self._tokens.output_tokens,
             streamed=self.is_stream,
         )
         self._metrics.record(outcome)
         if status >= 400:
             code = self._failed.code if self._failed else ("client_closed_request" if client_left else "engine_error")
             self._metrics.errors.labels(self._origin.endpoint, code or "engine_error").inc()
-        log.info(
-            "request",
+        self._access_log.write(
             request_id=self._origin.request_id,
             endpoint=self._origin.endpoint,
-            model=self._plan.target.asked[:200],
+            model=ascii(self._plan.target.asked[:200])[1:-1],
             recipe=str(self._plan.recipe),
             status=status,
             duration_ms=round(duration_s * 1000, 1),
             overhead_ms=round(self._origin.overhead_s * 1000, 2),
-            output_tokens=output_tokens,
+            output_tokens=self._tokens.output_tokens,
         )
-
-    def _pass_on(self, events: bytes) -> bytes:
-        self._num_events += events.count(b"\ndata: {") + events.startswith(b"data: {")
-        if b'"usage":{' in events:
-            self._read_usage(events)
-            if self._origin.hide_usage:
-                events = _without_usage_event(events)
-        return self._rewrite(events)
-
-    def _read_usage(self, payload: bytes) -> None:
-        found = _USAGE.findall(payload)
-        if not found:
-            return
-        try:
-            usage = orjson.loads(found[-1])
-        except orjson.JSONDecodeError:
-            return
-        self._input_tokens = _count(usage, "prompt_tokens", "input_tokens")
-        self._output_tokens = _count(usage, "completion_tokens", "output_tokens")
 
     def _deadline(self, limit_s: float) -> float:
         waited_s = time.perf_counter() - self._origin.received_at
@@ -238,16 +210,3 @@ def _too_slow(what: str, limit_s: float) -> EngineTimeout:
 
 def _broke_off(error: EngineFault) -> EngineLost:
     return EngineLost(f"{error} What was generated is incomplete; send the request again.")
-
-
-def _without_usage_event(events: bytes) -> bytes:
-    kept = [e for e in events.split(b"\n\n") if not (b'"choices":[]' in e and b'"usage":{' in e)]
-    return b"\n\n".join(kept)
-
-
-def _count(usage: dict[str, object], *names: str) -> int:
-    for name in names:
-        value = usage.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return 0

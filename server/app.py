@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from adapters_registry.errors import RegistryError
 from routers.errors import RouterError
@@ -24,7 +24,7 @@ from server.wiring import Gateway
 log = structlog.get_logger(__name__)
 
 
-def build_app(gateway: Gateway) -> FastAPI:
+def build_app(gateway: Gateway) -> Edge:
     """The application over a gateway's parts."""
     settings = gateway.settings
     app = FastAPI(
@@ -37,14 +37,27 @@ def build_app(gateway: Gateway) -> FastAPI:
     app.include_router(public_router(gateway.pipeline, gateway.watcher, gateway.authenticator, settings.max_body_bytes))
     admin = AdapterAdmin(gateway.library, gateway.watcher, gateway.drainer, settings)
     app.include_router(admin_router(admin, gateway.library, gateway.authenticator, settings))
-    inference = InferenceApp(gateway.pipeline, gateway.metrics, settings.max_body_bytes)
-    for path in PATHS:
-        app.router.routes.append(Route(path, inference, methods=["POST"]))
     app.add_exception_handler(Exception, _on_error)
     for kind in (GatewayError, HTTPException, RequestValidationError, RegistryError, RouterError):
         app.add_exception_handler(kind, _on_error)
     _document_inference(app)
-    return app
+    inference = InferenceApp(gateway.pipeline, gateway.metrics, settings.max_body_bytes)
+    return Edge(inference, app)
+
+
+class Edge:
+    """Hands the hot endpoints to their own application at once, everything else to FastAPI."""
+
+    def __init__(self, inference: InferenceApp, rest: FastAPI) -> None:
+        self._inference = inference
+        self._paths = frozenset(PATHS)
+        self.rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] in self._paths and scope["method"] == "POST":
+            await self._inference(scope, receive, send)
+        else:
+            await self.rest(scope, receive, send)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -60,6 +73,8 @@ def _from_framework(error: Exception, request: Request) -> GatewayError | None:
         return BadRequest("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()))
     if isinstance(error, HTTPException):
         if error.status_code == 404:
+            if request.url.path in PATHS:
+                return MethodNotAllowed(f"{request.method} is not allowed here; use POST.")
             return NotFound(
                 f"There is no {request.method} {request.url.path[:200]}; GET /openapi.json lists what there is."
             )

@@ -2,27 +2,24 @@
 
 A key comes as ``Authorization: Bearer …`` (OpenAI) or ``x-api-key`` (Anthropic). While no key exists, and
 only then, everybody who can reach the loopback address is let in with all scopes; the first key ends that.
-Look-ups are cached for two seconds, which is also how long a revoked key lives on.
 """
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import hashlib
-import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from adapters_registry.keys import verify
+from adapters_registry.keys import find_key
 from adapters_registry.records import KeyRecord
 from adapters_registry.stores.base import KeyStore
 from server.errors import AuthenticationFailed, PermissionDenied
 
-CACHE_S = 2.0
-MAX_CACHED = 10_000
+MAX_REMEMBERED = 10_000
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -58,14 +55,28 @@ class Principal:
 ANONYMOUS = Principal("anonymous", frozenset({"infer", "admin"}))
 
 
+@dataclass(slots=True)
+class _Memory:
+    """What the store has answered since its last change."""
+
+    keys: OrderedDict[str, KeyRecord | None] = field(default_factory=OrderedDict)
+    needs_no_key: bool | None = None
+
+
 class Authenticator:
-    """Checks keys against the store."""
+    """Checks keys against the store, and remembers the answers until the store changes.
+
+    `forget` is called whenever the library's revision has changed, which every change of a key does.
+    """
 
     def __init__(self, keys: KeyStore) -> None:
         self._keys = keys
-        self._cache: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
-        self._open_until = 0.0
-        self._closed_until = 0.0
+        self._memory = _Memory()
+        self._asking = asyncio.Lock()
+
+    def forget(self) -> None:
+        """Ask the store again from now on."""
+        self._memory = _Memory()
 
     async def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """The principal behind a request.
@@ -75,51 +86,34 @@ class Authenticator:
             PermissionDenied: A web page of another origin reaches for a gateway that needs no key.
         """
         secret = _secret_of(headers)
+        record = await self._find(secret) if secret else None
+        if record is not None and record.is_usable():
+            return Principal(record.key_id, record.scopes, record.experts)
+        if await self._needs_no_key():  # even with a wrong key: clients of the openai kind always send one
+            _refuse_foreign_page(headers)
+            return ANONYMOUS
         if secret is None:
-            if await self._is_open():
-                _refuse_foreign_page(headers)
-                return ANONYMOUS
             raise AuthenticationFailed("No API key. Send it as 'Authorization: Bearer <key>'.")
-        digest = hashlib.sha256(secret.encode()).digest()
-        now = time.monotonic()
-        cached = self._cache.get(digest)
-        if cached and cached[0] > now:
-            return cached[1]
-        record = await self._find(secret)
-        if record is None:
-            if await self._is_open():  # clients of the openai kind always send some key
-                _refuse_foreign_page(headers)
-                return ANONYMOUS
-            raise AuthenticationFailed("This API key is unknown, revoked or expired.")
-        principal = Principal(record.key_id, record.scopes, record.experts)
-        self._cache[digest] = (now + CACHE_S, principal)
-        self._cache.move_to_end(digest)
-        while len(self._cache) > MAX_CACHED:
-            self._cache.popitem(last=False)
-        return principal
+        raise AuthenticationFailed("This API key is unknown, revoked or expired.")
 
     async def _find(self, secret: str) -> KeyRecord | None:
-        parts = secret.split("-", 2)
-        if len(parts) != 3 or parts[0] != "mg":
-            return None
-        record = await self._keys.find(parts[1])
-        if record is None or record.revoked_at is not None or not verify(secret, record.hash):
-            return None
-        if record.expires_at is not None and record.expires_at <= datetime.now(UTC):
-            return None
-        return record
+        """The record of a key whose secret is right."""
+        memory = self._memory
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        if digest not in memory.keys:
+            async with self._asking:
+                memory.keys[digest] = await find_key(self._keys, secret)
+            while len(memory.keys) > MAX_REMEMBERED:
+                memory.keys.popitem(last=False)
+        return memory.keys.get(digest)
 
-    async def _is_open(self) -> bool:
-        now = time.monotonic()
-        if now < self._open_until:
-            return True
-        if now < self._closed_until:
-            return False
-        if any(key.revoked_at is None for key in await self._keys.list()):
-            self._closed_until = now + CACHE_S
-            return False
-        self._open_until = now + CACHE_S
-        return True
+    async def _needs_no_key(self) -> bool:
+        memory = self._memory
+        if memory.needs_no_key is None:
+            async with self._asking:
+                if memory.needs_no_key is None:
+                    memory.needs_no_key = all(key.revoked_at is not None for key in await self._keys.list())
+        return memory.needs_no_key
 
 
 def _secret_of(headers: Mapping[str, str]) -> str | None:

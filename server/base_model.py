@@ -52,8 +52,8 @@ class BaseModelError(Exception):
 
 
 def default_cache_dir() -> Path:
-    """`$MOERGATE_CACHE`, else `$XDG_CACHE_HOME/moergate`, else `~/.cache/moergate`."""
-    if explicit := os.environ.get("MOERGATE_CACHE"):
+    """`$MOERGATE_CACHE_DIR`, else `$XDG_CACHE_HOME/moergate`, else `~/.cache/moergate`."""
+    if explicit := os.environ.get("MOERGATE_CACHE_DIR"):
         return Path(explicit).expanduser()
     if xdg := os.environ.get("XDG_CACHE_HOME"):
         return Path(xdg).expanduser() / "moergate"
@@ -200,7 +200,7 @@ def _ensure_packaged(cache_dir: Path, progress: Progress, verify: bool, builder:
     except OSError as error:
         raise BaseModelError(
             f"The base model cannot be written to the cache folder {models} ({error.strerror or error}).",
-            "Make the folder writable with 300 MB free, or choose another one with MOERGATE_CACHE or --cache-dir.",
+            "Make the folder writable with 300 MB free, or choose another one with MOERGATE_CACHE_DIR or --cache-dir.",
         ) from error
     return target
 

@@ -7,6 +7,7 @@ two steps: its experts at once, by name; its policies as soon as they are fitted
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
@@ -29,14 +30,21 @@ class LibraryWatcher:
         policies: Fits the policies.
         base_names: Names of the base, the shown one first.
         metrics: Shows the number of experts.
+        on_change: Called when the library's revision has changed, also by a change of keys.
     """
 
     def __init__(
-        self, library: Library, policies: PolicyManager, base_names: tuple[str, ...], metrics: Metrics
+        self,
+        library: Library,
+        policies: PolicyManager,
+        base_names: tuple[str, ...],
+        metrics: Metrics,
+        on_change: Callable[[], None],
     ) -> None:
         self._library = library
         self._policies = policies
         self._metrics = metrics
+        self._on_change = on_change
         self._revision = -1
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -59,6 +67,7 @@ class LibraryWatcher:
         async with self._reading:
             revision = await self._library.revision()
             if revision != self._revision:
+                self._on_change()
                 records = await self._library.list()
                 experts = {record.expert_id: record for record in records}
                 self.catalog = Catalog(self.catalog.base_names, experts, self.catalog.policies)

@@ -5,9 +5,11 @@ Libraries that log through the standard library (uvicorn, aiohttp, alembic) come
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
 
 import orjson
 import structlog
@@ -40,6 +42,43 @@ def configure_logging(level: str, form: Literal["console", "json"]) -> None:
     root.handlers[:] = [handler]
     root.setLevel(max(number, logging.WARNING))
     logging.getLogger("uvicorn.error").setLevel(max(number, logging.WARNING))
+
+
+class AccessLog:
+    """One line a request, written a few times a second: the hot path must not wait for a terminal.
+
+    Args:
+        form: As for `configure_logging`; None writes nothing.
+        out: Where lines go; None is standard error.
+    """
+
+    FLUSH_S = 0.2
+
+    def __init__(self, form: Literal["console", "json"] | None, out: TextIO | None = None) -> None:
+        self._form = form
+        self._out = out
+        self._lines: list[str] = []
+
+    def write(self, **fields: str | int | float) -> None:
+        """Log a request; needs a running event loop."""
+        if self._form is None:
+            return
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        if self._form == "json":
+            event = {"time": now, "level": "info", "event": "request", **fields}
+            self._lines.append(orjson.dumps(event).decode())
+        else:
+            self._lines.append(f"{now} [info     ] request  " + " ".join(f"{k}={v}" for k, v in fields.items()))
+        if len(self._lines) == 1:
+            asyncio.get_running_loop().call_later(self.FLUSH_S, self.flush)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._lines:
+            out = self._out or sys.stderr
+            out.write("\n".join(self._lines) + "\n")
+            out.flush()
+            self._lines.clear()
 
 
 def _dumps(event: Any, default: Any = None, **_unused: Any) -> str:

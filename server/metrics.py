@@ -9,8 +9,9 @@ policy or ``none``; `expert` is ``base`` or one of the first N experts that were
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
@@ -56,6 +57,19 @@ class Outcome:
     streamed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """The time series of one endpoint, policy and expert: looking labels up costs more than counting."""
+
+    requests_by_status: Callable[[str], Counter]
+    duration: Histogram
+    ttft: Histogram
+    tpot: Histogram
+    input_tokens: Histogram
+    output_tokens: Histogram
+    cost: Counter
+
+
 class Metrics:
     """The gateway's metrics in a registry of their own, so that two gateways can live in one process (tests do)."""
 
@@ -63,6 +77,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._expert = BoundedLabel(max_experts)
         self._prices = prices
+        self._series: dict[tuple[str, str, str], _Series] = {}
         route = ("endpoint", "policy", "expert")
         self.requests = Counter(
             "moergate_requests",
@@ -185,25 +200,43 @@ class Metrics:
         if expert is None:
             self.abstentions.labels(policy).inc()
 
+    def show_load(self, active: Callable[[], float], queued: Callable[[], float]) -> None:
+        """Read the numbers of running and waiting requests at each scrape."""
+        self.active.set_function(active)
+        self.queued.set_function(queued)
+
     def record(self, outcome: Outcome) -> None:
         """Count a request that reached an engine, when it ends."""
         expert = outcome.expert if outcome.expert == "base" else self._expert(outcome.expert)
-        route = (outcome.endpoint, outcome.policy, expert)
-        self.requests.labels(*route, str(outcome.status)).inc()
-        self.duration.labels(*route).observe(outcome.duration_s)
+        series = self._series_of(outcome.endpoint, outcome.policy, expert)
+        series.requests_by_status(str(outcome.status)).inc()
+        series.duration.observe(outcome.duration_s)
         if outcome.streamed and outcome.ttft_s is not None:
-            self.ttft.labels(*route).observe(outcome.ttft_s)
+            series.ttft.observe(outcome.ttft_s)
             if outcome.output_tokens > 1:
-                decode_s = outcome.duration_s - outcome.ttft_s
-                self.tpot.labels(*route).observe(decode_s / (outcome.output_tokens - 1))
+                series.tpot.observe((outcome.duration_s - outcome.ttft_s) / (outcome.output_tokens - 1))
         if outcome.input_tokens:
-            self.tokens.labels(outcome.policy, expert, "input").observe(outcome.input_tokens)
+            series.input_tokens.observe(outcome.input_tokens)
         if outcome.output_tokens:
-            self.tokens.labels(outcome.policy, expert, "output").observe(outcome.output_tokens)
+            series.output_tokens.observe(outcome.output_tokens)
         price = self._price_of(outcome.expert)
         if price:
-            cost = (outcome.input_tokens * price.input + outcome.output_tokens * price.output) / 1e6
-            self.cost.labels(outcome.policy, expert).inc(cost)
+            series.cost.inc((outcome.input_tokens * price.input + outcome.output_tokens * price.output) / 1e6)
+
+    def _series_of(self, endpoint: str, policy: str, expert: str) -> _Series:
+        key = (endpoint, policy, expert)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = _Series(
+                requests_by_status=cache(partial(self.requests.labels, *key)),
+                duration=self.duration.labels(*key),
+                ttft=self.ttft.labels(*key),
+                tpot=self.tpot.labels(*key),
+                input_tokens=self.tokens.labels(policy, expert, "input"),
+                output_tokens=self.tokens.labels(policy, expert, "output"),
+                cost=self.cost.labels(policy, expert),
+            )
+        return series
 
     def _price_of(self, expert: str) -> Price | None:
         return self._prices.get(expert) or (None if expert == "base" else self._prices.get("expert"))

@@ -27,6 +27,7 @@ from server.engine.pool import EnginePool, PooledResponse
 from server.engine.recipes import Base
 from server.errors import EngineTimeout
 from server.library_watch import LibraryWatcher
+from server.logs import AccessLog
 from server.metrics import Metrics
 from server.routing import Plan, Planner
 
@@ -65,6 +66,7 @@ class Pipeline:
         pool: EnginePool,
         metrics: Metrics,
         limits: Limits,
+        access_log: AccessLog,
         *,
         count_stream_tokens: bool,
     ) -> None:
@@ -75,6 +77,7 @@ class Pipeline:
         self._pool = pool
         self._metrics = metrics
         self._limits = limits
+        self._access_log = access_log
         self._count_stream_tokens = count_stream_tokens
 
     async def run(self, call: Call) -> Answer:
@@ -88,7 +91,7 @@ class Pipeline:
         authenticated = time.perf_counter()
         body = parse_body(await call.read_body())
         read = time.perf_counter()
-        await self._admit()
+        await self._admission.acquire()
         try:
             admitted = time.perf_counter()
             plan = await self._plan(call, body, principal)
@@ -98,10 +101,10 @@ class Pipeline:
             self._observe(authenticated - call.received_at, admitted - read, plan)
             response = await self._forward(request)
         except BaseException:
-            self._release()
+            self._admission.release()
             raise
         origin = Origin(call.request_id, call.path, call.received_at, overhead_s, hide_usage)
-        return Answer(response, plan, origin, self._limits, self._metrics, self._release)
+        return Answer(response, plan, origin, self._limits, self._metrics, self._access_log, self._admission.release)
 
     async def explain(self, call: Call) -> tuple[Plan, dict[str, float]]:
         """Decide as `run` would, without generating: the plan, and the time of each phase in milliseconds."""
@@ -123,21 +126,6 @@ class Pipeline:
         if call.path in UNROUTED:
             return Plan(target, Base())
         return await self._planner.plan(target, call.path, body, catalog, principal, call.request_id)
-
-    async def _admit(self) -> None:
-        self._metrics.queued.set(self._admission.num_waiting + 1)
-        try:
-            await self._admission.acquire()
-        finally:
-            self._show_load()
-
-    def _release(self) -> None:
-        self._admission.release()
-        self._show_load()
-
-    def _show_load(self) -> None:
-        self._metrics.active.set(self._admission.num_active)
-        self._metrics.queued.set(self._admission.num_waiting)
 
     async def _forward(self, request: EngineRequest) -> PooledResponse:
         limit_s = self._limits.first_token_s if request.body.stream else self._limits.total_s

@@ -91,6 +91,7 @@ async def serve(
             log_config=None,
             server_header=False,
             date_header=False,
+            proxy_headers=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=round(settings.drain_timeout_s),
         )

@@ -28,11 +28,12 @@ from server.admission import Admission
 from server.answer import Limits
 from server.auth import Authenticator
 from server.draining import Drainer
+from server.engine.connector import TimedConnector
 from server.engine.pool import EnginePool
 from server.engine.supervisor import EngineOptions, EngineSupervisor, engine_command
-from server.engine.tracing import connect_trace
 from server.engine.vllm import VllmEngine
 from server.library_watch import LibraryWatcher
+from server.logs import AccessLog
 from server.metrics import Metrics
 from server.pipeline import Pipeline
 from server.policies import PolicyManager
@@ -53,6 +54,7 @@ class Gateway:
 
     settings: Settings
     metrics: Metrics
+    access_log: AccessLog
     library: Library
     embedder: Embedder
     pool: EnginePool
@@ -103,6 +105,7 @@ class Gateway:
         if self.supervisor:
             await self.supervisor.stop()
         await self.session.close()
+        self.access_log.flush()
         await self.embedder.close()
         await self.library.close()
 
@@ -163,9 +166,11 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
     artefacts = ArtefactStore(settings.home / "policies")
     policies = PolicyManager(settings.policies, embedder, artefacts, metrics)
     base_names = tuple(dict.fromkeys((settings.served_base_name, settings.base_model)))
-    watcher = LibraryWatcher(library, policies, base_names, metrics)
     authenticator = Authenticator(library.keys)
+    watcher = LibraryWatcher(library, policies, base_names, metrics, authenticator.forget)
     admission = Admission(settings.max_concurrency, settings.max_queue, settings.queue_timeout_s)
+    access_log = AccessLog(settings.log_format if settings.log_level in ("debug", "info") else None)
+    metrics.show_load(lambda: admission.num_active, lambda: admission.num_waiting)
     pipeline = Pipeline(
         authenticator,
         admission,
@@ -174,12 +179,14 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         pool,
         metrics,
         Limits(settings.first_token_timeout_s, settings.total_timeout_s),
+        access_log,
         count_stream_tokens=settings.count_stream_tokens,
     )
     drainer = Drainer(library, pool, [engine.unload for _, engine in engines])
     return Gateway(
         settings,
         metrics,
+        access_log,
         library,
         embedder,
         pool,
@@ -230,14 +237,14 @@ def _remove_old(folder: Path) -> None:
 
 
 def _session(settings: Settings, metrics: Metrics) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S)
+    connector = TimedConnector(metrics.phases["connect"], limit=0, keepalive_timeout=IDLE_CONNECTION_S)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s)
     return aiohttp.ClientSession(
         connector=connector,
         timeout=timeout,
         auto_decompress=True,
         skip_auto_headers=("User-Agent",),
-        trace_configs=[connect_trace(metrics.phases["connect"])],
+        cookie_jar=aiohttp.DummyCookieJar(),
         read_bufsize=1 << 18,
     )
 

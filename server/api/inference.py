@@ -70,12 +70,14 @@ class InferenceApp:
             started = True
             await send({"type": "http.response.start", "status": status, "headers": headers})
 
+        async def pass_on(events: bytes) -> None:
+            await send({"type": "http.response.body", "body": events, "more_body": True})
+
         try:
             answer = await self._pipeline.run(call)
             if answer.is_stream:
                 await start(answer.status, answer.headers())
-                async for events in answer.stream():
-                    await send({"type": "http.response.body", "body": events, "more_body": True})
+                await answer.stream_to(pass_on)
                 await send({"type": "http.response.body", "body": b""})
             else:
                 payload = await answer.read()

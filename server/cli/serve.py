@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import os
 import types
@@ -95,8 +96,19 @@ def _run(settings: Settings) -> None:
     def on_ready(gateway: Gateway) -> None:
         console.print(ready_text(gateway, listener.getsockname()[1]), soft_wrap=True, highlight=False, markup=False)
 
+    _calm_garbage_collection()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(serve(settings, encoder, model, listener, on_ready))
+
+
+def _calm_garbage_collection() -> None:
+    """What exists now stays, so it need not be looked at again; what requests make is mostly freed by counting.
+
+    Measured on the hot path: the default thresholds cost about a sixth of a request's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

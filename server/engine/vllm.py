@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator, Mapping
 
 import aiohttp
+from yarl import URL
 
 from server.engine.base import EngineHealth, EngineRequest, Residency
 from server.engine.errors import EngineBroke, EngineUnreachable
@@ -62,6 +63,7 @@ class VllmEngine:
         self._session = session
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._base_model = base_model
+        self._urls: dict[str, URL] = {}
 
     async def forward(self, request: EngineRequest) -> VllmResponse:
         """See `server.engine.base.Engine`."""
@@ -71,7 +73,7 @@ class VllmEngine:
         for attempt in (1, 2):
             try:
                 response = await self._session.post(
-                    self.url + request.path, data=body, headers=headers, allow_redirects=False
+                    self._url_of(request.path), data=body, headers=headers, allow_redirects=False
                 )
                 return VllmResponse(response, model)
             except aiohttp.ServerDisconnectedError as error:
@@ -137,6 +139,12 @@ class VllmEngine:
             return EngineHealth(False, "/v1/models lists no base model")
         self._base_model = roots[0]
         return EngineHealth(True)
+
+    def _url_of(self, path: str) -> URL:
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = URL(self.url + path, encoded=True)
+        return url
 
     def _name_of(self, recipe: Recipe) -> str:
         if isinstance(recipe, Base):

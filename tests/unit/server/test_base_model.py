@@ -140,7 +140,7 @@ def test_cache_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match="cannot be written") as caught:
         ensure_base_model(PACKAGED_BASE_MODEL, in_the_way, builder=FakeBuilder())
     assert str(in_the_way) in caught.value.what
-    assert "MOERGATE_CACHE" in caught.value.fix
+    assert "MOERGATE_CACHE_DIR" in caught.value.fix
 
 
 def test_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
@@ -186,11 +186,11 @@ def test_progress_is_reported(tmp_path: Path) -> None:
 def test_cache_folder_by_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv("MOERGATE_CACHE", raising=False)
+    monkeypatch.delenv("MOERGATE_CACHE_DIR", raising=False)
     assert default_cache_dir() == tmp_path / ".cache" / "moergate"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert default_cache_dir() == tmp_path / "xdg" / "moergate"
-    monkeypatch.setenv("MOERGATE_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("MOERGATE_CACHE_DIR", str(tmp_path / "own"))
     assert default_cache_dir() == tmp_path / "own"
 
 
