@@ -53,10 +53,12 @@ class JsonBody:
     def with_model(self, name: str) -> bytes:
         """The same body with another ``model``."""
         value = orjson.dumps(name)
-        if self.model is not None and self.raw.count(b'"model"') == 1 and b"\\u006" not in self.raw:
-            match = _MODEL_VALUE.search(self.raw)
+        raw = self.raw
+        first = raw.find(b'"model"')
+        if self.model is not None and first >= 0 and raw.find(b'"model"', first + 1) < 0 and b"\\u006" not in raw:
+            match = _MODEL_VALUE.match(raw, first)
             if match and orjson.loads(match.group(1)) == self.model:
-                return self.raw[: match.start(1)] + value + self.raw[match.end(1) :]
+                return raw[: match.start(1)] + value + raw[match.end(1) :]
         return orjson.dumps({**self.fields, "model": name})
 
 

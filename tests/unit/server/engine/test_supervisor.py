@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.supervisor import EngineCommand, EngineOptions, EngineSupervisor, engine_command
+from server.engine.supervisor import EngineCommand, EngineMissing, EngineOptions, EngineSupervisor, engine_command
 from server.metrics import Metrics
 from tests.support.processes import alive, descendants
 
@@ -80,6 +80,13 @@ def test_the_child_ends_when_the_gateway_is_killed() -> None:
     while alive(child) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not alive(child)
+
+
+def test_a_missing_system_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    monkeypatch.setattr("server.engine.supervisor._loads", lambda _library: False)
+    with pytest.raises(EngineMissing, match="libnuma1"):
+        engine_command(EngineOptions("model", tmp_path, "auto", 4, 16, 512, 1.0))
 
 
 def test_the_command_keeps_to_loopback_with_a_key_of_its_own(tmp_path: Path) -> None:
