@@ -1,8 +1,8 @@
 """Speed and likeness of ways to run the default encoder: `taskset -c 0 python -m routers.embedders.bench`.
 
-All variants take turns within each round, so that a machine's moods meet all of them; the table gives medians over the
-rounds, the fastest round in brackets, and the smallest cosine to sentence-transformers on 500 varied prompts. Variants
-whose packages are missing are left out.
+All variants take turns within each round, so that a machine's moods meet all of them. A cell is milliseconds: the
+median over the rounds, in brackets the fastest round and the median CPU time (which other processes disturb less). The
+last column is the smallest cosine to sentence-transformers on 500 varied prompts. What is not installed is left out.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ from routers.embedders.onnx import OnnxEncoder
 from routers.embedders.onnx_export import SentenceModel, load_tokenizer, packaged_model, pad, session
 
 Encode = Callable[[Sequence[str]], Matrix]
+Laps = list[tuple[float, float]]
+
+_OURS = "**ONNX int8 (ours)**"
+_PLAIN = "ONNX Runtime's quantize_dynamic, per channel"
+_COMPARED = {"ONNX fp32", _OURS, "torch bf16, inference_mode", _PLAIN, _PLAIN + ", reduce_range"}
+"""Variants that differ in their numbers, not only in how they are run."""
 
 SHORT = "What is the capital city of France, please?"
 
@@ -63,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, default=packaged_model(), help="folder of the encoder")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--loads", nargs="+", default=["1 short", "1 long", "8 short", "32 mixed"])
+    parser.add_argument("--no-cosine", action="store_true", help="leave out the comparison of the vectors")
     parser.add_argument("--compile", action="store_true", help="also torch.compile (slow to start)")
     options = parser.parse_args(arguments)
     if options.model is None:
@@ -72,41 +80,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokenizer = load_tokenizer(SentenceModel.read(options.model))
     long = max(prompts, key=lambda text: len(tokenizer.encode(text).ids))
     loads = {"1 short": [SHORT], "1 long": [long], "8 short": [SHORT] * 8, "32 mixed": prompts[:32]}
+    loads = {name: texts for name, texts in loads.items() if name in options.loads}
     with tempfile.TemporaryDirectory() as cache:
         variants = dict(_variants(options.model, Path(cache), options.compile))
-        times = _measure(variants, loads, options.rounds)
-        reference = variants.get("sentence-transformers")
+        laps = _measure(variants, loads, options.rounds)
+        reference = None if options.no_cosine else variants.get("sentence-transformers")
         expected = reference(prompts) if reference else None
         print(_machine(), end="\n\n")
-        num_tokens = {name: max(len(tokenizer.encode(t).ids) for t in texts) for name, texts in loads.items()}
-        print(
-            "| variant | " + " | ".join(f"{name} ({num_tokens[name]} tokens), ms" for name in loads) + " | min cosine |"
-        )
+        lengths = {name: max(len(tokenizer.encode(text).ids) for text in texts) for name, texts in loads.items()}
+        columns = ["variant", *(f"{name} ({lengths[name]} tokens)" for name in loads), "min cosine"]
+        print("| " + " | ".join(columns) + " |")
         print("|---|" + "---:|" * (len(loads) + 1))
         for variant, encode in variants.items():
-            cells = [f"{np.median(t):.2f} ({min(t):.2f})" for t in (times[variant, name] for name in loads)]
-            cosine = "" if expected is None else f"{float((encode(prompts) * expected).sum(axis=1).min()):.4f}"
+            cells = [_cell(laps[variant, name]) for name in loads]
+            cosine = ""
+            if expected is not None and variant in _COMPARED:
+                cosine = f"{float((encode(prompts) * expected).sum(axis=1).min()):.4f}"
             print(f"| {variant} | " + " | ".join(cells) + f" | {cosine} |", flush=True)
 
 
-def _measure(
-    variants: dict[str, Encode], loads: dict[str, list[str]], rounds: int
-) -> dict[tuple[str, str], list[float]]:
-    """Milliseconds of each variant and load: one median a round."""
-    times: dict[tuple[str, str], list[float]] = {}
+def _measure(variants: dict[str, Encode], loads: dict[str, list[str]], rounds: int) -> dict[tuple[str, str], Laps]:
+    """Milliseconds on the clock and of CPU time, of each variant and load: one median a round."""
+    laps: dict[tuple[str, str], Laps] = {}
     for encode in variants.values():
         for texts in loads.values():
             encode(texts)
     for _ in range(rounds):
         for name, texts in loads.items():
             for variant, encode in variants.items():
-                laps = []
-                for _ in range(20 if len(texts) == 1 and texts[0] == SHORT else 3):
-                    start = time.perf_counter()
+                clock, cpu = [], []
+                for _ in range(20 if texts == [SHORT] else 3 if len(texts) <= 8 else 1):
+                    start, start_cpu = time.perf_counter(), time.process_time()
                     encode(texts)
-                    laps.append((time.perf_counter() - start) * 1e3)
-                times.setdefault((variant, name), []).append(float(np.median(laps)))
-    return times
+                    clock.append((time.perf_counter() - start) * 1e3)
+                    cpu.append((time.process_time() - start_cpu) * 1e3)
+                laps.setdefault((variant, name), []).append((float(np.median(clock)), float(np.median(cpu))))
+    return laps
+
+
+def _cell(laps: Laps) -> str:
+    clock, cpu = np.array(laps).T
+    return f"{np.median(clock):.2f} ({clock.min():.2f}; {np.median(cpu):.2f})"
 
 
 def _variants(folder: Path, cache: Path, with_compile: bool) -> Iterator[tuple[str, Encode]]:
@@ -114,7 +128,7 @@ def _variants(folder: Path, cache: Path, with_compile: bool) -> Iterator[tuple[s
     int8 = OnnxEncoder(folder, cache, precision="int8")
     fp32 = OnnxEncoder(folder, cache, precision="fp32")
     yield "ONNX fp32", fp32.encode
-    yield "**ONNX int8 (ours)**", int8.encode
+    yield _OURS, int8.encode
     yield "ONNX int8, 2 threads", OnnxEncoder(folder, cache, num_threads=2).encode
     model = SentenceModel.read(folder)
     tokenizer = load_tokenizer(model)
@@ -126,7 +140,7 @@ def _variants(folder: Path, cache: Path, with_compile: bool) -> Iterator[tuple[s
     plain = next((cache / "embedders").glob("*-fp32-*/model.onnx"))
     for reduced in (False, True):
         quantised = _plainly_quantised(plain, cache / f"plain-{reduced}.onnx", reduced)
-        name = "ONNX Runtime's quantize_dynamic, per channel" + (", reduce_range" if reduced else "")
+        name = _PLAIN + (", reduce_range" if reduced else "")
         yield name, _one_batch(session(quantised, 1), tokenizer, 1)
 
 

@@ -9,6 +9,7 @@ any other name       sentence-transformers, from the hub
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def make_encoder(spec: str, cache_dir: Path, progress: Progress | None = None) -
         return HashingEncoder(max(2, int(match[1] or 384)))
     if spec in (DEFAULT, _HUB_NAME):
         return _default(cache_dir, report)
-    folder = Path(spec).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(spec))
+    if spec and folder.is_dir():
         return _of_folder(folder.resolve(), cache_dir, report)
     if not spec or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise EmbedderError(f"there is no folder {spec!r}", f"give a folder, a hub name or {DEFAULT}")
