@@ -8,7 +8,8 @@ Shapes: n examples of all experts together, d dimensions, E experts; X (n, d) un
 
 An expert with fewer than m examples is scored by the mean of those it has. Of an expert of which fewer than m examples
 are in N, the missing ones count as the cosine of the k-th neighbour, the most that they can be. The mean of three was
-the best of five (one to five nearest, similarity-weighted votes) on held-out task data: one stray example decides
+as good as any of six (mean of the best one, two, three, five; votes weighted by similarity or its fourth power) on
+public task data with 4, 16 and 32 examples an expert, and it is the easiest to explain: one stray example decides
 nothing, and a cluster of phrasings does not outvote a better match. An example that is nearly the prompt itself counts
 alone (from cosine 0.9; between 0.8 and 0.9 gradually), so that an expert whose few examples have little in common is
 found by each of them. On the task data this changes nothing.

@@ -146,8 +146,7 @@ def main() -> None:
         base_folder = ensure_base_model(arguments.base, default_cache_dir())
     except BaseModelError as error:
         sys.exit(str(error))
-    file = arguments.library / "scores.json"
-    scores = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    new_scores: dict[str, dict[str, Any]] = {}
     names = arguments.only or list(TASKS)
     num_threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     context = multiprocessing.get_context("spawn")
@@ -159,11 +158,13 @@ def main() -> None:
         ):
             result = future.result()
             wrong, name, num = result.pop("wrong"), result.pop("name"), result["num_prompts"]
-            scores[name] = result
+            new_scores[name] = result
             console.print(f"{name}: base {result['base_correct']}/{num}, expert {result['expert_correct']}/{num}")
             for one in wrong if arguments.show_wrong else []:
                 console.print(one, markup=False)
             bars.advance(bar)
+    file = arguments.library / "scores.json"
+    scores = (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}) | new_scores
     ordered = {name: scores[name] for name in TASKS if name in scores}
     file.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
     write_table(arguments.library, ordered)
