@@ -24,6 +24,7 @@ from routers.embedders.base import Embedder
 from routers.errors import BadArtefact, RouterError
 from routers.fitting import library_version
 from routers.registry import make_config, router_class
+from routers.views import example_view
 from server.metrics import Metrics
 from server.settings import PolicySettings
 
@@ -152,7 +153,7 @@ class PolicyManager:
         texts = {text for expert in experts for text in expert.examples}
         new = sorted(texts - self._vectors.keys())
         if new:
-            rows = await self._embedder.embed(new)
+            rows = await self._embedder.embed([example_view(text) for text in new])
             self._vectors.update(zip(new, rows, strict=True))
         self._vectors = {text: self._vectors[text] for text in texts}
         empty: Matrix = np.zeros((0, self._embedder.dim), np.float32)

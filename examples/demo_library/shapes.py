@@ -36,7 +36,7 @@ SHAPES: dict[str, LoraShape] = {
     "past_tense": LoraShape(rank=4, alpha=16, modules=ATTENTION, num_steps=60),
     "time_24h": LoraShape(rank=2, alpha=4, modules=ATTENTION + MLP, num_steps=200),
     "number_words": LoraShape(rank=2, alpha=4, modules=MLP, num_steps=160),
-    "future_tense": LoraShape(rank=8, alpha=16, modules=("v_proj",), num_steps=30),
+    "future_tense": LoraShape(rank=4, alpha=8, modules=("v_proj",), num_steps=30),
     "log_json": LoraShape(rank=4, alpha=8, modules=("q_proj", "v_proj"), num_steps=50, batch_size=6),
     "csv_json": LoraShape(rank=2, alpha=4, modules=ATTENTION, num_steps=50, batch_size=6),
     "ingredient_json": LoraShape(rank=16, alpha=32, modules=("q_proj", "v_proj"), layers=(10, 22), num_steps=80),
