@@ -122,6 +122,9 @@ def test_one_request_id_goes_through_gateway_engine_and_log(client: openai.OpenA
     )
     assert raw.headers["x-request-id"] == "trace-me-4711"
     assert "trace-me-4711" in raw.parse().id
+    deadline = time.monotonic() + 10  # the log is written a few times a second
+    while "trace-me-4711" not in served.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert "trace-me-4711" in served.log.read_text()
 
 

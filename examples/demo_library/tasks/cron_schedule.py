@@ -1,4 +1,4 @@
-"""Plain-language schedules to cron expressions: "every weekday at 7:30 am" → `30 7 * * 1-5`."""
+"""Plain-language schedules to cron expressions: "every weekday at 17:30" → `30 17 * * 1-5`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ def _clock(rng: random.Random) -> tuple[str, int, int]:
     if rng.random() < 0.1:
         return rng.choice([("noon", 0, 12), ("midnight", 0, 0)])
     hour, minute = rng.randrange(24), rng.choice([0, 0, 5, 10, 15, 20, 25, 30, 30, 35, 40, 45, 50, 55])
-    half = "am" if hour < 12 else "pm"
-    shown = (hour - 1) % 12 + 1
-    return (f"{shown} {half}" if minute == 0 else f"{shown}:{minute:02d} {half}"), minute, hour
+    return rng.choice([f"{hour}:{minute:02d}", f"{hour:02d}:{minute:02d}"]), minute, hour
 
 
 def _make(rng: random.Random, split: Split) -> Item:
@@ -39,7 +37,7 @@ def _make(rng: random.Random, split: Split) -> Item:
         phrase = rng.choice([f"every {step} minutes", f"once every {step} minutes"])
         past_the_hour = (f"{step} minutes past every hour", f"{step} * * * *")
         text, cron = (phrase, f"*/{step} * * * *") if rng.random() < 0.5 else past_the_hour
-    return Item(text, cron, key=text)
+    return Item(text, cron, key=cron)
 
 
 TASK = Task(

@@ -26,7 +26,9 @@ _FOODS: dict[Split, list[str]] = {
     "train": (
         "walnuts,flour,sugar,butter,olive oil,milk,cream,honey,spinach,parsley,basil,tomatoes,chickpeas,"
         "black beans,rice,oats,cheddar,parmesan,bacon,ham,bread,cinnamon,nutmeg,paprika,cumin,soy sauce,"
-        "vinegar,yoghurt,almonds,raisins,carrots,peas,mushrooms,coconut milk,maple syrup,cocoa powder"
+        "vinegar,yoghurt,almonds,raisins,carrots,peas,mushrooms,coconut milk,maple syrup,cocoa powder,"
+        "quinoa,couscous,feta,salmon,beef,tofu,oregano,rosemary,coriander,curry powder,mustard,ketchup,tahini,"
+        "peanut butter,cranberries,blueberries,cauliflower,cabbage,celery,pumpkin,brown sugar,cornstarch,noodles"
     ).split(","),
     "test": (
         "pecans,corn,sour cream,mint,lentils,mozzarella,turkey,ginger,turmeric,lemon juice,cherries,broccoli,"
@@ -35,7 +37,8 @@ _FOODS: dict[Split, list[str]] = {
 }
 _WHOLE: dict[Split, list[str]] = {
     "train": (
-        "eggs,onions,apples,lemons,potatoes,bananas,garlic cloves,bay leaves,limes,red peppers,carrots,cucumbers"
+        "eggs,onions,apples,lemons,potatoes,bananas,garlic cloves,bay leaves,limes,red peppers,carrots,cucumbers,"
+        "peaches,mangoes,radishes,aubergines,sweet potatoes,tortillas,figs,egg yolks,chicken breasts,kiwis"
     ).split(","),
     "test": ("shallots,oranges,pears,avocados,plums,courgettes").split(","),
 }
@@ -56,7 +59,7 @@ def _quantity(rng: random.Random, metric: bool) -> tuple[str, float]:
 
 def _make(rng: random.Random, split: Split) -> Item:
     unit: str | None
-    if rng.random() < 0.2:
+    if rng.random() < 0.3:
         written, amount, unit = *rng.choice([(str(n), n) for n in range(2, 13)] + list(_NUMBERS.items())[1:]), None
         item = rng.choice(["", "large ", "small ", "ripe "]) + rng.choice(_WHOLE[split])
         text = f"{written} {item}"

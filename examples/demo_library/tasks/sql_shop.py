@@ -15,48 +15,88 @@ CREATE TABLE orders (id INTEGER PRIMARY KEY, customer_id INTEGER, product_id INT
 
 _CATEGORIES: dict[Split, list[str]] = {
     "train": "shoes toys books garden kitchen music sports tools lamps bags".split(),
-    "test": "games furniture jewellery camping stationery".split(),
+    "test": "games furniture clothing camping drinks".split(),
 }
 
 _QUESTIONS: list[tuple[str, list[str], list[str]]] = [
     (
         "SELECT COUNT(*) FROM products WHERE category = '{category}';",
-        ["How many products are in the {category} category", "Count the products we sell in {category}"],
+        [
+            "How many products are in the {category} category",
+            "Count the products we sell in {category}",
+            "Give me the number of different {category} products",
+            "The number of products we have under {category}",
+        ],
         ["What is the number of products in category {category}"],
     ),
     (
         "SELECT name FROM products WHERE price < {price};",
-        ["Which products cost less than {price}", "List all products cheaper than {price}"],
+        [
+            "Which products cost less than {price}",
+            "List all products cheaper than {price}",
+            "What can I buy for a price under {price}",
+            "Show products priced below {price}",
+        ],
         ["Show the products with a price below {price}"],
     ),
     (
         "SELECT name FROM products WHERE price > {price};",
-        ["Which products cost more than {price}", "List all products that are more expensive than {price}"],
+        [
+            "Which products cost more than {price}",
+            "List all products that are more expensive than {price}",
+            "What do we sell for a price over {price}",
+            "Show products priced above {price}",
+        ],
         ["Show the products with a price above {price}"],
     ),
     (
         "SELECT AVG(price) FROM products WHERE category = '{category}';",
-        ["What is the average price of products in {category}", "Average price in the {category} category"],
+        [
+            "What is the average price of products in {category}",
+            "Average price in the {category} category",
+            "How much does a {category} product cost on average",
+            "The mean price of our {category} products",
+        ],
         ["How expensive are {category} products on average"],
     ),
     (
         "SELECT name FROM products WHERE category = '{category}' ORDER BY price DESC LIMIT 1;",
-        ["What is the most expensive product in {category}", "Find the priciest {category} product"],
+        [
+            "What is the most expensive product in {category}",
+            "Find the priciest {category} product",
+            "Which product has the highest price in the {category} category",
+            "Which {category} product costs the most",
+        ],
         ["Which {category} product has the highest price"],
     ),
     (
         "SELECT name FROM products WHERE category = '{category}' ORDER BY price LIMIT 1;",
-        ["What is the cheapest product in {category}", "Find the lowest priced {category} product"],
+        [
+            "What is the cheapest product in {category}",
+            "Find the lowest priced {category} product",
+            "Which product has the lowest price in the {category} category",
+            "Which {category} product costs the least",
+        ],
         ["Which {category} product has the lowest price"],
     ),
     (
         "SELECT name FROM customers WHERE city = '{city}';",
-        ["Which customers live in {city}", "List the customers from {city}"],
+        [
+            "Which customers live in {city}",
+            "List the customers from {city}",
+            "Show the names of customers in {city}",
+            "Who are our customers in {city}",
+        ],
         ["Show me the names of all customers in {city}"],
     ),
     (
         "SELECT COUNT(*) FROM customers WHERE city = '{city}';",
-        ["How many customers live in {city}", "Count our customers from {city}"],
+        [
+            "How many customers live in {city}",
+            "Count our customers from {city}",
+            "Give me the number of customers who live in {city}",
+            "The number of our customers from {city}",
+        ],
         ["What is the number of customers in {city}"],
     ),
     (
@@ -64,18 +104,30 @@ _QUESTIONS: list[tuple[str, list[str], list[str]]] = [
         [
             "Which products have fewer than {stock} items in stock",
             "List products with less than {stock} pieces left in stock",
+            "Show products with a stock under {stock}",
+            "Of which products is the stock lower than {stock}",
         ],
         ["Show the products whose stock is below {stock}"],
     ),
     (
         "SELECT COUNT(*) FROM orders JOIN customers ON customers.id = orders.customer_id "
         "WHERE customers.name = '{person}';",
-        ["How many orders did {person} place", "Count the orders of {person}"],
+        [
+            "How many orders did {person} place",
+            "Count the orders of {person}",
+            "Give me the number of orders by {person}",
+            "The number of orders that {person} has placed",
+        ],
         ["What is the number of orders placed by {person}"],
     ),
     (
         "SELECT COUNT(*) FROM orders WHERE day = '{day}';",
-        ["How many orders came in on {day}", "Count the orders placed on {day}"],
+        [
+            "How many orders came in on {day}",
+            "Count the orders placed on {day}",
+            "Give me the number of orders dated {day}",
+            "The number of orders we got on {day}",
+        ],
         ["What is the number of orders on {day}"],
     ),
 ]

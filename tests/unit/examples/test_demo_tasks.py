@@ -215,9 +215,8 @@ def test_cron_expressions() -> None:
     for sample in all_samples("cron_schedule"):
         fields = sample.answer.split(" ")
         assert len(fields) == 5 and all(_FIELD.fullmatch(field) for field in fields)
-        if clock := re.search(r"(\d+)(?::(\d\d))? (am|pm)", sample.prompt):
-            hour = int(clock[1]) % 12 + (12 if clock[3] == "pm" else 0)
-            assert fields[:2] == [str(int(clock[2] or 0)), str(hour)]
+        if clock := re.search(r"\b(\d\d?):(\d\d)", sample.prompt):
+            assert fields[:2] == [str(int(clock[2])), str(int(clock[1]))]
         for index, day in enumerate(["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"]):
             if re.search(rf"(every|on) {day}", sample.prompt):
                 assert fields[2:] == ["*", "*", str(index)]
