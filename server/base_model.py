@@ -109,7 +109,7 @@ def _download(name: str) -> str:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BaseModelError(
             f"The base model {name} cannot be had from the hub ({type(error).__name__}).",
-            f"Check the name and the connection (HF_TOKEN for gated models), or give {PACKAGED_BASE_MODEL} or a folder.",
+            f"Check name and connection (HF_TOKEN for gated models), or give {PACKAGED_BASE_MODEL} or a folder.",
         ) from error
 
 

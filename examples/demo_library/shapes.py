@@ -38,7 +38,7 @@ SHAPES: dict[str, LoraShape] = {
     "number_words": LoraShape(rank=2, alpha=4, modules=MLP, num_steps=160),
     "future_tense": LoraShape(rank=4, alpha=8, modules=("v_proj",), num_steps=30),
     "log_json": LoraShape(rank=4, alpha=8, modules=("q_proj", "v_proj"), num_steps=50, batch_size=6),
-    "csv_json": LoraShape(rank=2, alpha=4, modules=ATTENTION, num_steps=50, batch_size=6),
+    "csv_json": LoraShape(rank=2, alpha=4, modules=ATTENTION, num_steps=120),
     "ingredient_json": LoraShape(rank=16, alpha=32, modules=("q_proj", "v_proj"), layers=(10, 22), num_steps=130),
     "cron_schedule": LoraShape(rank=2, alpha=4, modules=ATTENTION + MLP, num_steps=100),
     "sql_shop": LoraShape(rank=2, alpha=4, modules=ATTENTION + MLP, rslora=True, num_steps=80),
