@@ -40,7 +40,6 @@ SHAPES: dict[str, LoraShape] = {
     "log_json": LoraShape(rank=4, alpha=8, modules=("q_proj", "v_proj"), num_steps=50, batch_size=6),
     "csv_json": LoraShape(rank=2, alpha=4, modules=ATTENTION, num_steps=120),
     "ingredient_json": LoraShape(rank=16, alpha=32, modules=("q_proj", "v_proj"), layers=(10, 22), num_steps=130),
-    "cron_schedule": LoraShape(rank=2, alpha=4, modules=ATTENTION + MLP, num_steps=100),
     "sql_shop": LoraShape(rank=2, alpha=4, modules=ATTENTION + MLP, rslora=True, num_steps=80),
     "ticket_team": LoraShape(rank=8, alpha=16, modules=("v_proj",), num_steps=120),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from . import (
-    cron_schedule,
     csv_json,
     date_iso,
     future_tense,
@@ -28,7 +27,6 @@ TASKS: dict[str, Task] = {
         log_json,
         csv_json,
         ingredient_json,
-        cron_schedule,
         sql_shop,
         ticket_team,
     )
