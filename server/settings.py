@@ -79,7 +79,8 @@ class Settings(BaseSettings):
     embed_cache_entries: int = Field(20_000, ge=0, description="Embeddings kept in memory, least recently used go.")
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="Number format of the engine; auto is the base model's own."
+        "auto",
+        description="Number format of the engine; auto is the base model's own, or float32 on a CPU without bfloat16.",
     )
     max_loras: int = Field(8, ge=1, le=1024, description="Experts that one batch of the engine can hold.")
     max_lora_rank: int = Field(64, description="Largest rank of an expert.")

@@ -95,7 +95,7 @@ def engine_command(options: EngineOptions) -> EngineCommand:
         "--host", "127.0.0.1",
         "--port", str(port),
         "--served-model-name", "base",
-        "--dtype", options.dtype,
+        "--dtype", "float32" if on_cpu and options.dtype == "auto" and not _computes_bf16() else options.dtype,
         "--max-model-len", str(options.max_model_len),
         "--enable-lora",
         "--max-loras", str(options.max_loras),
@@ -145,6 +145,14 @@ def _has_distribution(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def _computes_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself; where it only emulates that, float32 is about twice as fast."""
+    try:
+        return "bf16" in Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return True
 
 
 def _loads(library: str) -> bool:
