@@ -26,7 +26,7 @@ from routers.embedders.base import Embedder, Encoder
 from routers.embedders.batching import BatchingEmbedder
 from server.admission import Admission
 from server.answer import Limits
-from server.auth import Authenticator
+from server.auth import LOOPBACK_NAMES, Authenticator
 from server.draining import Drainer
 from server.engine.connector import TimedConnector
 from server.engine.pool import EnginePool
@@ -42,8 +42,6 @@ from server.settings import Settings, SettingsError
 
 IDLE_CONNECTION_S = 4.0
 """Kept-alive connections to engines are closed by us before a server with the usual 5 s does it."""
-
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 log = structlog.get_logger(__name__)
 
@@ -220,7 +218,7 @@ def _base_spec(model: str) -> BaseSpec | None:
 
 async def refuse_exposure(settings: Settings, library: Library) -> None:
     """Raise `SettingsError` if strangers could reach a gateway without keys."""
-    if settings.host in LOOPBACK or any(key.revoked_at is None for key in await library.keys.list()):
+    if settings.host in LOOPBACK_NAMES or any(key.revoked_at is None for key in await library.keys.list()):
         return
     raise SettingsError(
         f"Will not listen on {settings.host} without API keys: anybody who reaches this machine could use it.\n"

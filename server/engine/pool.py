@@ -100,10 +100,6 @@ class EnginePool:
         """Why the pool is not ready, for people."""
         return "; ".join(f"{r.name}: {r.health.detail or 'ready'}" for r in self.replicas)
 
-    def resident(self) -> frozenset[str]:
-        """Experts in use on any replica."""
-        return frozenset().union(*(r.residency.experts for r in self.replicas))
-
     def num_using(self, expert_id: str) -> int:
         """Requests under way that use an expert."""
         return sum(replica.recipes[expert_id] for replica in self.replicas)
