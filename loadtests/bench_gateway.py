@@ -20,6 +20,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from bench.cases import BARE, CACHED, DIRECT, FRESH, OFF, Capacity, Case, Latency, Target
@@ -52,12 +53,19 @@ class Options:
     embedder: str
     library: Path
     gateway_arg: list[str]
+    pin: bool
     out: Path | None
 
     @property
     def warmup_s(self) -> float:
         """Before every measured part."""
         return min(1.0, self.seconds / 4)
+
+    @property
+    def target_cores(self) -> frozenset[int] | None:
+        """Half of the processors, for what is measured alone; None if it shares all of them."""
+        cores = sorted(os.sched_getaffinity(0))
+        return frozenset(cores[len(cores) // 2 :]) if self.pin and len(cores) > 1 else None
 
     @property
     def saturation_s(self) -> float:
@@ -145,12 +153,16 @@ class Bench:
 
 def start_targets(options: Options, children: Children, folder: Path, notes: list[str]) -> list[Target]:
     """Start everything; what cannot be measured is left out with a note."""
+    cores = options.target_cores
+    if cores:
+        os.sched_setaffinity(0, os.sched_getaffinity(0) - cores)  # us, the engine and the load generator
     engine = _start_engine(options, children)
     engine_url = f"http://127.0.0.1:{engine.port}"
     port = free_port()
     command = [sys.executable, str(HERE / "bare_proxy.py"), "--port", str(port), "--engine-url", engine_url]
-    bare = children.start("bare-proxy", command, port, "/health")
-    off = _start_gateway("gateway-off", options, children, folder, engine_url, ["--embedder", "hashing"])
+    bare = children.start("bare-proxy", command, port, "/health", cores=cores)
+    start_gateway = partial(_start_gateway, options=options, children=children, folder=folder, cores=cores)
+    off = start_gateway("gateway-off", engine_url, ["--embedder", "hashing"])
     targets = [
         Target(DIRECT, engine.port, Process(engine.pid), "base", "few"),
         Target(BARE, bare.port, Process(bare.pid), "base", "few"),
@@ -166,7 +178,7 @@ def start_targets(options: Options, children: Children, folder: Path, notes: lis
     library.write_text(json.dumps(manifests), "utf-8")
     arguments = ["--embedder", options.embedder, "--library", str(library)]
     try:
-        routed = _start_gateway("gateway-routed", options, children, folder, engine_url, arguments)
+        routed = start_gateway("gateway-routed", engine_url, arguments)
     except NotReady as error:
         notes.append(f"Routed cases were left out: {error}")
         return targets
@@ -201,14 +213,21 @@ def _start_engine(options: Options, children: Children) -> Child:
 
 
 def _start_gateway(
-    name: str, options: Options, children: Children, folder: Path, engine_url: str, arguments: list[str]
+    name: str,
+    engine_url: str,
+    arguments: list[str],
+    *,
+    options: Options,
+    children: Children,
+    folder: Path,
+    cores: frozenset[int] | None,
 ) -> Child:
     port = free_port()
     command = [
         *moergate_command(), "serve", "--port", str(port), "--home", str(folder / name), "--engine-url", engine_url,
         *arguments, *options.gateway_arg,
     ]  # fmt: skip
-    return children.start(name, command, port, "/readyz", timeout_s=180)
+    return children.start(name, command, port, "/readyz", timeout_s=180, cores=cores)
 
 
 def describe_run(options: Options) -> dict[str, str]:
@@ -218,6 +237,7 @@ def describe_run(options: Options) -> dict[str, str]:
     commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
     name = commit.stdout.strip() or "unknown"
+    cores = options.target_cores
     speed = f"{options.tokens_per_s:g} tokens/s" if options.tokens_per_s else "no wait between tokens"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -226,6 +246,7 @@ def describe_run(options: Options) -> dict[str, str]:
         "commit": f"`{name}`" + (" with changes" if changed.stdout.strip() else ""),
         "command": f"`{shown_command(sys.argv[1:])}`",
         "engine": f"fake, {options.ttft_ms:g} ms to the first token, {speed}, {options.num_tokens} tokens an answer",
+        "processors": f"{sorted(cores)} for what is measured alone" if cores else "shared by everything",
         "method": f"{options.rounds} rounds of {options.seconds:g} s, {options.arrivals} arrivals, "
         f"{options.concurrency} callers in the closed loop; median (least to largest) over rounds",
     }
@@ -257,6 +278,12 @@ def parse_options(arguments: list[str]) -> Options:
     parser.add_argument("--embedder", default="all-MiniLM-L6-v2", help="of the routed cases (%(default)s)")
     parser.add_argument("--library", type=Path, default=DEMO_LIBRARY, help="library.json of the routed cases")
     parser.add_argument("--gateway-arg", action="append", default=[], help="passed on to moergate serve; repeat")
+    parser.add_argument(
+        "--pin",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="give what is measured half of the processors for itself (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, help="file for the report; it is printed too")
     parser.add_argument("--quick", action="store_true", help="one short round: does it work, not how fast is it")
     given = vars(parser.parse_args(arguments))

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from server.body import EventSplitter, ModelRewriter
+from server.deadline import Deadline
 from server.engine.errors import EngineFault
 from server.engine.pool import PooledResponse
 from server.errors import EngineLost, EngineTimeout, GatewayError, error_body
@@ -58,6 +59,7 @@ class Answer:
 
     Args:
         response: The engine's answer.
+        deadline: Runs already; for the whole answer, or for a stream's first token.
         plan: What was executed.
         origin: The request.
         limits: Longest waits.
@@ -69,6 +71,7 @@ class Answer:
     def __init__(
         self,
         response: PooledResponse,
+        deadline: Deadline,
         plan: Plan,
         origin: Origin,
         limits: Limits,
@@ -77,6 +80,7 @@ class Answer:
         release: Callable[[], None],
     ) -> None:
         self._response = response
+        self._deadline = deadline
         self._plan = plan
         self._origin = origin
         self._limits = limits
@@ -108,9 +112,10 @@ class Answer:
             EngineTimeout: The answer took too long.
         """
         try:
-            async with asyncio.timeout_at(self._deadline(self._limits.total_s)):
-                payload = b"".join([chunk async for chunk in self._response.inner.chunks()])
-        except TimeoutError:
+            payload = await self._response.inner.read()
+        except asyncio.CancelledError:
+            if not self._deadline.claims():
+                raise
             raise self._fail(_too_slow("the whole answer", self._limits.total_s)) from None
         except EngineFault as error:
             raise self._fail(_broke_off(error)) from None
@@ -122,18 +127,20 @@ class Answer:
         """Send whole server-sent events as they come; a failure ends them with an error event, never in silence."""
         splitter = EventSplitter()
         try:
-            async with asyncio.timeout_at(self._deadline(self._limits.first_token_s)) as limit:
-                async for chunk in self._response.inner.chunks():
-                    if self._first_byte_at is None:
-                        self._first_byte_at = time.perf_counter()
-                        limit.reschedule(self._deadline(self._limits.total_s))
-                    events = splitter.feed(chunk)
-                    if events:
-                        await send(self._rewrite(self._tokens.events(events)))
-                rest = splitter.rest()
-                if rest:
-                    await send(self._rewrite(self._tokens.events(rest)))
-        except TimeoutError:
+            async for chunk in self._response.inner.chunks():
+                if self._first_byte_at is None:
+                    self._first_byte_at = time.perf_counter()
+                    waited_s = self._first_byte_at - self._origin.received_at
+                    self._deadline.move(self._limits.total_s - waited_s)
+                events = splitter.feed(chunk)
+                if events:
+                    await send(self._rewrite(self._tokens.events(events)))
+            rest = splitter.rest()
+            if rest:
+                await send(self._rewrite(self._tokens.events(rest)))
+        except asyncio.CancelledError:
+            if not self._deadline.claims():
+                raise
             started = self._first_byte_at is not None
             limit_s = self._limits.total_s if started else self._limits.first_token_s
             await send(
@@ -147,6 +154,7 @@ class Answer:
         if self._finished:
             return
         self._finished = True
+        self._deadline.end()
         self._response.close()
         self._release()
         duration_s = time.perf_counter() - self._origin.received_at
@@ -177,10 +185,6 @@ class Answer:
             overhead_ms=round(self._origin.overhead_s * 1000, 2),
             output_tokens=self._tokens.output_tokens,
         )
-
-    def _deadline(self, limit_s: float) -> float:
-        waited_s = time.perf_counter() - self._origin.received_at
-        return asyncio.get_running_loop().time() + limit_s - waited_s
 
     def _fail(self, error: GatewayError) -> GatewayError:
         self._failed = error

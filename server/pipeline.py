@@ -22,6 +22,7 @@ from server.admission import Admission
 from server.answer import Answer, Limits, Origin
 from server.auth import Authenticator, Principal
 from server.body import JsonBody, parse_body
+from server.deadline import Deadline
 from server.engine.base import EngineRequest
 from server.engine.pool import EnginePool, PooledResponse
 from server.engine.recipes import Base
@@ -99,12 +100,13 @@ class Pipeline:
             request = EngineRequest(call.path, body.with_usage() if hide_usage else body, plan.recipe, call.request_id)
             overhead_s = time.perf_counter() - call.received_at - (read - authenticated)
             self._observe(authenticated - call.received_at, admitted - read, plan)
-            response = await self._forward(request)
+            response, deadline = await self._forward(request, call.received_at)
         except BaseException:
             self._admission.release()
             raise
         origin = Origin(call.request_id, call.path, call.received_at, overhead_s, hide_usage)
-        return Answer(response, plan, origin, self._limits, self._metrics, self._access_log, self._admission.release)
+        finished = self._admission.release
+        return Answer(response, deadline, plan, origin, self._limits, self._metrics, self._access_log, finished)
 
     async def explain(self, call: Call) -> tuple[Plan, dict[str, float]]:
         """Decide as `run` would, without generating: the plan, and the time of each phase in milliseconds."""
@@ -127,13 +129,17 @@ class Pipeline:
             return Plan(target, Base())
         return await self._planner.plan(target, call.path, body, catalog, principal, call.request_id)
 
-    async def _forward(self, request: EngineRequest) -> PooledResponse:
+    async def _forward(self, request: EngineRequest, received_at: float) -> tuple[PooledResponse, Deadline]:
+        """Hand a request to the pool; the deadline goes on to run for the answer."""
         limit_s = self._limits.first_token_s if request.body.stream else self._limits.total_s
+        deadline = Deadline(received_at + limit_s - time.perf_counter())
         try:
-            async with asyncio.timeout(limit_s):
-                return await self._pool.forward(request)
-        except TimeoutError:
-            raise EngineTimeout(f"The engine did not begin to answer within {limit_s:g} s.") from None
+            return await self._pool.forward(request), deadline
+        except BaseException as error:
+            deadline.end()
+            if isinstance(error, asyncio.CancelledError) and deadline.claims():
+                raise EngineTimeout(f"The engine did not begin to answer within {limit_s:g} s.") from None
+            raise
 
     def _observe(self, auth_s: float, queue_s: float, plan: Plan) -> None:
         phases = self._metrics.phases

@@ -120,7 +120,7 @@ class Planner:
         try:
             response = await self._pool.forward(EngineRequest("/detokenize", body, Base(), request_id))
             try:
-                payload = b"".join([chunk async for chunk in response.inner.chunks()])
+                payload = await response.inner.read()
             finally:
                 response.close()
             text = parse_body(payload).fields.get("prompt")

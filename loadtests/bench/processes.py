@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -42,9 +43,12 @@ class Child:
         command: What to run.
         port: Where it will listen.
         folder: Where its log goes.
+        cores: The only processors that it may use; None stands for all of ours.
     """
 
-    def __init__(self, name: str, command: Sequence[str], port: int, folder: Path) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], port: int, folder: Path, cores: frozenset[int] | None = None
+    ) -> None:
         self.name = name
         self.port = port
         self._log = folder / f"{name}.log"
@@ -52,7 +56,12 @@ class Child:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MOERGATE_")}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                list(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                preexec_fn=partial(os.sched_setaffinity, 0, cores) if cores else None,
             )
 
     @property
@@ -108,13 +117,21 @@ class Children:
         self._folder = folder
         self._running: list[Child] = []
 
-    def start(self, name: str, command: Sequence[str], port: int, ready: str, timeout_s: float = 60.0) -> Child:
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        port: int,
+        ready: str,
+        timeout_s: float = 60.0,
+        cores: frozenset[int] | None = None,
+    ) -> Child:
         """Start a process and wait until it is ready; one that does not get ready is ended.
 
         Raises:
             NotReady: With the end of its log.
         """
-        child = Child(name, command, port, self._folder)
+        child = Child(name, command, port, self._folder, cores)
         self._running.append(child)
         try:
             child.wait_ready(ready, timeout_s)

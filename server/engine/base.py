@@ -55,6 +55,10 @@ class EngineResponse(Protocol):
         """Body bytes as they arrive; raises `EngineBroke` if the engine breaks off."""
         ...
 
+    async def read(self) -> bytes:
+        """The whole body; raises as `chunks`, which must not have been used."""
+        ...
+
     def close(self) -> None:
         """Release the connection; unless the body was read to its end, the engine drops the request."""
         ...

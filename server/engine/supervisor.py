@@ -123,10 +123,18 @@ def engine_command(options: EngineOptions) -> EngineCommand:
 
 
 def _cpu_environment() -> dict[str, str]:
-    """All cores for the engine, and the faster allocator and OpenMP library where they are installed."""
-    env: dict[str, str] = {}
-    if hasattr(os, "sched_getaffinity"):
-        env["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
+    """One process with all cores computes, and is forked; the faster allocator and OpenMP library where installed."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    env = {
+        "MOERGATE_FORK_ENGINE": "1",
+        # Lets the engine core compute by itself; vLLM would put another process in between to set OpenMP up, as
+        # the following lines do here. Workers of a tensor-parallel engine still get vLLM's own binding.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(len(cores))),
+        "KMP_BLOCKTIME": "5",
+        "KMP_TPAUSE": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+    }
     found = [_tcmalloc(), Path(sys.prefix) / "lib" / "libiomp5.so"]
     preload = [str(path) for path in found if path and path.exists()]
     if preload:

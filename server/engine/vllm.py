@@ -36,7 +36,14 @@ class VllmResponse:
             async for chunk in self._response.content.iter_any():
                 yield chunk
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise EngineBroke(f"The engine broke off its answer ({type(error).__name__}).") from error
+            raise _broke(error) from error
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        try:
+            return await self._response.read()
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise _broke(error) from error
 
     def close(self) -> None:
         """End the connection, or give it back if the body was read."""
@@ -44,6 +51,10 @@ class VllmResponse:
             self._response.release()
         else:
             self._response.close()
+
+
+def _broke(error: Exception) -> EngineBroke:
+    return EngineBroke(f"The engine broke off its answer ({type(error).__name__}).")
 
 
 class VllmEngine:

@@ -20,6 +20,8 @@ def register() -> None:
     check_vllm()
     from server.vllm_plugin.punica import install_on_cpu
     from server.vllm_plugin.resolver import install_resolver
+    from server.vllm_plugin.startup import fork_engine_core
 
     install_resolver(adapters_dir)
     install_on_cpu()
+    fork_engine_core()

@@ -29,6 +29,8 @@ _RELIED_ON: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("vllm.lora.punica_wrapper.punica_cpu", "PunicaWrapperCPU.add_lora_logits", ("self", "y", "x")),
     ("vllm.lora.punica_wrapper.punica_cpu", "PunicaWrapperCPU.token_lora_indices", ()),
     ("vllm.platforms.interface", "Platform.get_punica_wrapper", ()),
+    ("vllm.v1.engine.utils", "get_mp_context", ()),
+    ("vllm.v1.engine.core", "EngineCoreProc.run_engine_core", ()),
 )
 
 

@@ -32,7 +32,7 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 async def read(engine: Engine, asked: EngineRequest) -> bytes:
     response = await engine.forward(asked)
     try:
-        return b"".join([chunk async for chunk in response.chunks()])
+        return await response.read()
     finally:
         response.close()
 
@@ -90,8 +90,23 @@ async def test_closing_an_answer_cancels_the_work(session: aiohttp.ClientSession
                 await asyncio.sleep(0.001)
 
 
+async def test_chunks_and_read_give_the_same_bytes(session: aiohttp.ClientSession) -> None:
+    async with http_server(FakeEngine()) as url:
+        whole = await read(VllmEngine(url, session), request(stream=True))
+        response = await VllmEngine(url, session).forward(request(stream=True))
+        parts = [chunk async for chunk in response.chunks()]
+        response.close()
+    assert whole.endswith(b"data: [DONE]\n\n")
+    assert whole.count(b"data: ") == b"".join(parts).count(b"data: ")
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_an_engine_that_breaks_off_is_noticed(session: aiohttp.ClientSession) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+async def test_an_engine_that_breaks_off_is_noticed(whole: bool, session: aiohttp.ClientSession) -> None:
     async with http_server(FakeEngine(break_after=2)) as url:
-        with pytest.raises(EngineBroke):
-            await read(VllmEngine(url, session), request(stream=True, max_tokens=9))
+        response = await VllmEngine(url, session).forward(request(stream=True, max_tokens=9))
+        try:
+            with pytest.raises(EngineBroke):
+                await response.read() if whole else [chunk async for chunk in response.chunks()]
+        finally:
+            response.close()

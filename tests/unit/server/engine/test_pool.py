@@ -32,6 +32,9 @@ class Answering:
     async def chunks(self) -> AsyncIterator[bytes]:
         yield b"{}"
 
+    async def read(self) -> bytes:
+        return b"{}"
+
     def close(self) -> None:
         self.closed += 1
 

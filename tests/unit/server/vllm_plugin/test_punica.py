@@ -55,12 +55,14 @@ def test_rows_without_an_expert_keep_their_bits() -> None:
     assert not torch.equal(y[1], before[1])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of vLLM's own imports
 def test_what_the_plugin_relies_on_is_there() -> None:
     from server.vllm_plugin.requirements import check_vllm
 
     check_vllm()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_changed_vllm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from server.vllm_plugin import requirements
 

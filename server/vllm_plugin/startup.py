@@ -1,0 +1,39 @@
+"""A quicker start on the CPU: the engine core is forked from the API server instead of spawned.
+
+A spawned process imports all of vLLM anew, which takes longer than everything else at start-up. On the CPU there is no
+device state that a fork could break, and the fork comes before anything is loaded or computed. The CPU platform
+insists on spawning, so its context is replaced where the engine core is started; workers of a tensor-parallel
+engine are spawned as before. ``MOERGATE_FORK_ENGINE=1`` asks for it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from functools import wraps
+from multiprocessing.context import BaseContext
+from typing import Any
+
+from vllm.platforms import current_platform
+from vllm.v1.engine import utils
+from vllm.v1.engine.core import EngineCoreProc
+
+_run_engine_core = EngineCoreProc.run_engine_core
+
+
+def fork_engine_core() -> None:
+    """Make vLLM fork its engine core, if it runs on a CPU and the environment asks for it."""
+    if current_platform.is_cpu() and os.environ.get("MOERGATE_FORK_ENGINE") == "1":
+        utils.get_mp_context = _fork_context
+        EngineCoreProc.run_engine_core = staticmethod(_run_forked)
+
+
+def _fork_context() -> BaseContext:
+    return multiprocessing.get_context("fork")
+
+
+@wraps(_run_engine_core)
+def _run_forked(*args: Any, **kwargs: Any) -> Any:
+    signal.set_wakeup_fd(-1)  # inherited: a signal to this process would wake the API server's event loop
+    return _run_engine_core(*args, **kwargs)
