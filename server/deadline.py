@@ -1,7 +1,7 @@
 """A limit on a request's time that reaches over several blocks of code, with one timer for all of them.
 
-``asyncio.timeout`` belongs to one ``async with``; a request is forwarded in one place and read in another, and two of them
-cost more than the rest of the timing together.
+``asyncio.timeout`` belongs to one ``async with``; a request is forwarded in one place and read in another, and two
+of them cost more than the rest of the timing together.
 """
 
 from __future__ import annotations
