@@ -24,7 +24,9 @@ from adapters_registry.errors import AdapterNotFound, InvalidAdapter, Problem, q
 from adapters_registry.limits import AdapterLimits
 from adapters_registry.locks import file_lock
 from adapters_registry.names import nearest, split_expert_id
+from adapters_registry.recipe_texts import RecipeTexts
 from adapters_registry.records import AdapterRecord, AdapterState, Manifest, parse_examples, utc_now
+from adapters_registry.safetensors_header import HeaderError
 from adapters_registry.storage import AdapterStorage
 from adapters_registry.stores.base import AdapterStore, KeyStore
 from adapters_registry.stores.database import Database
@@ -53,6 +55,7 @@ class Library:
         self.base = base
         self.limits = limits
         self.storage = storage
+        self.texts = RecipeTexts(storage.root)
         self.keys: KeyStore = SqlKeyStore(database)
         self._database = database
         self._adapters: AdapterStore = SqlAdapterStore(database)
@@ -138,6 +141,7 @@ class Library:
                 raise InvalidAdapter([*found, *error.problems]) from None
             facts = validate_adapter(room, self.base, self.limits, found=found)
             self.storage.commit(room, facts)
+            self.storage.derive(facts.sha256)
             return facts
 
     async def _record(self, manifest: Manifest, facts: AdapterFacts, actor: str) -> AdapterRecord:
@@ -233,6 +237,14 @@ class Library:
         self.storage.clean_incoming(older_than_s)
         orphans = [sha256 for sha256 in self.storage.iter_all() if sha256 not in needed]
         return sum(self.storage.remove(sha256) for sha256 in orphans if self.storage.age_s(sha256) >= older_than_s)
+
+    async def derive_missing(self) -> None:
+        """Compute what is derived from active experts' files and is not there, as after a restore or an upgrade."""
+        for record in await self.list():
+            try:
+                await asyncio.to_thread(self.storage.derive, record.sha256)
+            except (OSError, ValueError, HeaderError) as error:
+                _log.error("expert's files are damaged", expert=record.expert_id, error=str(error))
 
     async def find_damaged(self) -> tuple[AdapterRecord, ...]:
         """Active experts whose files are missing or changed; reads every file, so it is for `doctor` and tests."""

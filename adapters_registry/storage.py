@@ -1,6 +1,7 @@
 """Where adapters' files live: one immutable folder per content, made whole or not at all.
 
     <root>/<sha256>/adapter_config.json, adapter_model.safetensors      files 0444, addressed by content
+    <root>/.prototypes/<sha256>.safetensors                             what is derived from a content for gates
     <root>/.incoming/<uuid>/                                            the waiting room: copies that are being judged
     <root>/.lock                                                        held shared by registrations, alone by removals
 
@@ -20,12 +21,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters_registry import files
+from adapters_registry import files, prototypes
+from adapters_registry.content import content_hash
 from adapters_registry.errors import InvalidAdapter, Problem, StorageUnwritable
 from adapters_registry.limits import AdapterLimits
 from adapters_registry.peft_support import CONFIG_FILE
 from adapters_registry.tensors import WEIGHTS_FILE
-from adapters_registry.validation import AdapterFacts, content_hash
+from adapters_registry.validation import AdapterFacts
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -36,6 +38,7 @@ class AdapterStorage:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.incoming = root / ".incoming"
+        self.prototypes = root / ".prototypes"
         self.lock_file = root / ".lock"
 
     def prepare(self) -> None:
@@ -43,6 +46,7 @@ class AdapterStorage:
         with files.storage_errors(self.root):
             try:
                 self.incoming.mkdir(parents=True, exist_ok=True)
+                self.prototypes.mkdir(exist_ok=True)
                 self.lock_file.touch()
             except FileExistsError as error:
                 raise StorageUnwritable(self.root, "a file is in the way") from error
@@ -143,12 +147,23 @@ class AdapterStorage:
                 raise InvalidAdapter([Problem(WEIGHTS_FILE, what, "Register it again, and leave the folder alone.")])
             return self.commit(room, facts)
 
+    def derive(self, sha256: str) -> Path:
+        """Compute the prototypes of a stored content unless they are there, whole or not at all; returns their file."""
+        target = self.prototypes / f"{sha256}.safetensors"
+        if not target.exists():
+            derived = prototypes.encode(prototypes.prototypes_of(self.path_of(sha256) / WEIGHTS_FILE))
+            with self.waiting_room() as room, files.storage_errors(self.root, len(derived)):
+                files.write_new(room / target.name, derived)
+                (room / target.name).rename(target)
+        return target
+
     # -- removing -----------------------------------------------------------------------------------------------
 
     def remove(self, sha256: str) -> bool:
         """Remove a content; False if it was not there. The caller makes sure that nobody needs it."""
         target = self.path_of(sha256)
         with files.storage_errors(self.root):
+            (self.prototypes / f"{sha256}.safetensors").unlink(missing_ok=True)
             if not target.exists():
                 return False
             self._set_aside(target)

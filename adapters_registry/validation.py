@@ -10,7 +10,6 @@ same training result has the same version, however its config was written.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from adapters_registry.base_spec import BaseSpec
+from adapters_registry.content import content_hash
 from adapters_registry.errors import InvalidAdapter, Problem, quote
 from adapters_registry.files import NotRegular, SourceFolder, digest
 from adapters_registry.limits import AdapterLimits
@@ -76,11 +76,6 @@ class AdapterFacts:
     config: bytes
     weights_sha256: str
     warnings: tuple[str, ...] = ()
-
-
-def content_hash(config: bytes, weights_sha256: str) -> str:
-    """The hash that names an adapter's content, of the normalised config and the weights' own hash."""
-    return hashlib.sha256(config + weights_sha256.encode("ascii")).hexdigest()
 
 
 def check_listing(source: SourceFolder, limits: AdapterLimits) -> list[Problem]:

@@ -6,7 +6,7 @@ principal may not see is absent: unknown and hidden names give the same answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from adapters_registry.names import nearest
 from adapters_registry.records import AdapterRecord
 from server.auth import Principal
-from server.engine.recipes import Base, Recipe, RecipeError, Single, parse
+from server.engine.recipes import Base, Ensemble, Recipe, RecipeError, SetRef, Single, bind, parse, parse_asked
 from server.errors import BadRequest, ModelNotFound
 from server.policies import LivePolicy
 
@@ -25,7 +25,7 @@ DEFAULT_POLICY = "auto"
 class Target:
     """What a ``model`` means: something to execute, or a policy that will decide."""
 
-    kind: Literal["base", "expert", "policy"]
+    kind: Literal["base", "expert", "policy", "recipe"]
     asked: str
     recipe: Recipe | None = None
     policy: LivePolicy | None = None
@@ -39,11 +39,13 @@ class Catalog:
         base_names: Names of the base; the first is the one that is shown.
         experts: Active experts by id.
         policies: Policies by name.
+        text_of: Text of a long recipe by its digest, or None.
     """
 
     base_names: tuple[str, ...]
     experts: Mapping[str, AdapterRecord] = field(default_factory=dict)
     policies: Mapping[str, LivePolicy] = field(default_factory=dict)
+    text_of: Callable[[str], str | None] = field(default=lambda _digest: None)
 
     @cached_property
     def _by_name(self) -> dict[str, AdapterRecord]:
@@ -60,7 +62,7 @@ class Catalog:
 
         Raises:
             ModelNotFound: With the nearest names that the caller may see.
-            BadRequest: The text is a recipe that is not executed yet.
+            BadRequest: The text looks like a recipe, but is none that can be executed.
         """
         asked = model or DEFAULT_POLICY
         if asked in self.base_names or asked == "base":
@@ -72,11 +74,32 @@ class Catalog:
         if record is not None and principal.may_use(record.name):
             return Target("expert", asked, recipe=Single(record.expert_id))
         if "(" in asked or asked.startswith("set:"):
-            try:
-                parse(asked)
-            except RecipeError as error:
-                raise BadRequest(str(error), param="model") from None
+            return Target("recipe", asked, recipe=self._recipe(asked, principal))
         raise self._not_found(asked, principal)
+
+    def _recipe(self, asked: str, principal: Principal) -> Recipe:
+        """A recipe as a caller wrote it, bound to the versions of the experts that the caller may use."""
+        try:
+            recipe = parse_asked(asked)
+            if isinstance(recipe, SetRef):
+                text = self.text_of(recipe.digest)
+                if text is None:
+                    raise self._not_found(asked, principal)
+                recipe = parse(text)
+            recipe = bind(recipe, lambda expert: self._visible_id(expert, principal))
+        except RecipeError as error:
+            raise BadRequest(str(error), param="model") from None
+        except ValueError as error:
+            raise BadRequest(f"The recipe cannot be executed: {error}.", param="model") from None
+        if isinstance(recipe, Ensemble):
+            raise BadRequest("ensemble(...) is understood, but not executed yet; use mix(...).", param="model")
+        return recipe
+
+    def _visible_id(self, expert: str, principal: Principal) -> str:
+        record = self._by_name.get(expert) or self.experts.get(expert)
+        if record is None or not principal.may_use(record.name):
+            raise self._not_found(expert, principal)
+        return record.expert_id
 
     def listing(self, principal: Principal) -> list[dict[str, Any]]:
         """Entries of ``GET /v1/models`` for this caller: base, policies, experts."""

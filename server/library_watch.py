@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
@@ -49,7 +50,7 @@ class LibraryWatcher:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._reading = asyncio.Lock()
-        self.catalog = Catalog(base_names)
+        self.catalog = Catalog(base_names, text_of=library.texts.get)
         self.problem = "the library has not been read yet"
 
     def start(self) -> None:
@@ -70,7 +71,7 @@ class LibraryWatcher:
                 self._on_change()
                 records = await self._library.list()
                 experts = {record.expert_id: record for record in records}
-                self.catalog = Catalog(self.catalog.base_names, experts, self.catalog.policies)
+                self.catalog = replace(self.catalog, experts=experts)
                 self._metrics.experts.set(len(experts))
                 self._revision = revision
         self._wake.set()
@@ -85,7 +86,7 @@ class LibraryWatcher:
                 if self._revision != fitted_to or self._policies.missing:
                     revision = self._revision
                     policies = await self._policies.refresh(tuple(self.catalog.experts.values()))
-                    self.catalog = Catalog(self.catalog.base_names, self.catalog.experts, policies)
+                    self.catalog = replace(self.catalog, policies=policies)
                     fitted_to = revision
             except RegistryError as error:
                 self.problem = str(error)

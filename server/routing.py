@@ -23,7 +23,7 @@ from server.catalog import Catalog, Target
 from server.engine.base import EngineRequest
 from server.engine.errors import EngineFault
 from server.engine.pool import EnginePool
-from server.engine.recipes import Base, Recipe, Single
+from server.engine.recipes import Base, Gate, Mix, Recipe, Single, experts_of, mix_of
 from server.errors import GatewayError
 from server.metrics import Metrics
 from server.policies import LivePolicy
@@ -38,14 +38,14 @@ class Plan:
     Attributes:
         target: What the caller asked for.
         recipe: What the engine gets.
-        record: The expert's record, if one is used.
+        records: The records of the experts that are used.
         decision: The router's answer, if a policy was asked.
         embed_s, route_s: Time taken by each, in seconds.
     """
 
     target: Target
     recipe: Recipe
-    record: AdapterRecord | None = None
+    records: tuple[AdapterRecord, ...] = ()
     decision: Decision | None = None
     embed_s: float = 0.0
     route_s: float = 0.0
@@ -57,8 +57,14 @@ class Plan:
 
     @property
     def expert_name(self) -> str:
-        """The expert's name for metrics, or ``base``."""
-        return self.record.name if self.record else "base"
+        """For metrics: the expert's name, ``base``, or the kind of what several experts do."""
+        match self.recipe:
+            case Mix():
+                return "mix"
+            case Gate():
+                return "gate"
+            case _:
+                return self.records[0].name if self.records else "base"
 
 
 class Planner:
@@ -82,18 +88,19 @@ class Planner:
         policy = target.policy
         if policy is None:
             recipe = target.recipe or Base()
-            return Plan(target, recipe, _record_of(recipe, catalog))
+            return Plan(target, recipe, _records_of(recipe, catalog))
         started = time.perf_counter()
         query = await self._query(policy, path, body, catalog, principal, request_id)
         embedded = time.perf_counter()
         decision = await asyncio.to_thread(policy.router.route, query) if policy.slow else policy.router.route(query)
         recipe = _recipe_of(decision)
-        record = _record_of(recipe, catalog)
-        if record is None:  # it was removed while the router decided
-            recipe = Base()
+        records = _records_of(recipe, catalog)
+        if len(records) < len(experts_of(recipe)):  # one was removed while the router decided
+            recipe, records = Base(), ()
         routed = time.perf_counter()
-        self._metrics.record_decision(policy.name, record.name if record else None, decision.confidence)
-        return Plan(target, recipe, record, decision, embedded - started, routed - embedded)
+        plan = Plan(target, recipe, records, decision, embedded - started, routed - embedded)
+        self._metrics.record_decision(policy.name, plan.expert_name if records else None, decision.confidence)
+        return plan
 
     async def _query(
         self, policy: LivePolicy, path: str, body: JsonBody, catalog: Catalog, principal: Principal, request_id: str
@@ -131,12 +138,13 @@ class Planner:
 
 
 def _recipe_of(decision: Decision) -> Recipe:
-    """The recipe that executes a decision; a mix needs an engine that can mix, which comes with gated multi-LoRA."""
+    """The recipe that executes a decision."""
     if decision.abstained:
         return Base()
-    best = max(decision.experts, key=lambda expert: expert.weight)
-    return Single(best.expert_id)
+    if len(decision.experts) == 1:
+        return Single(decision.experts[0].expert_id)
+    return mix_of({expert.expert_id: expert.weight for expert in decision.experts})
 
 
-def _record_of(recipe: Recipe, catalog: Catalog) -> AdapterRecord | None:
-    return catalog.experts.get(recipe.expert_id) if isinstance(recipe, Single) else None
+def _records_of(recipe: Recipe, catalog: Catalog) -> tuple[AdapterRecord, ...]:
+    return tuple(record for expert in experts_of(recipe) if (record := catalog.experts.get(expert)) is not None)

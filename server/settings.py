@@ -82,7 +82,10 @@ class Settings(BaseSettings):
         "auto",
         description="Number format of the engine; auto is the base model's own, or float32 on a CPU without bfloat16.",
     )
-    max_loras: int = Field(8, ge=1, le=1024, description="Experts that one batch of the engine can hold.")
+    max_loras: int = Field(8, ge=1, le=1024, description="Experts that are resident in the engine at once (slots).")
+    max_recipes: int = Field(
+        32, ge=1, le=1024, description="Different experts, mixes and gates that the engine computes in one batch."
+    )
     max_lora_rank: int = Field(64, description="Largest rank of an expert.")
     max_model_len: int = Field(4096, ge=16, description="Longest prompt and answer together, in tokens.")
     kv_cache_gib: float = Field(2.0, gt=0, description="Memory of the engine's KV cache on a CPU, in GiB.")

@@ -20,6 +20,7 @@ from adapters_registry.base_spec import BaseSpec
 from adapters_registry.errors import RegistryError
 from adapters_registry.library import ADAPTERS_FOLDER, LEFTOVER_AGE_S, Library
 from adapters_registry.limits import AdapterLimits
+from adapters_registry.recipe_texts import RecipeTexts
 from adapters_registry.records import parse_manifest
 from routers.artefacts import ArtefactStore
 from routers.embedders.base import Embedder, Encoder
@@ -108,10 +109,11 @@ class Gateway:
         await self.library.close()
 
     async def _clean_up(self) -> None:
-        """Remove what an earlier end left behind: files that no record refers to, uploads that were not finished."""
+        """Remove what an earlier end left behind, files without a record and old uploads; derive what is missing."""
         await asyncio.to_thread(_remove_old, self.settings.home / "uploads")
         try:
             await self.library.clean_orphans()
+            await self.library.derive_missing()
         except RegistryError as error:
             log.warning("leftovers not removed", error=str(error))
 
@@ -157,7 +159,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         raise
     session = _session(settings, metrics)
     embedder = BatchingEmbedder(encoder, cache_entries=settings.embed_cache_entries)
-    supervisor, engines = _engines(settings, model, session, metrics)
+    supervisor, engines = _engines(settings, model, session, metrics, library.texts)
     pool = EnginePool(engines, metrics)
     if supervisor:
         pool.on_ready = supervisor.note_ready
@@ -248,16 +250,17 @@ def _session(settings: Settings, metrics: Metrics) -> aiohttp.ClientSession:
 
 
 def _engines(
-    settings: Settings, model: str, session: aiohttp.ClientSession, metrics: Metrics
+    settings: Settings, model: str, session: aiohttp.ClientSession, metrics: Metrics, texts: RecipeTexts
 ) -> tuple[EngineSupervisor | None, list[tuple[str, VllmEngine]]]:
     if settings.engine_url:
-        remote = [(url, VllmEngine(url, session, key=settings.engine_key)) for url in settings.engine_url]
+        remote = [(url, VllmEngine(url, session, key=settings.engine_key, texts=texts)) for url in settings.engine_url]
         return None, remote
     options = EngineOptions(
         model=model,
         adapters_dir=(settings.home / ADAPTERS_FOLDER).absolute(),
         dtype=settings.dtype,
         max_loras=settings.max_loras,
+        max_recipes=settings.max_recipes,
         max_lora_rank=settings.max_lora_rank,
         max_model_len=settings.max_model_len,
         kv_cache_gib=settings.kv_cache_gib,
@@ -265,4 +268,4 @@ def _engines(
     )
     supervisor = EngineSupervisor(engine_command(options), metrics)
     command = supervisor.command
-    return supervisor, [("local", VllmEngine(command.url, session, key=command.key, base_model="base"))]
+    return supervisor, [("local", VllmEngine(command.url, session, key=command.key, base_model="base", texts=texts))]

@@ -74,11 +74,18 @@ class EngineHealth:
 
 @dataclass(frozen=True, slots=True)
 class Residency:
-    """What an engine reports of itself: the experts in use now, and its queue."""
+    """What an engine reports of itself.
+
+    Attributes:
+        experts: Those that are resident; of a stock vLLM, those in use now.
+        num_running, num_waiting: Its batch and its queue.
+        has_plugin: Whether it executes mixes and gates.
+    """
 
     experts: frozenset[str] = frozenset()
     num_running: int = 0
     num_waiting: int = 0
+    has_plugin: bool = False
 
 
 class Engine(Protocol):

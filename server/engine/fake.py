@@ -9,6 +9,7 @@ ASGI application, so that a load test measures the gateway and not this. What th
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
+_EXPERT = re.compile(r"[a-z0-9][a-z0-9_.-]*@[0-9a-f]{8}")
 GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 
 
@@ -40,6 +42,7 @@ class FakeEngine:
         known: Names of models that it accepts besides ``base``; None accepts all.
         break_after: Close the connection in the middle after so many tokens of a stream; None never does.
         healthy: What ``/health`` says.
+        has_plugin: Whether it says that it executes mixes and gates.
         cancelled: Requests whose caller went away before the end.
     """
 
@@ -49,10 +52,16 @@ class FakeEngine:
     known: frozenset[str] | None = None
     break_after: int | None = None
     healthy: bool = True
+    has_plugin: bool = True
     cancelled: int = 0
     running: int = 0
     seen: deque[Seen] = field(default_factory=lambda: deque(maxlen=1000))
     served: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def resident(self) -> set[str]:
+        """Experts of all recipes that were served."""
+        return {expert for name in self.served for expert in _EXPERT.findall(name)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
@@ -89,6 +98,9 @@ class FakeEngine:
                 'vllm:num_requests_waiting{engine="0"} 0.0\n'
                 f'vllm:lora_requests_info{{max_lora="8",running_lora_adapters="{names}"}} 1.0\n'
             )
+            if self.has_plugin:
+                text += 'moergate_plugin_info{vllm="fake"} 1.0\n'
+                text += "".join(f'moergate_expert_resident{{expert="{name}"}} 1.0\n' for name in sorted(self.resident))
             await _send(send, text.encode(), 200, b"text/plain")
         else:
             await _json(send, {"detail": "Not Found"}, 404)

@@ -15,8 +15,8 @@ import structlog
 
 from server.engine.base import Engine, EngineHealth, EngineRequest, EngineResponse, Residency
 from server.engine.errors import EngineUnreachable
-from server.engine.recipes import Base, Recipe
-from server.errors import EngineLost, Unavailable
+from server.engine.recipes import Base, Recipe, Single, experts_of
+from server.errors import BadRequest, EngineLost, Unavailable
 from server.metrics import Metrics
 
 POLL_READY_S = 5.0
@@ -36,19 +36,24 @@ class Replica:
         self.health = EngineHealth(False, "not asked yet")
         self.residency = Residency()
         self.num_in_flight = 0
-        self.recipes: Counter[str] = Counter()
+        self.experts: Counter[str] = Counter()
 
     def begin(self, recipe: Recipe) -> None:
         """A request with this recipe is under way."""
         self.num_in_flight += 1
-        self.recipes[str(recipe)] += 1
+        self.experts.update(experts_of(recipe))
 
     def end(self, recipe: Recipe) -> None:
         """It has ended."""
         self.num_in_flight -= 1
-        self.recipes[str(recipe)] -= 1
-        if not self.recipes[str(recipe)]:
-            del self.recipes[str(recipe)]
+        for expert in experts_of(recipe):
+            self.experts[expert] -= 1
+            if not self.experts[expert]:
+                del self.experts[expert]
+
+    def can_execute(self, recipe: Recipe) -> bool:
+        """Whether the replica understands it: a stock vLLM serves single experts, the plugin everything."""
+        return isinstance(recipe, Base | Single) or self.residency.has_plugin
 
 
 class PooledResponse:
@@ -102,13 +107,14 @@ class EnginePool:
 
     def num_using(self, expert_id: str) -> int:
         """Requests under way that use an expert."""
-        return sum(replica.recipes[expert_id] for replica in self.replicas)
+        return sum(replica.experts[expert_id] for replica in self.replicas)
 
     async def forward(self, request: EngineRequest) -> PooledResponse:
         """Hand a request to the best replica, to the next one if that cannot be reached.
 
         Raises:
             Unavailable: No replica is ready.
+            BadRequest: None of the ready ones can execute the recipe.
             EngineLost: Every ready replica failed before its first byte.
         """
         tried: set[str] = set()
@@ -136,22 +142,27 @@ class EnginePool:
         ready = [r for r in self.replicas if r.health.ready and r.name not in tried]
         if not ready:
             return None
-        least = min(r.num_in_flight for r in ready)
-        expert = None if isinstance(recipe, Base) else recipe.expert_id
+        able = [r for r in ready if r.can_execute(recipe)]
+        if not able:
+            raise BadRequest(
+                "The engine is a vLLM without Moergate's plugin: one expert a request, no mixes, no gates.",
+                param="model",
+            )
+        least = min(r.num_in_flight for r in able)
+        experts = frozenset(experts_of(recipe))
 
-        def rank(replica: Replica) -> tuple[bool, int]:
-            near = expert in replica.residency.experts and replica.num_in_flight <= least + AFFINITY_SLACK
-            return (not near, replica.num_in_flight)
+        def rank(replica: Replica) -> tuple[int, int]:
+            num_near = len(experts & replica.residency.experts)
+            near = num_near if replica.num_in_flight <= least + AFFINITY_SLACK else 0
+            return (-near, replica.num_in_flight)
 
-        return min(ready, key=rank)
+        return min(able, key=rank)
 
     async def _poll(self, replica: Replica) -> None:
         while True:
-            self._set_health(replica, await replica.engine.health())
-            if replica.health.ready:
-                replica.residency = await replica.engine.residency()
-            else:
-                replica.residency = Residency()
+            health = await replica.engine.health()
+            replica.residency = await replica.engine.residency() if health.ready else Residency()
+            self._set_health(replica, health)
             gauges = self._metrics
             gauges.engine_running.labels(replica.name).set(replica.residency.num_running)
             gauges.engine_waiting.labels(replica.name).set(replica.residency.num_waiting)

@@ -1,21 +1,46 @@
 """The recipe language: the short text that tells the engine what to execute.
 
 A recipe is used as the LoRA name between gateway and engine, so it is its own cache key and every replica can execute
-it without being told first. This module is imported by the vLLM plugin and therefore imports nothing of the gateway.
+it without being told first. This module is imported by the vLLM plugin and therefore imports nothing of the gateway::
 
-Today the language has two forms; mixes, gates and ensembles are part of its grammar later and are refused by name::
+    base                                                        the base model
+    sql@1f3a9c02                                                one expert in one immutable version
+    mix(math@77ab01cd*0.38,sql@1f3a9c02*0.62)                   Σ weight · expert, constant for the request
+    gate(arrow,k=2,t=1;math@77ab01cd,sql@1f3a9c02)              weights per token and module, by a gate
+    ensemble(math@77ab01cd*0.5,sql@1f3a9c02*0.5)                output distributions mixed; parsed, not executed yet
+    set:9c0f4b1e22d07a35                                        a long recipe by the hash of its text
 
-    base              the base model
-    sql@1f3a9c02      one expert in one immutable version (first 8 hex digits of its content hash)
+Texts are canonical: experts sorted, weights with at most two decimals and none of zero, options in one order and
+defaults of ``agg`` left out; equal recipes are equal texts. Reading is lenient in order and decimals, and total:
+every text gives a recipe or a `RecipeError` with a position. A caller may leave versions away (`parse_asked`);
+`bind` puts them in.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, NoReturn
 
 EXPERT_ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}@[0-9a-f]{8}")
-_NOT_YET = ("mix(", "gate(", "ensemble(", "set:")
+MAX_EXPERTS = 64
+MAX_WEIGHT = 100.0
+MAX_TEXT_CHARS = 8192
+LONG_TEXT_CHARS = 512
+"""A longer text goes to the engine by its hash."""
+
+GATES = ("arrow",)
+AGGREGATIONS = ("output", "ab")
+DEFAULT_K = 4
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_VERSION = re.compile(r"[0-9a-f]{8}")
+_NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,12})?")
+_WORD = re.compile(r"[a-z][a-z0-9_]{0,30}")
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 class RecipeError(ValueError):
@@ -46,31 +71,320 @@ class Single:
         return self.expert_id
 
 
-Recipe = Base | Single
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Experts with constant weights; use `mix_of`, which makes the canonical form."""
+
+    weights: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        return f"mix({_weights_text(self.weights)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Experts weighted per token and module; use `gate_of`, which makes the canonical form.
+
+    Attributes:
+        kind: One of `GATES`.
+        experts: Sorted ids.
+        k: How many of them each token may use in each module.
+        temperature: Divides the scores before the softmax.
+        aggregation: ``output`` weights the experts' outputs; ``ab`` averages their A and their B.
+    """
+
+    kind: str
+    experts: tuple[str, ...]
+    k: int
+    temperature: float = 1.0
+    aggregation: Literal["output", "ab"] = "output"
+
+    def __str__(self) -> str:
+        extra = "" if self.aggregation == "output" else f",agg={self.aggregation}"
+        return f"gate({self.kind},k={self.k},t={_number(self.temperature)}{extra};{','.join(self.experts)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """Output distributions of several experts, mixed at every step; not executed yet."""
+
+    weights: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        return f"ensemble({_weights_text(self.weights)})"
+
+
+@dataclass(frozen=True, slots=True)
+class SetRef:
+    """A recipe whose text lies in the store under its hash."""
+
+    digest: str
+
+    def __str__(self) -> str:
+        return f"set:{self.digest}"
+
+
+Recipe = Base | Single | Mix | Gate | Ensemble | SetRef
+
+
+def experts_of(recipe: Recipe) -> tuple[str, ...]:
+    """Ids of the experts that a recipe uses; of a `SetRef` none are known."""
+    match recipe:
+        case Single(expert_id):
+            return (expert_id,)
+        case Mix(weights) | Ensemble(weights):
+            return tuple(expert_id for expert_id, _ in weights)
+        case Gate():
+            return recipe.experts
+        case Base() | SetRef():
+            return ()
+
+
+def mix_of(weights: Mapping[str, float]) -> Recipe:
+    """The canonical recipe of a weighted sum; one expert with weight 1 is that expert.
+
+    Raises:
+        ValueError: A weight is negative, not finite or too large, none is left after rounding, or there are too many.
+    """
+    rounded = _rounded(weights)
+    if len(rounded) == 1 and rounded[0][1] == 1.0:
+        return Single(rounded[0][0])
+    return Mix(rounded)
+
+
+def gate_of(
+    kind: str,
+    experts: Iterable[str],
+    k: int | None = None,
+    temperature: float = 1.0,
+    aggregation: Literal["output", "ab"] = "output",
+) -> Recipe:
+    """The canonical recipe of a gate; over one expert it is that expert, whose weight is always 1.
+
+    Raises:
+        ValueError: An option is out of its range, an expert comes twice, or there are too many.
+    """
+    listed = sorted(experts)
+    if kind not in GATES:
+        raise ValueError(f"there is no gate {kind!r}; there is {', '.join(GATES)}")
+    if not listed:
+        raise ValueError("a gate needs experts")
+    if len(listed) > MAX_EXPERTS:
+        raise ValueError(f"{len(listed)} experts are too many; at most {MAX_EXPERTS}")
+    if len(set(listed)) < len(listed):
+        raise ValueError("an expert comes twice")
+    k = min(DEFAULT_K, len(listed)) if k is None else k
+    if not 1 <= k <= len(listed):
+        raise ValueError(f"k={k} must be from 1 to the number of experts, {len(listed)}")
+    temperature = round(temperature, 4)
+    if not 0.0 < temperature <= MAX_WEIGHT:
+        raise ValueError(f"t={_number(temperature)} must be above 0 and at most {MAX_WEIGHT:g}")
+    if len(listed) == 1:
+        return Single(listed[0])
+    return Gate(kind, tuple(listed), k, temperature, aggregation)
 
 
 def parse(text: str) -> Recipe:
-    """Read a recipe; total: any text gives a recipe or a `RecipeError`."""
-    if text == "base":
-        return Base()
-    for prefix in _NOT_YET:
-        if text.startswith(prefix):
-            raise RecipeError(text, 0, f"{prefix.rstrip('(:')} recipes are not executed yet")
-    if EXPERT_ID.fullmatch(text):
-        return Single(text)
-    match = EXPERT_ID.match(text)
-    if match:
-        raise RecipeError(text, match.end(), "an expert id ends here, but the text goes on")
-    return _explain_bad_id(text)
+    """Read a recipe in which every expert has its version; any text gives a recipe or a `RecipeError`."""
+    return _Reader(text, versions=True).recipe()
 
 
-def _explain_bad_id(text: str) -> Recipe:
-    name, separator, version = text.partition("@")
-    for position, character in enumerate(name):
-        if not re.fullmatch(r"[a-z0-9_.-]", character):
-            raise RecipeError(text, position, f"{character!r} cannot stand in an expert's name")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,62}", name):
-        raise RecipeError(text, 0, "an expert's name has 1 to 63 characters and begins with a letter or digit")
-    if not separator:
-        raise RecipeError(text, len(name), "an expert needs its version: name@ and 8 hex digits")
-    raise RecipeError(text, len(name) + 1, f"{version[:16]!r} is not a version: 8 hex digits are expected")
+def parse_asked(text: str) -> Recipe:
+    """Read a recipe as a caller writes it, where experts may stand without versions."""
+    return _Reader(text, versions=False).recipe()
+
+
+def bind(recipe: Recipe, id_of: Callable[[str], str]) -> Recipe:
+    """The same recipe with every expert replaced by `id_of(expert)`, canonical again.
+
+    Raises:
+        ValueError: Two names mean the same expert, or whatever `id_of` raises.
+    """
+    match recipe:
+        case Single(expert_id):
+            return Single(id_of(expert_id))
+        case Mix(weights):
+            return mix_of(_bound(weights, id_of))
+        case Ensemble(weights):
+            return Ensemble(_rounded(_bound(weights, id_of)))
+        case Gate():
+            ids = [id_of(expert) for expert in recipe.experts]
+            if len(set(ids)) < len(ids):
+                raise ValueError("an expert comes twice")
+            return replace(recipe, experts=tuple(sorted(ids)))
+        case Base() | SetRef():
+            return recipe
+
+
+def digest_of(text: str) -> str:
+    """The hash by which a long recipe is called in ``set:``: 16 hex digits of its text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _bound(weights: Iterable[tuple[str, float]], id_of: Callable[[str], str]) -> dict[str, float]:
+    bound: dict[str, float] = {}
+    for expert, weight in weights:
+        expert_id = id_of(expert)
+        if expert_id in bound:
+            raise ValueError("an expert comes twice")
+        bound[expert_id] = weight
+    return bound
+
+
+def _rounded(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    if len(weights) > MAX_EXPERTS:
+        raise ValueError(f"{len(weights)} experts are too many; at most {MAX_EXPERTS}")
+    for expert, weight in weights.items():
+        if not math.isfinite(weight) or weight < 0 or weight > MAX_WEIGHT:
+            raise ValueError(f"the weight of {expert}, {weight:g}, must be from 0 to {MAX_WEIGHT:g}")
+    kept = tuple((expert, round(weight, 2)) for expert, weight in sorted(weights.items()) if round(weight, 2) > 0)
+    if not kept:
+        raise ValueError("no weight is left; each is rounded to two decimals")
+    return kept
+
+
+def _weights_text(weights: Iterable[tuple[str, float]]) -> str:
+    return ",".join(f"{expert}*{_number(weight)}" for expert, weight in weights)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}".rstrip("0").rstrip(".")
+
+
+class _Reader:
+    """Reads a text from left to right."""
+
+    def __init__(self, text: str, *, versions: bool) -> None:
+        self._text = text
+        self._at = 0
+        self._versions = versions
+
+    def recipe(self) -> Recipe:
+        if len(self._text) > MAX_TEXT_CHARS:
+            self._at = MAX_TEXT_CHARS
+            self._fail(f"a recipe has at most {MAX_TEXT_CHARS} characters")
+        if self._text == "base":
+            return Base()
+        if self._take("mix("):
+            return self._made(lambda: mix_of(self._weights()))
+        if self._take("ensemble("):
+            return self._made(lambda: Ensemble(_rounded(self._weights())))
+        if self._take("gate("):
+            return self._made(self._gate)
+        if self._take("set:"):
+            digest = self._match(_DIGEST, "a set is named by 16 hex digits")
+            self._end()
+            return SetRef(digest)
+        expert = self._expert()
+        if self._at < len(self._text):
+            self._fail("an expert ends here, but the text goes on")
+        return Single(expert)
+
+    def _made(self, make: Callable[[], Recipe]) -> Recipe:
+        started = self._at
+        try:
+            return make()
+        except RecipeError:
+            raise
+        except ValueError as error:
+            self._at = started
+            self._fail(str(error))
+
+    def _weights(self) -> dict[str, float]:
+        weights: dict[str, float] = {}
+        while True:
+            started = self._at
+            expert = self._expert()
+            if expert in weights:
+                self._at = started
+                self._fail(f"{expert} comes twice")
+            self._expect("*", "a weight is expected, as in name*0.5")
+            if self._text.startswith("-", self._at):
+                self._fail("a weight cannot be negative")
+            weights[expert] = float(self._match(_NUMBER, "a weight is a number such as 0.5"))
+            if not self._take(","):
+                break
+        self._close()
+        return weights
+
+    def _gate(self) -> Recipe:
+        kind = self._match(_WORD, f"a gate begins with its kind: {', '.join(GATES)}")
+        k: int | None = None
+        temperature = 1.0
+        aggregation: Literal["output", "ab"] = "output"
+        seen: set[str] = set()
+        while self._take(","):
+            started = self._at
+            name = self._match(_WORD, "an option is expected: k=, t= or agg=")
+            if name in seen or name not in ("k", "t", "agg"):
+                self._at = started
+                self._fail(f"{name!r} comes twice" if name in seen else f"there is no option {name!r}; k, t or agg")
+            seen.add(name)
+            self._expect("=", "an option has a value, as in k=2")
+            if name == "k":
+                k = int(self._match(re.compile("[0-9]{1,3}"), "k is a whole number"))
+            elif name == "t":
+                temperature = float(self._match(_NUMBER, "t is a positive number"))
+            else:
+                word = self._match(_WORD, "agg is output or ab")
+                if word == "ab":
+                    aggregation = "ab"
+                elif word != "output":
+                    self._at -= len(word)
+                    self._fail("agg is output or ab")
+        self._expect(";", "';' and the experts are expected")
+        experts = [self._expert()]
+        while self._take(","):
+            experts.append(self._expert())
+        self._close()
+        return gate_of(kind, experts, k, temperature, aggregation)
+
+    def _expert(self) -> str:
+        started = self._at
+        match = _NAME.match(self._text, started)
+        if match is None or (match.end() < len(self._text) and self._text[match.end()] not in "@*,;)"):
+            self._explain_bad_name(started if match is None else match.end(), started)
+        self._at = match.end() if match else started
+        if self._take("@"):
+            self._match(_VERSION, "is not a version: 8 hex digits are expected", quoted=True)
+        elif self._versions:
+            self._fail("an expert needs its version: name@ and 8 hex digits")
+        return self._text[started : self._at]
+
+    def _explain_bad_name(self, at: int, started: int) -> NoReturn:
+        self._at = at
+        if at < len(self._text) and not re.match(r"[a-z0-9_.-]", self._text[at]):
+            if at == started and self._text[at] in "*,;)@":
+                self._fail("an expert is expected")
+            self._fail(f"{self._text[at]!r} cannot stand in an expert's name")
+        self._at = started
+        self._fail("an expert's name has 1 to 63 characters and begins with a letter or digit")
+
+    def _close(self) -> None:
+        self._expect(")", "',' or ')' is expected")
+        self._end()
+
+    def _end(self) -> None:
+        if self._at < len(self._text):
+            self._fail("the recipe ends here, but the text goes on")
+
+    def _take(self, token: str) -> bool:
+        if self._text.startswith(token, self._at):
+            self._at += len(token)
+            return True
+        return False
+
+    def _expect(self, token: str, reason: str) -> None:
+        if not self._take(token):
+            self._fail(reason)
+
+    def _match(self, pattern: re.Pattern[str], reason: str, *, quoted: bool = False) -> str:
+        match = pattern.match(self._text, self._at)
+        if match is None:
+            shown = f"{self._text[self._at : self._at + 16]!r} " if quoted else ""
+            self._fail(shown + reason)
+        self._at = match.end()
+        return match.group()
+
+    def _fail(self, reason: str) -> NoReturn:
+        raise RecipeError(self._text, min(self._at, len(self._text)), reason)

@@ -66,6 +66,7 @@ class EngineOptions:
     adapters_dir: Path
     dtype: str
     max_loras: int
+    max_recipes: int
     max_lora_rank: int
     max_model_len: int
     kv_cache_gib: float
@@ -98,7 +99,7 @@ def engine_command(options: EngineOptions) -> EngineCommand:
         "--dtype", "float32" if on_cpu and options.dtype == "auto" and not _computes_bf16() else options.dtype,
         "--max-model-len", str(options.max_model_len),
         "--enable-lora",
-        "--max-loras", str(options.max_loras),
+        "--max-loras", str(options.max_recipes),  # what vLLM's scheduler counts; the plugin has slots of its own
         "--max-lora-rank", str(options.max_lora_rank),
         "--enable-request-id-headers",
         "--disable-uvicorn-access-log",
@@ -109,6 +110,7 @@ def engine_command(options: EngineOptions) -> EngineCommand:
     argv += options.extra_args
     env = {
         "MOERGATE_ADAPTERS_DIR": str(options.adapters_dir),
+        "MOERGATE_EXPERT_SLOTS": str(options.max_loras),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_API_KEY": key,
         "VLLM_NO_USAGE_STATS": "1",

@@ -5,19 +5,23 @@ All engines share the one HTTP session of the process. The client passes bytes o
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
 
 import aiohttp
 from yarl import URL
 
+from adapters_registry.recipe_texts import RecipeTexts
 from server.engine.base import EngineHealth, EngineRequest, Residency
 from server.engine.errors import EngineBroke, EngineUnreachable
-from server.engine.recipes import Base, Recipe
+from server.engine.recipes import LONG_TEXT_CHARS, Base, Recipe, digest_of
 
 _RUNNING = re.compile(r"^vllm:num_requests_running(?:\{[^}]*\})? ([0-9.e+]+)", re.MULTILINE)
 _WAITING = re.compile(r"^vllm:num_requests_waiting(?:\{[^}]*\})? ([0-9.e+]+)", re.MULTILINE)
 _LORAS = re.compile(r'^vllm:lora_requests_info\{[^}]*running_lora_adapters="([^"]*)"[^}]*\} ([0-9.e+]+)', re.MULTILINE)
+_PLUGIN = re.compile(r"^moergate_plugin_info\{[^}]*\} 1", re.MULTILINE)
+_RESIDENT = re.compile(r'^moergate_expert_resident\{expert="([^"]*)"\} 1', re.MULTILINE)
 _PROBE_TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 
@@ -65,20 +69,28 @@ class VllmEngine:
         session: The process's HTTP session.
         key: Its API key, if it wants one.
         base_model: Its name for the base; None asks the server at the first health check.
+        texts: Where long recipes are kept for it; without, they go to it whole.
     """
 
     def __init__(
-        self, url: str, session: aiohttp.ClientSession, *, key: str | None = None, base_model: str | None = None
+        self,
+        url: str,
+        session: aiohttp.ClientSession,
+        *,
+        key: str | None = None,
+        base_model: str | None = None,
+        texts: RecipeTexts | None = None,
     ) -> None:
         self.url = url
         self._session = session
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._base_model = base_model
+        self._texts = texts
         self._urls: dict[str, URL] = {}
 
     async def forward(self, request: EngineRequest) -> VllmResponse:
         """See `server.engine.base.Engine`."""
-        model = self._name_of(request.recipe)
+        model = await self._name_of(request.recipe)
         headers = {"content-type": "application/json", "x-request-id": request.request_id, **self._headers}
         body = request.body.with_model(model)
         for attempt in (1, 2):
@@ -118,9 +130,11 @@ class VllmEngine:
                 text = await response.text()
         except (aiohttp.ClientError, ConnectionError, TimeoutError, UnicodeDecodeError):
             return Residency()
+        has_plugin = _PLUGIN.search(text) is not None
         newest = max(_LORAS.findall(text), key=lambda found: float(found[1]), default=("", ""))
         return Residency(
-            experts=frozenset(name for name in newest[0].split(",") if name),
+            experts=frozenset(_RESIDENT.findall(text) if has_plugin else filter(None, newest[0].split(","))),
+            has_plugin=has_plugin,
             num_running=round(sum(map(float, _RUNNING.findall(text)))),
             num_waiting=round(sum(map(float, _WAITING.findall(text)))),
         )
@@ -157,7 +171,13 @@ class VllmEngine:
             url = self._urls[path] = URL(self.url + path, encoded=True)
         return url
 
-    def _name_of(self, recipe: Recipe) -> str:
+    async def _name_of(self, recipe: Recipe) -> str:
         if isinstance(recipe, Base):
             return self._base_model or "base"
-        return str(recipe)
+        text = str(recipe)
+        if len(text) <= LONG_TEXT_CHARS or self._texts is None:
+            return text
+        digest = digest_of(text)
+        if not self._texts.knows(digest):
+            await asyncio.to_thread(self._texts.put, text)
+        return f"set:{digest}"

@@ -1,8 +1,14 @@
-"""What runs inside vLLM: it finds experts by their id and does the LoRA arithmetic on the CPU right.
+"""What runs inside vLLM: it executes recipes, one expert, a mix or a gate, in one batch with everybody else's.
 
 vLLM calls `register` through the entry point group ``vllm.general_plugins`` in its API server, its engine
 core and its workers. All that we rely on inside vLLM is named and checked in
 `server.vllm_plugin.requirements`. Nothing of the gateway is imported but the recipe language.
+
+    resolver    API server: a model's name → recipe → LoRARequest          store    experts' files, checked
+    manager     worker: recipe → experts in slots                          plans    a recipe as the arithmetic needs it
+    punica      worker: vLLM's mapping and layers → ours                   batch    rows of a step by recipe
+    linear      worker: y += Σ g_e(x) s_e B_e A_e x                        gates    g_e
+    startup     how the engine core is started on a CPU                    stats    what residency costs
 """
 
 from __future__ import annotations
@@ -11,17 +17,19 @@ import os
 
 
 def register() -> None:
-    """Install the resolver, and on the CPU the arithmetic; a vLLM that knows no library is left alone."""
+    """Install everything; a vLLM that knows no library is left alone."""
     adapters_dir = os.environ.get("MOERGATE_ADAPTERS_DIR")
     if not adapters_dir:
         return
     from server.vllm_plugin.requirements import check_vllm
 
     check_vllm()
-    from server.vllm_plugin.punica import install_on_cpu
+    from server.vllm_plugin.manager import install_manager
     from server.vllm_plugin.resolver import install_resolver
     from server.vllm_plugin.startup import fork_engine_core
+    from server.vllm_plugin.stats import install_stats
 
     install_resolver(adapters_dir)
-    install_on_cpu()
+    install_manager()
+    install_stats()
     fork_engine_core()

@@ -1,99 +1,112 @@
-"""LoRA arithmetic on the CPU: rows grouped by expert, one product a group.
+"""Where vLLM's layers meet our arithmetic: the objects that they take for its LoRA kernels.
 
-    y[rows of e] += s · (x[rows of e] A_eᵀ) B_eᵀ        for every expert e in the batch, every slice of the module
-
-vLLM's own CPU kernels copy A and B once for every token, and index the slots with -1 for rows without an expert, which
-gives such rows the last slot's expert. Here rows without an expert are in no group. The embedding and lm_head take no
-adapters (the registry refuses them), so their wrappers do nothing. On other devices vLLM's kernels stay.
+On the CPU ours does everything: vLLM's own kernels copy A and B once for every token, and index the slots with -1 for
+rows without an expert, which gives such rows the last slot's expert. On other devices requests for one expert keep
+vLLM's kernels, and only mixes and gates are ours.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
-from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-from vllm.platforms import current_platform
 
-Rows: TypeAlias = slice | torch.Tensor
+from server.vllm_plugin.batch import Batch
+from server.vllm_plugin.linear import ExpertLinear
+from server.vllm_plugin.plans import Plan
 
 
-def group_rows(slots: torch.Tensor) -> list[tuple[int, Rows]]:
-    """Group the rows of a batch by slot.
+class Slots(Protocol):
+    """What is resident; `server.vllm_plugin.manager.ExpertModelManager`."""
+
+    batch: Batch
+    plans: Mapping[int, Plan]
+    ranks: Mapping[str, int]
+    names: Mapping[int, str]
+
+
+class BatchWrapper:
+    """Takes vLLM's mapping of tokens to LoRAs once a step.
 
     Args:
-        slots: Shape (num_rows,), int64; -1 where a row has no expert.
-
-    Returns:
-        Each slot in use with its rows: a slice if they are contiguous, else indices.
+        slots: What is resident.
+        theirs: vLLM's own wrapper for the device, which keeps requests for one expert; None on the CPU.
     """
-    groups: list[tuple[int, Rows]] = []
-    for slot in torch.unique(slots).tolist():
-        if slot < 0:
-            continue
-        indices = torch.nonzero(slots == slot).flatten()
-        first, last = int(indices[0]), int(indices[-1])
-        contiguous = last - first + 1 == indices.numel()
-        groups.append((slot, slice(first, last + 1) if contiguous else indices))
-    return groups
 
+    def __init__(self, slots: Slots, theirs: Any | None) -> None:
+        self._slots = slots
+        self.theirs = theirs
 
-class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
-    """vLLM's CPU wrapper with grouped products in place of the per-token ones."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._groups: list[tuple[int, Rows]] = []
-
-    def update_metadata(self, *args: Any, **kwargs: Any) -> None:
-        """Called once a step, before the forward pass: group the rows of the batch."""
-        super().update_metadata(*args, **kwargs)
-        self._groups = group_rows(self.token_lora_indices)
-
-    def add_lora_linear(
-        self,
-        y: torch.Tensor,
-        x: torch.Tensor,
-        lora_a_stacked: tuple[torch.Tensor, ...],
-        lora_b_stacked: tuple[torch.Tensor, ...],
-        scale: float,
-        output_slices: tuple[int, ...],
-        **_unused: Any,
+    def update_metadata(
+        self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **kwargs: Any
     ) -> None:
-        """Add the experts' part to a linear module's output, in place.
+        """As vLLM calls it before the forward pass."""
+        slots = self._slots
+        if self.theirs is None:
+            slots.batch.update(mapping.index_mapping, slots.plans, slots.ranks)
+            return
+        ours, single = split_recipes(mapping.index_mapping, slots.plans, slots.names)
+        _, single_prompts = split_recipes(mapping.prompt_mapping, slots.plans, slots.names)
+        slots.batch.update(ours, slots.plans, slots.ranks)
+        theirs = replace(mapping, index_mapping=single, prompt_mapping=single_prompts)
+        self.theirs.update_metadata(theirs, lora_index_to_id, max_loras, vocab_size, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if self.theirs is None:
+            raise AttributeError(name)
+        return getattr(self.theirs, name)
+
+
+class ModuleWrapper:
+    """Adds the experts' part to one linear module.
+
+    Args:
+        linear: The module's experts.
+        theirs: As for `BatchWrapper`.
+    """
+
+    def __init__(self, linear: ExpertLinear, theirs: Any | None) -> None:
+        self._linear = linear
+        self._theirs = theirs
+
+    def add_lora_linear(self, y: torch.Tensor, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor | None:
+        """As vLLM calls it after the base's own product; in place.
 
         Args:
-            y: Shape (..., sum(output_slices)).
+            y: Shape (..., sum of the slices).
             x: Shape (..., d_in).
-            lora_a_stacked: For each slice, shape (num_slots, 1, max_rank, d_in).
-            lora_b_stacked: For each slice, shape (num_slots, 1, d_out, max_rank); holds the adapter's own scaling.
-            scale: Factor on top.
-            output_slices: Each slice's d_out.
         """
-        if not self._groups:
-            return
-        y = y.view(-1, y.shape[-1])
-        x = x.view(-1, x.shape[-1])
-        for slot, rows in self._groups:
-            x_rows = x[rows]
-            start = 0
-            for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-                inner = x_rows @ a[slot, 0].T
-                if scale != 1.0:
-                    inner *= scale
-                y[rows, start : start + width] += inner @ b[slot, 0].T
-                start += width
+        added = self._theirs.add_lora_linear(y, x, *args, **kwargs) if self._theirs is not None else None
+        self._linear.add(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]))
+        return added
 
-    def add_lora_embedding(self, *_args: Any, **_kwargs: Any) -> None:
-        """Adapters on the embedding are refused at registration."""
-
-    def add_lora_logits(self, *_args: Any, **_kwargs: Any) -> None:
-        """Adapters on lm_head are refused at registration."""
+    def __getattr__(self, name: str) -> Any:
+        if self._theirs is None:
+            raise AttributeError(name)
+        return getattr(self._theirs, name)
 
 
-def install_on_cpu() -> None:
-    """Make vLLM use `GroupedPunicaWrapper`, if it runs on a CPU."""
-    if not current_platform.is_cpu():
-        return
-    qualified = f"{GroupedPunicaWrapper.__module__}.{GroupedPunicaWrapper.__qualname__}"
-    type(current_platform).get_punica_wrapper = classmethod(lambda _cls: qualified)
+def split_recipes(
+    recipe_ids: Sequence[int], plans: Mapping[int, Plan], names: Mapping[int, str]
+) -> tuple[list[int], list[int]]:
+    """Split rows between our arithmetic and vLLM's kernels.
+
+    Args:
+        recipe_ids: Each row's recipe, 0 where there is none.
+        plans: Plans by recipe.
+        names: Experts by the id that vLLM's kernels know.
+
+    Returns:
+        The recipe ids of the rows that are ours, and the expert ids of the rows that are theirs; 0 elsewhere.
+    """
+    int_ids = {name: int_id for int_id, name in names.items()}
+    ours: list[int] = []
+    theirs: list[int] = []
+    for recipe in recipe_ids:
+        plan = plans.get(recipe)
+        is_single = plan is not None and plan.gate is None and plan.weights == (1.0,)
+        ours.append(0 if is_single or plan is None else recipe)
+        theirs.append(int_ids.get(plan.experts[0], 0) if is_single and plan is not None else 0)
+    return ours, theirs

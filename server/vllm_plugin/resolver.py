@@ -1,54 +1,75 @@
-"""Finds an expert's files by its id, so that no load call is needed and any replica can serve any expert.
+"""In vLLM's API server: turns recipes into LoRARequests, refuses bad ones with a reason, and forgets old names.
 
-vLLM's OpenAI server asks a resolver for every ``model`` that it does not know. The id ``name@sha8`` leads to
-the folder of the library's store whose name, the content hash, begins with ``sha8``; folders are immutable,
-so a name never means anything else.
+vLLM asks a resolver for every ``model`` that it does not know, so that no load call is needed and any replica can
+execute any recipe. The canonical text of a recipe never means anything else, so it is the request's name, by which
+vLLM keys its prefix cache.
 """
 
 from __future__ import annotations
 
+import asyncio
+from functools import wraps
+from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels, create_error_response
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
-from server.engine.recipes import RecipeError, Single, parse
+from server.engine.recipes import Base, Single
+from server.vllm_plugin.plans import RecipeRefused
+from server.vllm_plugin.store import ExpertStore
 
 NAME = "moergate"
+MAX_REMEMBERED = 4096
+"""Names that the API server remembers; an older one is resolved again when it is asked for."""
+
+_resolve_lora = OpenAIServingModels.resolve_lora
 
 
-def find_folder(adapters_dir: Path, expert_id: str) -> Path | None:
-    """The folder of an expert's files, or None if there is none or the hash is ambiguous."""
-    version = expert_id.rpartition("@")[2]
-    found = [
-        folder
-        for folder in adapters_dir.glob(version + "*")
-        if len(folder.name) == 64 and (folder / "adapter_config.json").is_file()
-    ]
-    return found[0] if len(found) == 1 else None
+class RecipeResolver(LoRAResolver):  # type: ignore[misc]
+    """Resolves recipes against the library's store."""
 
-
-class LibraryResolver(LoRAResolver):  # type: ignore[misc]
-    """Resolves expert ids to folders of the library's store."""
-
-    def __init__(self, adapters_dir: Path) -> None:
-        self._adapters_dir = adapters_dir
+    def __init__(self, store: ExpertStore) -> None:
+        self._store = store
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        """The expert's LoRARequest, or None if the name is no expert of ours; vLLM sets the integer id itself."""
-        try:
-            recipe = parse(lora_name)
-        except RecipeError:
+        """The recipe's LoRARequest, or None if the name is none of ours; vLLM sets the integer id itself.
+
+        Raises:
+            RecipeRefused: It is a recipe, but cannot be executed.
+        """
+        return await asyncio.to_thread(self._resolve, lora_name)
+
+    def _resolve(self, name: str) -> LoRARequest | None:
+        recipe = self._store.recipe_of(name)
+        if recipe is None or isinstance(recipe, Base):
             return None
-        if not isinstance(recipe, Single):
+        plan = self._store.check(recipe)
+        if plan is None:
             return None
-        folder = find_folder(self._adapters_dir, recipe.expert_id)
-        if folder is None:
-            return None
-        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(folder))
+        # The path is where the worker finds what to do: an expert's folder, or the text of the recipe.
+        path = str(self._store.folder_of(recipe.expert_id)) if isinstance(recipe, Single) else str(recipe)
+        return LoRARequest(lora_name=name, lora_int_id=1, lora_path=path)
+
+
+@wraps(_resolve_lora)
+async def _resolve_bounded(self: Any, lora_name: str) -> Any:
+    try:
+        return await _resolve_lora(self, lora_name)
+    except RecipeRefused as error:
+        return create_error_response(message=str(error), err_type="BadRequestError", status_code=HTTPStatus.BAD_REQUEST)
+    finally:
+        lock = self.lora_resolver_lock.get(lora_name)
+        if lock is not None and not lock.locked():
+            del self.lora_resolver_lock[lora_name]
+        while len(self.lora_requests) > MAX_REMEMBERED:
+            del self.lora_requests[next(iter(self.lora_requests))]
 
 
 def install_resolver(adapters_dir: str) -> None:
     """Register the resolver with vLLM, once in a process."""
     if NAME not in LoRAResolverRegistry.get_supported_resolvers():
-        LoRAResolverRegistry.register_resolver(NAME, LibraryResolver(Path(adapters_dir)))
+        LoRAResolverRegistry.register_resolver(NAME, RecipeResolver(ExpertStore(Path(adapters_dir))))
+        OpenAIServingModels.resolve_lora = _resolve_bounded

@@ -122,12 +122,6 @@ async def test_wrong_paths_and_methods_are_openai_errors(http: httpx.AsyncClient
     assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_allowed")
 
 
-async def test_recipes_that_are_not_executed_yet_are_named(http: httpx.AsyncClient) -> None:
-    response = await http.post("/v1/completions", json={"model": "mix(sql*0.5,dates*0.5)", "prompt": "x"})
-    assert response.status_code == 400
-    assert "not executed yet" in response.json()["error"]["message"]
-
-
 async def test_prompts_of_token_ids_are_decoded_and_routed(http: httpx.AsyncClient, running: Running) -> None:
     response = await http.post("/v1/completions", json={"model": "auto", "prompt": [1, 2, 3]})
     assert response.status_code == 200

@@ -86,12 +86,12 @@ def test_a_missing_system_library_is_named(tmp_path: Path, monkeypatch: pytest.M
     pytest.importorskip("vllm", reason="vLLM is not installed")
     monkeypatch.setattr("server.engine.supervisor._loads", lambda _library: False)
     with pytest.raises(EngineMissing, match="libnuma1"):
-        engine_command(EngineOptions("model", tmp_path, "auto", 4, 16, 512, 1.0))
+        engine_command(EngineOptions("model", tmp_path, "auto", 4, 8, 16, 512, 1.0))
 
 
 def test_the_command_keeps_to_loopback_with_a_key_of_its_own(tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    options = EngineOptions("model", tmp_path, "auto", 4, 16, 512, 1.0, ("--seed", "7"))
+    options = EngineOptions("model", tmp_path, "auto", 4, 8, 16, 512, 1.0, ("--seed", "7"))
     first, second = engine_command(options), engine_command(options)
     assert first.argv[first.argv.index("--host") + 1] == "127.0.0.1"
     assert first.argv[-2:] == ("--seed", "7")

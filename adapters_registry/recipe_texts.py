@@ -1,0 +1,70 @@
+"""Long recipes by the hash of their text, so that a request can carry the hash instead.
+
+    <root>/.recipes/<16 hex digits>      the canonical text; never changes, made whole or not at all
+
+The gateway writes, every replica on the same store reads. Blocks, but for what is remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections import OrderedDict
+from pathlib import Path
+
+from adapters_registry import files
+
+FOLDER = ".recipes"
+MAX_REMEMBERED = 4096
+
+_DIGEST = re.compile(r"[0-9a-f]{16}")
+
+
+class RecipeTexts:
+    """The texts below the root of the adapters' store. Raises StorageFull and StorageUnwritable."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._folder = root / FOLDER
+        self._known: OrderedDict[str, str] = OrderedDict()
+
+    def knows(self, digest: str) -> bool:
+        """Whether a text is remembered, so that `get` and `put` need not touch the disk."""
+        return digest in self._known
+
+    def put(self, text: str) -> str:
+        """Keep a text; returns its digest. Durable when this returns."""
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if digest in self._known:
+            return digest
+        target = self._folder / digest
+        if not target.exists():
+            with files.storage_errors(self._root, len(text)):
+                self._folder.mkdir(exist_ok=True)
+                scratch = self._folder / f".{uuid.uuid4().hex}"
+                files.write_new(scratch, text.encode())
+                scratch.rename(target)
+                files.fsync_folder(self._folder)
+        self._remember(digest, text)
+        return digest
+
+    def get(self, digest: str) -> str | None:
+        """The text of a digest, or None if there is none or it is damaged."""
+        if digest in self._known:
+            return self._known[digest]
+        if _DIGEST.fullmatch(digest) is None:
+            return None
+        try:
+            text = (self._folder / digest).read_text("utf-8")
+        except (OSError, UnicodeDecodeError):
+            return None
+        if hashlib.sha256(text.encode()).hexdigest()[:16] != digest:
+            return None
+        self._remember(digest, text)
+        return text
+
+    def _remember(self, digest: str, text: str) -> None:
+        self._known[digest] = text
+        while len(self._known) > MAX_REMEMBERED:
+            self._known.popitem(last=False)

@@ -1,0 +1,143 @@
+"""What one forward pass must do: which rows belong to which recipe, and how its experts are laid side by side.
+
+Made once a step from vLLM's mapping of tokens to recipes and shared by all modules. Few rows (decoding) are computed
+*densely*: the experts of the batch stand side by side in one matrix, and a table of weights (rows by ranks) picks
+each row's own. Many rows (prefill) are computed in *segments*, one recipe after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from server.vllm_plugin.plans import GateSpec, Plan
+
+Rows: TypeAlias = slice | torch.Tensor
+
+MAX_DENSE_ROWS = 64
+"""More rows than this are computed in segments, where no product is masked away."""
+MAX_WASTE = 2
+"""The layout is made anew when it has more than this many times the ranks in use; that pays after a few steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows that share a recipe.
+
+    Attributes:
+        rows: A slice if they are contiguous, else indices.
+        plan: What to do with them.
+    """
+
+    rows: Rows
+    plan: Plan
+
+
+@dataclass(slots=True)
+class Layout:
+    """Experts side by side: where each one's ranks are in the dense matrices.
+
+    Attributes:
+        version: Changes whenever an expert's place changes; experts that are appended keep it.
+        offsets: First column of each expert, in order of appearance.
+        ranks: Columns of each expert: the largest rank among its modules.
+        num_ranks: All columns.
+    """
+
+    version: int = 0
+    offsets: dict[str, int] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
+    num_ranks: int = 0
+
+    def cover(self, ranks: Mapping[str, int]) -> None:
+        """Make sure that these experts, with these ranks, have a place."""
+        missing = [expert for expert in ranks if expert not in self.offsets]
+        if self.num_ranks + sum(ranks[expert] for expert in missing) > MAX_WASTE * sum(ranks.values()):
+            self.clear()
+            missing = list(ranks)
+        for expert in missing:
+            self.offsets[expert] = self.num_ranks
+            self.ranks[expert] = ranks[expert]
+            self.num_ranks += ranks[expert]
+
+    def clear(self) -> None:
+        """Forget all places."""
+        self.version += 1
+        self.offsets.clear()
+        self.ranks.clear()
+        self.num_ranks = 0
+
+
+class Batch:
+    """The current step's rows.
+
+    Args:
+        dtype: Of the model's activations.
+        device: Where they are.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype = dtype
+        self._device = device
+        self.layout = Layout()
+        self.segments: list[Segment] = []
+        self.gated: list[tuple[torch.Tensor, Plan, GateSpec]] = []
+        self.dense = False
+        self.row_weights = torch.empty(0, 0)
+
+    def update(self, recipe_ids: Sequence[int], plans: Mapping[int, Plan], ranks: Mapping[str, int]) -> None:
+        """Take a new step.
+
+        Args:
+            recipe_ids: vLLM's id of each row's recipe; 0 where a row has none.
+            plans: Plans by recipe id.
+            ranks: Largest rank of every resident expert.
+        """
+        self.segments = [Segment(rows, plans[recipe]) for recipe, rows in group_rows(recipe_ids) if recipe in plans]
+        self.gated = []
+        self.dense = len(recipe_ids) <= MAX_DENSE_ROWS and len(self.segments) > 1
+        if self.dense:
+            self._lay_out(len(recipe_ids), ranks)
+
+    def _lay_out(self, num_rows: int, ranks: Mapping[str, int]) -> None:
+        layout = self.layout
+        layout.cover({expert: ranks[expert] for segment in self.segments for expert in segment.plan.experts})
+        table = torch.zeros(num_rows, layout.num_ranks, dtype=self._dtype, device=self._device)
+        for segment in self.segments:
+            if segment.plan.gate is not None:
+                rows = torch.arange(num_rows, device=self._device)[segment.rows]
+                self.gated.append((rows, segment.plan, segment.plan.gate))
+                continue
+            for expert, weight in zip(segment.plan.experts, segment.plan.weights, strict=True):
+                start = layout.offsets[expert]
+                table[segment.rows, start : start + layout.ranks[expert]] = weight
+        self.row_weights = table
+
+    def forget(self, expert: str) -> None:
+        """An expert is not resident any more: its place must not be used for another version of its weights."""
+        if expert in self.layout.offsets:
+            self.layout.clear()
+
+
+def group_rows(recipe_ids: Sequence[int]) -> list[tuple[int, Rows]]:
+    """Group rows by recipe: each id but 0 once, with a slice if its rows are contiguous, else with indices."""
+    ids = np.asarray(recipe_ids, dtype=np.int64)
+    if not ids.size:
+        return []
+    starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 1))
+    ends = np.append(starts[1:], ids.size)
+    runs: dict[int, list[tuple[int, int]]] = {}
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        if ids[start] > 0:
+            runs.setdefault(int(ids[start]), []).append((start, end))
+    groups: list[tuple[int, Rows]] = []
+    for recipe, spans in runs.items():
+        if len(spans) == 1:
+            groups.append((recipe, slice(*spans[0])))
+        else:
+            groups.append((recipe, torch.cat([torch.arange(start, end) for start, end in spans])))
+    return groups

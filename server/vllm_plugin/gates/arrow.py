@@ -1,0 +1,22 @@
+"""Arrow: an expert fits a token as far as the token lies along the expert's prototype.
+
+    score_e = |xᵀ v_e|,   v_e the unit top right singular vector of B_e A_e
+
+x is taken as it is, neither centred nor normalised; the sign of v_e does not matter. Source: Ostapenko et al. 2024,
+"Towards Modular LLMs by Building and Reusing a Library of LoRAs"; scores as in its code (mttl) and in PEFT's
+``arrow.py``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class Arrow:
+    """See the module's docstring; cost d_in multiplications for each expert and token."""
+
+    artefact = ".prototypes"
+
+    def scores(self, x: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """|x Vᵀ|; see `server.vllm_plugin.gates.base.Gate`."""
+        return (x @ vectors.T).abs().float()

@@ -1,0 +1,54 @@
+"""The seam between a gate's recipe and the arithmetic: scores from a module's input, then weights.
+
+A gate works per token and per module. Its vectors, one for each expert and module, are made when an expert is
+registered and loaded with it. A further method is a further file with a class of this form and a line in `GATES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+from server.vllm_plugin.gates.arrow import Arrow
+
+
+class Gate(Protocol):
+    """A scoring rule."""
+
+    artefact: str
+    """Name of the folder in the store that has the experts' vectors."""
+
+    def scores(self, x: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """How well each expert fits each token.
+
+        Args:
+            x: The module's input, shape (num_tokens, d_in).
+            vectors: The experts' vectors of this module, shape (num_experts, d_in), of x's dtype.
+
+        Returns:
+            Shape (num_tokens, num_experts), float32.
+        """
+        ...
+
+
+GATES: Mapping[str, Gate] = {"arrow": Arrow()}
+
+
+def top_k_weights(scores: torch.Tensor, k: int, temperature: float) -> torch.Tensor:
+    """Softmax of scores / temperature over each token's k best experts; the others get 0.
+
+    Args:
+        scores: Shape (num_tokens, num_experts), float32.
+        k: At least 1; beyond the number of experts it means all of them.
+        temperature: Above 0.
+
+    Returns:
+        Shape (num_tokens, num_experts); every row sums to 1.
+    """
+    num_experts = scores.shape[-1]
+    if k < num_experts:
+        best, indices = scores.topk(k, dim=-1)
+        return torch.zeros_like(scores).scatter_(-1, indices, torch.softmax(best / temperature, dim=-1))
+    return torch.softmax(scores / temperature, dim=-1)

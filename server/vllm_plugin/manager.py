@@ -1,0 +1,277 @@
+"""In vLLM's worker: recipes become experts in slots, and every adapted linear module gets our arithmetic.
+
+vLLM knows one LoRA a request and counts them once, as what a batch may hold and as what is resident. Here these are two
+numbers: recipes in a batch (``--max-loras``, kept by the scheduler) and experts in slots (``MOERGATE_EXPERT_SLOTS``).
+`RecipeWorkerManager` expands each request's recipe to its experts, which vLLM's own caches then hold;
+`ExpertModelManager` packs an expert that enters a slot for `ExpertLinear`, on the CPU in place of vLLM's own buffers.
+The embedding and the output head take no adapters (the registry refuses them), so they are not wrapped.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Collection
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.model_manager import DEFAULT_LANGUAGE_WRAPPER_KEY, LRUCacheLoRAModelManager
+from vllm.lora.request import LoRARequest
+from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+from vllm.platforms import current_platform
+from vllm.v1.worker import lora_model_runner_mixin
+
+from server.engine.recipes import RecipeError
+from server.vllm_plugin.batch import Batch
+from server.vllm_plugin.linear import ExpertLinear, SliceWeights
+from server.vllm_plugin.plans import Plan, RecipeRefused, plan_of_text
+from server.vllm_plugin.punica import BatchWrapper, ModuleWrapper
+from server.vllm_plugin.stats import ResidencyStats
+from server.vllm_plugin.store import ExpertStore
+
+MAX_PLANS = 65536
+FIRST_EXPERT_INT_ID = 1 << 40
+"""vLLM numbers recipes from 1; experts get numbers of their own, far away."""
+
+_ARROW = "arrow"
+_UNADAPTED = ("embed_tokens", "lm_head")
+
+
+def num_slots(max_loras: int) -> int:
+    """Experts that can be resident."""
+    return int(os.environ.get("MOERGATE_EXPERT_SLOTS", max_loras))
+
+
+class ExpertModelManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
+    """Slots for experts in one model. `plans` and `stats` are shared with the `RecipeWorkerManager`."""
+
+    def __init__(self, *args: Any, lora_config: Any, device: torch.device, **kwargs: Any) -> None:
+        self.batch = Batch(lora_config.lora_dtype, device)
+        self.plans: OrderedDict[int, Plan] = OrderedDict()
+        self.names: dict[int, str] = {}
+        self.ranks: dict[str, int] = {}
+        self.vectors: dict[int, dict[str, torch.Tensor]] = {}
+        self.stats = ResidencyStats()
+        self._linears: dict[str, ExpertLinear] = {}
+        self._slots = num_slots(lora_config.max_loras)
+        self._slots_in_buffers = 1 if current_platform.is_cpu() else self._slots
+        self._making_buffers = False
+        super().__init__(*args, lora_config=lora_config, device=device, **kwargs)
+
+    @property
+    def lora_slots(self) -> int:
+        """Experts in slots; while vLLM makes its own buffers, how many those shall hold."""
+        return self._slots_in_buffers if self._making_buffers else self._slots
+
+    @property
+    def capacity(self) -> int:
+        """Experts whose files are kept in memory."""
+        theirs: int = super().capacity
+        return max(self._slots, theirs)
+
+    def _init_punica_wrapper(self, *args: Any, **kwargs: Any) -> None:
+        super()._init_punica_wrapper(*args, **kwargs)
+        key = self.mm_mapping.language_model[0] if self.supports_mm else DEFAULT_LANGUAGE_WRAPPER_KEY
+        theirs = None if current_platform.is_cpu() else self.punica_wrapper_mapping[key]
+        self.punica_wrapper_mapping[key] = BatchWrapper(self, theirs)
+
+    def _create_lora_modules(self) -> None:
+        wrapped: list[str] = getattr(self, "supported_lora_modules")  # noqa: B009 - set by a base class without types
+        self.supported_lora_modules = [name for name in wrapped if name not in _UNADAPTED]
+        self._making_buffers = True
+        try:
+            super()._create_lora_modules()
+        finally:
+            self._making_buffers = False
+        for name, module in self.modules.items():
+            if isinstance(module, BaseLinearLayerWithLoRA) and isinstance(module.punica_wrapper, BatchWrapper):
+                d_in = module.lora_a_stacked[0].shape[-1]
+                self._linears[name] = ExpertLinear(self.batch, d_in, module.output_slices)
+                module.set_mapping(ModuleWrapper(self._linears[name], module.punica_wrapper.theirs))
+
+    def activate_adapter(self, lora_id: int) -> bool:
+        """Give an expert a slot, taking it from the least recently used one if none is free."""
+        if lora_id in self._active_adapters:
+            self._active_adapters.touch(lora_id)
+            return False
+        started = time.perf_counter()
+        if current_platform.is_cpu():
+            if len(self._active_adapters) >= self._slots:
+                self._active_adapters.remove_oldest()
+            self.lora_index_to_id[self.lora_index_to_id.index(None)] = lora_id
+            self._active_adapters[lora_id] = None
+        else:
+            super().activate_adapter(lora_id)
+        self._pack(lora_id, self._registered_adapters[lora_id])
+        self.stats.activated(self.names.get(lora_id, str(lora_id)), time.perf_counter() - started)
+        return True
+
+    def _deactivate_adapter(self, lora_id: int) -> None:
+        super()._deactivate_adapter(lora_id)
+        name = self.names.get(lora_id, str(lora_id))
+        for module in self._linears.values():
+            module.drop(name)
+        self.batch.forget(name)
+        self.ranks.pop(name, None)
+        self.stats.evicted(name)
+
+    def _pack(self, lora_id: int, model: LoRAModel) -> None:
+        name = self.names.get(lora_id, str(lora_id))
+        vectors = self.vectors.get(lora_id, {})
+        rank = 1
+        for module_name, module in self._linears.items():
+            slices = self._slices(module_name, model, vectors)
+            if any(slices):
+                module.put(name, slices)
+                rank = max(rank, *(len(found.a) for found in slices if found is not None))
+        self.ranks[name] = rank
+
+    def _slices(
+        self, module_name: str, model: LoRAModel, vectors: dict[str, torch.Tensor]
+    ) -> list[SliceWeights | None]:
+        """An expert's weights for each slice of a module, as this rank of a tensor-parallel engine needs them."""
+        layer = self.modules[module_name]
+        weights = self._get_lora_layer_weights(model, module_name)
+        if weights is None:
+            return [None] * layer.n_slices
+        parts = self.packed_modules.get(module_name, [module_name])
+        lora_a, lora_b = weights.lora_a, weights.lora_b
+        if isinstance(lora_b, list) and len(lora_b) != layer.n_slices:
+            lora_a, lora_b = layer.expand_packed_lora(lora_a, lora_b)
+        if layer.tp_size > 1:
+            lora_a, lora_b = layer.slice_lora_a(lora_a), layer.slice_lora_b(lora_b)
+        if not isinstance(lora_a, list):
+            lora_a, lora_b = [lora_a], [lora_b]
+        found: list[SliceWeights | None] = []
+        for part, a, b in zip(parts, lora_a, lora_b, strict=True):
+            if a is None or b is None:
+                found.append(None)
+                continue
+            vector = vectors.get(part)
+            device = layer.device
+            found.append(
+                SliceWeights(
+                    a.to(device).contiguous(),
+                    b.T.to(device).contiguous(),
+                    None if vector is None else vector.to(device),
+                )
+            )
+        return found
+
+
+class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
+    """Expands recipes to experts. Requests that are no recipes (``--lora-modules``) work as with vLLM's own manager."""
+
+    _manager_cls = ExpertModelManager
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._store = ExpertStore(Path(os.environ["MOERGATE_ADAPTERS_DIR"]))
+        self._int_ids: dict[str, int] = {}
+        self._next_int_id = count(FIRST_EXPERT_INT_ID)
+
+    def add_adapter(self, lora_request: LoRARequest) -> bool:
+        """Load a request's experts and remember its plan.
+
+        Raises:
+            ValueError, OSError: An expert cannot be loaded, or there are more than slots.
+        """
+        plan = self._plan(lora_request)
+        self._check_fits(plan.experts)
+        for expert in plan.experts:
+            self._load(expert, lora_request)
+        return True
+
+    def remove_adapter(self, adapter_id: int) -> bool:
+        """Forget a recipe; an expert that was asked for by itself leaves memory as well."""
+        manager = self._adapter_manager
+        plan = manager.plans.pop(adapter_id, None)
+        if plan is None or len(plan.experts) != 1:
+            return plan is not None
+        int_id = self._int_ids.pop(plan.experts[0], None)
+        if int_id is None:
+            return True
+        removed: bool = super().remove_adapter(int_id)
+        manager.names.pop(int_id, None)
+        manager.vectors.pop(int_id, None)
+        return removed
+
+    def _apply_adapters(self, adapter_requests: set[Any]) -> None:
+        """Before a step: every expert of every recipe in the batch is in a slot."""
+        plans = [self._plan(request) for request in adapter_requests if request]
+        needed = {expert: None for plan in plans for expert in plan.experts}
+        self._check_fits(needed)
+        manager = self._adapter_manager
+        for expert in needed:  # those that are there first, so that making room for the others spares them
+            int_id = self._int_ids.get(expert)
+            if int_id is not None and int_id in manager._active_adapters:
+                manager._active_adapters.touch(int_id)
+        for request in adapter_requests:
+            if request:
+                for expert in self._plan(request).experts:
+                    self._load(expert, request)
+
+    def _plan(self, request: LoRARequest) -> Plan:
+        plans: OrderedDict[int, Plan] = self._adapter_manager.plans
+        plan = plans.get(request.lora_int_id)
+        if plan is None:
+            try:
+                text = request.lora_path if not os.path.isabs(request.lora_path) else request.lora_name
+                plan = plan_of_text(text)
+            except (RecipeError, RecipeRefused):
+                plan = Plan((request.lora_name,), (1.0,))
+            plans[request.lora_int_id] = plan
+            while len(plans) > MAX_PLANS:
+                plans.popitem(last=False)
+        else:
+            plans.move_to_end(request.lora_int_id)
+        return plan
+
+    def _check_fits(self, experts: Collection[str]) -> None:
+        slots = self._adapter_manager.lora_slots
+        if len(experts) > slots:
+            raise ValueError(f"{len(experts)} experts are needed at once, but there are {slots} slots (--max-loras).")
+
+    def _load(self, expert: str, request: LoRARequest) -> None:
+        """Have an expert in memory and in a slot."""
+        manager = self._adapter_manager
+        int_id = self._int_ids.get(expert)
+        if int_id is not None and int_id in manager._active_adapters:
+            manager.stats.hit()
+            manager._active_adapters.touch(int_id)
+            manager.get_adapter(int_id)
+            return
+        folder = self._store.folder_of(expert)
+        if int_id is None:
+            int_id = self._int_ids[expert] = next(self._next_int_id)
+            manager.names[int_id] = expert
+            self._forget_names()
+        path = str(folder) if folder is not None else request.lora_path
+        started = time.perf_counter()
+        was_loaded = int_id in self.list_adapters()
+        if not was_loaded and folder is not None:
+            manager.vectors[int_id] = self._store.vectors_of(_ARROW, folder)
+        super().add_adapter(LoRARequest(lora_name=expert, lora_int_id=int_id, lora_path=path))
+        manager.stats.missed(time.perf_counter() - started, from_disk=not was_loaded)
+
+    def _forget_names(self) -> None:
+        """Keep numbers only of experts that are in memory, once there are many others."""
+        manager = self._adapter_manager
+        if len(self._int_ids) <= 2 * manager.capacity + 64:
+            return
+        kept = self.list_adapters() | set(manager._active_adapters)
+        for expert, int_id in list(self._int_ids.items())[:-1]:
+            if int_id not in kept:
+                del self._int_ids[expert]
+                manager.names.pop(int_id, None)
+                manager.vectors.pop(int_id, None)
+
+
+def install_manager() -> None:
+    """Make vLLM's model runners use `RecipeWorkerManager`."""
+    lora_model_runner_mixin.LRUCacheWorkerLoRAManager = RecipeWorkerManager

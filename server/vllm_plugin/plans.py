@@ -1,0 +1,59 @@
+"""From a recipe's text to what the arithmetic needs: which experts, and their weights or their gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from server.engine.recipes import Gate, Mix, Recipe, Single, parse
+
+
+class RecipeRefused(Exception):
+    """A recipe cannot be executed; the text says why, for the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class GateSpec:
+    """How a gate weights its experts; see `server.engine.recipes.Gate`."""
+
+    kind: str
+    k: int
+    temperature: float
+    aggregation: Literal["output", "ab"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is executed for every token of a request.
+
+    Attributes:
+        experts: Ids, without repetition.
+        weights: One for each expert; all 1 under a gate, which multiplies its own.
+        gate: How weights are found for each token and module, or None for constant ones.
+    """
+
+    experts: tuple[str, ...]
+    weights: tuple[float, ...]
+    gate: GateSpec | None = None
+
+
+def plan_of(recipe: Recipe) -> Plan:
+    """The plan of a recipe that uses experts.
+
+    Raises:
+        RecipeRefused: It uses none, or cannot be executed by this plugin.
+    """
+    match recipe:
+        case Single(expert_id):
+            return Plan((expert_id,), (1.0,))
+        case Mix(weights):
+            return Plan(tuple(e for e, _ in weights), tuple(w for _, w in weights))
+        case Gate(kind, experts, k, temperature, aggregation):
+            return Plan(experts, (1.0,) * len(experts), GateSpec(kind, k, temperature, aggregation))
+        case _:
+            raise RecipeRefused(f"{str(recipe)[:80]!r} cannot be executed: it is no expert, mix or gate.")
+
+
+def plan_of_text(text: str) -> Plan:
+    """As `plan_of`; raises RecipeError too."""
+    return plan_of(parse(text))

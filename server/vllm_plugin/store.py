@@ -1,0 +1,102 @@
+"""The library's store as the engine sees it: an expert's folder by its id, checked; its vectors; long recipes by hash.
+
+Read only, and by the engine's own eyes: files may have been damaged since they were registered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from adapters_registry.content import content_hash
+from server.engine.recipes import Recipe, RecipeError, SetRef, digest_of, parse
+from server.vllm_plugin.gates.base import GATES
+from server.vllm_plugin.plans import Plan, RecipeRefused, plan_of
+
+RECIPES_FOLDER = ".recipes"
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_CHUNK_BYTES = 1 << 20
+
+
+class ExpertStore:
+    """The folder of all experts' files.
+
+    Args:
+        root: As the gateway's registry writes it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder_of(self, expert_id: str) -> Path | None:
+        """The folder of an expert's files, or None if there is none or the hash is ambiguous."""
+        version = expert_id.rpartition("@")[2]
+        found = [
+            folder
+            for folder in self.root.glob(version + "*")
+            if len(folder.name) == 64 and (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file()
+        ]
+        return found[0] if len(found) == 1 else None
+
+    def recipe_of(self, name: str) -> Recipe | None:
+        """The recipe behind a model's name, ``set:`` read from the store; None if the name is no recipe of ours."""
+        try:
+            recipe = parse(name)
+        except RecipeError:
+            return None
+        if not isinstance(recipe, SetRef):
+            return recipe
+        try:
+            text = (self.root / RECIPES_FOLDER / recipe.digest).read_text("utf-8")
+        except OSError:
+            return None
+        if digest_of(text) != recipe.digest:
+            raise RecipeRefused(f"The text of {name} in the store is damaged; have the gateway write it again.")
+        return parse(text)
+
+    def check(self, recipe: Recipe) -> Plan | None:
+        """The recipe's plan, if every expert's files are there and whole; None if an expert does not exist.
+
+        Files are read once; afterwards their size and time of change are compared. Blocks.
+
+        Raises:
+            RecipeRefused: Files are damaged, a gate's vectors are missing, or the recipe cannot be executed.
+        """
+        plan = plan_of(recipe)
+        for expert_id in plan.experts:
+            folder = self.folder_of(expert_id)
+            if folder is None:
+                return None
+            stats = [os.stat(folder / name) for name in (_CONFIG, _WEIGHTS)]
+            if not _is_whole(folder, tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats)):
+                raise RecipeRefused(f"The files of {expert_id} are damaged; register the adapter again.")
+            if plan.gate is not None and not self._vectors_file(plan.gate.kind, folder).is_file():
+                raise RecipeRefused(f"{expert_id} has no vectors for gate({plan.gate.kind}); restart the gateway.")
+        return plan
+
+    def vectors_of(self, kind: str, folder: Path) -> dict[str, torch.Tensor]:
+        """An expert's vectors for a gate by module, each of shape (d_in,), float32; empty if there are none."""
+        try:
+            loaded: dict[str, torch.Tensor] = load_file(self._vectors_file(kind, folder))
+            return loaded
+        except (OSError, SafetensorError):
+            return {}
+
+    def _vectors_file(self, kind: str, folder: Path) -> Path:
+        return self.root / GATES[kind].artefact / f"{folder.name}.safetensors"
+
+
+@lru_cache(maxsize=4096)
+def _is_whole(folder: Path, _stats: tuple[tuple[int, int, int], ...]) -> bool:
+    """Whether the files have the content that the folder is named after; asked again when `_stats` change."""
+    digest = hashlib.sha256()
+    with (folder / _WEIGHTS).open("rb") as stream:
+        while piece := stream.read(_CHUNK_BYTES):
+            digest.update(piece)
+    return content_hash((folder / _CONFIG).read_bytes(), digest.hexdigest()) == folder.name

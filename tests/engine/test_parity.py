@@ -1,0 +1,235 @@
+"""The engine's tokens and log probabilities against transformers, in float32: every kind of recipe, in every company.
+
+Two sets of experts: trained ones (the demo library) and ones with fresh random weights, of unequal ranks, alphas and
+target modules. The engine runs with few KV blocks and short prefill chunks, so that long prompts are prefilled in
+pieces and a full house is preempted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from adapters_registry.library import Library  # noqa: E402
+from adapters_registry.records import parse_manifest  # noqa: E402
+from server.base_model import default_cache_dir, ensure_base_model  # noqa: E402
+from server.engine.recipes import Recipe, Single, gate_of, mix_of, parse  # noqa: E402
+from server.engine.supervisor import EngineOptions, engine_command  # noqa: E402
+from tests.support.processes import fetch  # noqa: E402
+from tests.support.reference import Reference  # noqa: E402
+
+NUM_TOKENS = 64
+TOLERANCE = 1e-3
+LIBRARY = Path(__file__).parents[2] / "examples" / "demo_library" / "library.json"
+LOG = re.compile(r"^vllm:num_preemptions_total\{[^}]*\} ([0-9.]+)", re.MULTILINE)
+RANDOM = (  # rank, alpha, rsLoRA, target modules
+    (4, 8, False, ("q_proj", "v_proj")),
+    (8, 8, True, ("q_proj", "k_proj", "v_proj", "o_proj")),
+    (16, 16, False, ("gate_proj", "up_proj", "down_proj")),
+    (1, 2, False, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
+    (3, 6, True, ("v_proj", "down_proj")),
+    (16, 32, False, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
+    (2, 4, False, ("o_proj",)),
+    (8, 16, False, ("q_proj", "up_proj")),
+)
+
+
+@dataclass
+class World:
+    """A running engine, and the reference that knows the same experts."""
+
+    url: str
+    key: str
+    reference: Reference
+    trained: list[str]
+    random: list[str]
+    seed: int
+
+    def generate(
+        self, recipe: str, prompt: Sequence[int], num_tokens: int = NUM_TOKENS
+    ) -> tuple[list[int], list[float]]:
+        """Greedy tokens with their log probabilities."""
+        body = {
+            "model": recipe,
+            "prompt": list(prompt),
+            "max_tokens": num_tokens,
+            "temperature": 0,
+            "logprobs": 0,
+            "ignore_eos": True,
+            "return_tokens_as_token_ids": True,
+        }
+        status, answer = fetch(self.url + "/v1/completions", body, {"authorization": f"Bearer {self.key}"})
+        assert status == 200, answer
+        found = answer["choices"][0]["logprobs"]
+        return [int(token.removeprefix("token_id:")) for token in found["tokens"]], found["token_logprobs"]
+
+    def check(self, recipe: Recipe, prompt: Sequence[int], tokens: list[int], logprobs: list[float]) -> None:
+        """Every token is the reference's greedy choice, with the same log probability."""
+        assert len(tokens) == NUM_TOKENS
+        rows = self.reference.logprobs(recipe, [*prompt, *tokens])[len(prompt) - 1 : -1]
+        theirs = rows[torch.arange(NUM_TOKENS), torch.tensor(tokens)]
+        note = f"{recipe}, seed {self.seed}"
+        torch.testing.assert_close(torch.tensor(logprobs), theirs, rtol=0, atol=TOLERANCE, msg=lambda m: f"{note}: {m}")
+        assert (rows.max(dim=-1).values - theirs).max() <= TOLERANCE, note  # the greedy choice, up to a tie
+
+    def metrics(self) -> str:
+        request = urllib.request.Request(self.url + "/metrics", headers={"authorization": f"Bearer {self.key}"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return str(answer.read().decode())
+
+
+def write_random_adapter(folder: Path, model: Any, rng: np.random.Generator, spec: tuple[Any, ...]) -> None:
+    """A PEFT folder with random weights, about as strong as a trained adapter."""
+    from safetensors.torch import save_file
+
+    rank, alpha, rslora, targets = spec
+    tensors = {}
+    for name, layer in model.named_modules():
+        if name.rpartition(".")[2] in targets:
+            d_out, d_in = layer.weight.shape
+            scaling = alpha / (rank**0.5 if rslora else rank)
+            size = 0.3 * float(layer.weight.detach().norm()) / (d_out * d_in * rank) ** 0.5 / scaling
+            a, b = rng.normal(size=(rank, d_in)), rng.normal(size=(d_out, rank)) * size
+            tensors[f"base_model.model.{name}.lora_A.weight"] = torch.from_numpy(a).float()
+            tensors[f"base_model.model.{name}.lora_B.weight"] = torch.from_numpy(b).float()
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA", "base_model_name_or_path": "SmolLM2-135M-Instruct", "r": rank, "lora_alpha": alpha,
+        "use_rslora": rslora, "target_modules": list(targets), "task_type": "CAUSAL_LM", "bias": "none",
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+async def register(home: Path, folders: dict[str, Path]) -> dict[str, Path]:
+    """Register folders in a library; gives the stored folder of each expert by its id."""
+    library = await Library.open(home)
+    try:
+        records = [
+            await library.register_folder(parse_manifest({"name": name, "source": {"path": str(folder)}}), folder)
+            for name, folder in folders.items()
+        ]
+        return {record.expert_id: library.folder_of(record) for record in records}
+    finally:
+        await library.close()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """An engine of its own for this module."""
+    folder = tmp_path_factory.mktemp("parity")
+    model = ensure_base_model("SmolLM2-135M-Instruct", default_cache_dir(), lambda *_: None)
+    reference = Reference(model)
+    seed = int(np.random.default_rng().integers(2**31))
+    rng = np.random.default_rng(seed)
+    for number, spec in enumerate(RANDOM):
+        write_random_adapter(folder / f"random{number}", reference.model, rng, spec)
+    demo = {m["name"]: (LIBRARY.parent / m["source"]["path"]).absolute() for m in json.loads(LIBRARY.read_text())}
+    trained = asyncio.run(register(folder / "home", demo))
+    fresh = {f"random{number}": folder / f"random{number}" for number in range(len(RANDOM))}
+    random = asyncio.run(register(folder / "home", fresh))
+    for expert, path in {**trained, **random}.items():
+        reference.add(expert, path)
+
+    options = EngineOptions(
+        model=model,
+        adapters_dir=folder / "home" / "adapters",
+        dtype="float32",
+        max_loras=18,
+        max_recipes=32,
+        max_lora_rank=16,
+        max_model_len=512,
+        kv_cache_gib=0.12,
+        extra_args=("--max-num-batched-tokens", "192", "--max-num-seqs", "24"),
+    )
+    command = engine_command(options)
+    with (folder / "engine.log").open("wb") as log:
+        process = subprocess.Popen(command.argv, stdout=log, stderr=log, env={**os.environ, **command.env})
+    try:
+        ready_by = time.monotonic() + 300
+        while True:
+            if process.poll() is not None or time.monotonic() > ready_by:
+                raise AssertionError((folder / "engine.log").read_text()[-4000:])
+            if fetch(command.url + "/v1/models", headers={"authorization": f"Bearer {command.key}"})[0] == 200:
+                break
+            time.sleep(0.2)
+        yield World(command.url, command.key, reference, list(trained), list(random), seed)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def prompts(world: World, num: int, length: int) -> list[list[int]]:
+    """Random token ids; the experts' own prompts would say no more about the arithmetic."""
+    rng = np.random.default_rng(world.seed + length)
+    return rng.integers(100, 40_000, size=(num, length)).tolist()
+
+
+def recipes(world: World) -> list[Recipe]:
+    """Each kind, over trained and over random experts."""
+    t, r = world.trained, world.random
+    gate8 = gate_of("arrow", r, 3)
+    return [
+        parse("base"),
+        Single(t[0]),
+        Single(r[1]),
+        Single(r[5]),
+        mix_of({t[0]: 0.62, t[1]: 0.38}),
+        mix_of({r[0]: 0.5, r[5]: 0.5}),
+        mix_of({r[0]: 0.4, r[1]: 0.3, r[2]: 0.2, r[4]: 0.1}),
+        mix_of({expert: 0.05 + 0.03 * i for i, expert in enumerate(r)}),
+        gate_of("arrow", t[:4], 2),
+        gate_of("arrow", r, 1, 0.7),
+        gate8,
+        gate_of("arrow", [r[1], r[3], r[5]], 2, 1.0, "ab"),
+        gate_of("arrow", t, 4, 1.0, "ab"),
+    ]
+
+
+def test_every_recipe_alone_then_all_in_one_batch(world: World) -> None:
+    asked = list(zip(recipes(world), prompts(world, len(recipes(world)), 24), strict=True))
+    alone = [world.generate(str(recipe), prompt) for recipe, prompt in asked]
+    for (recipe, prompt), answer in zip(asked, alone, strict=True):
+        world.check(recipe, prompt, *answer)
+    with ThreadPoolExecutor(len(asked)) as pool:
+        together = list(pool.map(lambda pair: world.generate(str(pair[0]), pair[1]), asked))
+    for (recipe, prompt), answer in zip(asked, together, strict=True):
+        world.check(recipe, prompt, *answer)
+
+
+def test_prefill_in_chunks_and_a_warm_prefix_cache(world: World) -> None:
+    (prompt,) = prompts(world, 1, 320)  # more than one chunk of 192 tokens, and two full blocks
+    for recipe in (recipes(world)[7], recipes(world)[10]):
+        cold = world.generate(str(recipe), prompt)
+        world.check(recipe, prompt, *cold)
+        warm = world.generate(str(recipe), prompt)
+        world.check(recipe, prompt, *warm)
+    base = world.generate("base", prompt)  # the same tokens under another recipe share no block
+    world.check(parse("base"), prompt, *base)
+
+
+def test_a_preempted_request_goes_on_as_before(world: World) -> None:
+    chosen = recipes(world)[:10]  # 2 of 21 blocks of 128 tokens each to begin with, and a third before their end
+    asked = list(zip(chosen, prompts(world, len(chosen), 200), strict=True))
+    before = float(LOG.findall(world.metrics())[0])
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(lambda pair: world.generate(str(pair[0]), pair[1]), asked))
+    assert float(LOG.findall(world.metrics())[0]) > before, "nothing was preempted"
+    for (recipe, prompt), answer in zip(asked, answers, strict=True):
+        world.check(recipe, prompt, *answer)

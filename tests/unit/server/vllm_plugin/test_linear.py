@@ -1,0 +1,166 @@
+"""The arithmetic of experts, mixes and gates against the plain formulas, row by row in float64, on random inputs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from server.engine.recipes import parse  # noqa: E402
+from server.vllm_plugin.batch import MAX_DENSE_ROWS, Batch, group_rows  # noqa: E402
+from server.vllm_plugin.linear import ExpertLinear, SliceWeights  # noqa: E402
+from server.vllm_plugin.plans import Plan, plan_of  # noqa: E402
+
+D_IN, SLICES = 24, (16, 8, 12)
+RANKS = {"a": 2, "b": 4, "c": 8, "d": 1, "e": 3}
+
+
+def ident(name: str) -> str:
+    return f"{name}@00000000"
+
+
+A, B, C, D, E = map(ident, "abcde")
+RECIPES = [
+    None,
+    A,
+    C,
+    f"mix({A}*0.5,{B}*0.25,{D}*1.5)",
+    f"gate(arrow,k=2,t=1;{A},{B},{C},{E})",
+    f"gate(arrow,k=3,t=0.5,agg=ab;{A},{C},{D},{E})",
+    f"mix({E}*0.31)",
+    f"gate(arrow,k=4,t=1;{A},{B},{C},{E})",
+]
+
+
+class World:
+    """Random experts; some do not adapt every slice."""
+
+    def __init__(self) -> None:
+        self.seed = int(np.random.default_rng().integers(2**31))
+        self.rng = np.random.default_rng(self.seed)
+        self.weights: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray] | None]] = {}
+        self.batch = Batch(torch.float32, torch.device("cpu"))
+        self.linear = ExpertLinear(self.batch, D_IN, SLICES)
+        for name, rank in RANKS.items():
+            slices: list[tuple[np.ndarray, np.ndarray, np.ndarray] | None] = []
+            for number, width in enumerate(SLICES):
+                missing = (name, number) in {("b", 1), ("d", 0), ("d", 2), ("e", 2)}
+                a, b, v = (self.rng.normal(size=shape) for shape in ((rank, D_IN), (width, rank), D_IN))
+                slices.append(None if missing else (a, b, v / np.linalg.norm(v)))
+            self.weights[ident(name)] = slices
+            packed = [None if s is None else SliceWeights(tensor(s[0]), tensor(s[1].T), tensor(s[2])) for s in slices]
+            self.linear.put(ident(name), packed)
+
+    def check(self, rows: Sequence[int]) -> None:
+        """Compare all rows; `rows` has an index into RECIPES for each."""
+        plans = {n: plan_of(parse(text)) for n, text in enumerate(RECIPES) if text}
+        self.batch.update(rows, plans, {ident(name): rank for name, rank in RANKS.items()})
+        x = self.rng.normal(size=(len(rows), D_IN))
+        before = self.rng.normal(size=(len(rows), sum(SLICES)))
+        y = tensor(before)
+        self.linear.add(y, tensor(x))
+        expected = before.copy()
+        for row, recipe in enumerate(rows):
+            if recipe:
+                expected[row] += self.formula(plans[recipe], x[row])
+        np.testing.assert_allclose(y.double().numpy(), expected, rtol=1e-4, atol=2e-4, err_msg=f"seed {self.seed}")
+        for row, recipe in enumerate(rows):
+            if not recipe:
+                assert torch.equal(y[row], tensor(before)[row])
+
+    def formula(self, plan: Plan, x: np.ndarray) -> np.ndarray:
+        parts = []
+        for number, width in enumerate(SLICES):
+            there = [(w, s[number]) for e, w in zip(plan.experts, plan.weights, strict=True) if (s := self.weights[e])]
+            chosen = [(weight, found) for weight, found in there if found is not None]
+            total = np.zeros(width)
+            if plan.gate is None:
+                for weight, (a, b, _) in chosen:
+                    total += weight * (b @ (a @ x))
+            elif chosen:
+                scores = np.array([abs(x @ v) for _, (_, _, v) in chosen])
+                kept = np.argsort(-scores)[: plan.gate.k]
+                gains = np.zeros(len(chosen))
+                gains[kept] = np.exp((scores[kept] - scores[kept].max()) / plan.gate.temperature)
+                gains /= gains.sum()
+                if plan.gate.aggregation == "output":
+                    for gain, (_, (a, b, _)) in zip(gains, chosen, strict=True):
+                        total += gain * (b @ (a @ x))
+                else:
+                    rank = max(len(a) for _, (a, _, _) in chosen)
+                    mean_a = sum(
+                        g * np.pad(a, ((0, rank - len(a)), (0, 0)))
+                        for g, (_, (a, _, _)) in zip(gains, chosen, strict=True)
+                    )
+                    mean_b = sum(
+                        g * np.pad(b, ((0, 0), (0, rank - b.shape[1])))
+                        for g, (_, (_, b, _)) in zip(gains, chosen, strict=True)
+                    )
+                    total += mean_b @ (mean_a @ x)
+            parts.append(total)
+        return np.concatenate(parts)
+
+
+def tensor(values: np.ndarray) -> "torch.Tensor":
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 16, MAX_DENSE_ROWS, MAX_DENSE_ROWS + 1, 200])
+def test_any_batch_is_the_plain_formula(num_rows: int) -> None:
+    world = World()
+    for _ in range(6):  # layouts grow, are used again, and begin anew
+        world.check(world.rng.integers(0, len(RECIPES), num_rows).tolist())
+
+
+def test_one_recipe_after_another_and_all_at_once() -> None:
+    world = World()
+    for recipe in range(len(RECIPES)):
+        world.check([recipe] * 5)
+    world.check([recipe for recipe in range(len(RECIPES)) for _ in range(3)])
+
+
+def test_a_request_gets_the_same_alone_and_among_others() -> None:
+    world = World()
+    plans = {n: plan_of(parse(text)) for n, text in enumerate(RECIPES) if text}
+    ranks = {ident(name): rank for name, rank in RANKS.items()}
+    x = tensor(world.rng.normal(size=(len(RECIPES), D_IN)))
+    together = torch.zeros(len(RECIPES), sum(SLICES))
+    world.batch.update(range(len(RECIPES)), plans, ranks)
+    assert world.batch.dense
+    world.linear.add(together, x)
+    for recipe in range(len(RECIPES)):
+        alone = torch.zeros(1, sum(SLICES))
+        world.batch.update([recipe], plans, ranks)
+        world.linear.add(alone, x[recipe : recipe + 1])
+        torch.testing.assert_close(alone[0], together[recipe], rtol=1e-4, atol=1e-4)
+
+
+def test_a_dropped_expert_leaves_nothing_behind() -> None:
+    world = World()
+    world.check([1, 2, 3])
+    world.linear.drop(A)
+    world.batch.forget(A)
+    world.weights[A] = [None, None, None]
+    world.check([1, 2, 3])
+
+
+def test_the_layout_follows_what_is_used() -> None:
+    world = World()
+    world.check([1, 2, 4, 5])
+    wide = world.batch.layout.num_ranks
+    world.check([1, 6, 6, 6])
+    assert world.batch.layout.num_ranks < wide
+    assert set(world.batch.layout.offsets) == {A, E}
+
+
+def test_rows_are_grouped_by_recipe() -> None:
+    groups = group_rows([0, 3, 3, 0, 1, 3, 0, 2])
+    assert [(recipe, rows if isinstance(rows, slice) else rows.tolist()) for recipe, rows in groups] == [
+        (3, [1, 2, 5]),
+        (1, slice(4, 5)),
+        (2, slice(7, 8)),
+    ]
+    assert group_rows([]) == []
+    assert group_rows([0, 0]) == []
