@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -44,16 +44,24 @@ class Child:
         port: Where it will listen.
         folder: Where its log goes.
         cores: The only processors that it may use; None stands for all of ours.
+        env: Variables on top of ours.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], port: int, folder: Path, cores: frozenset[int] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        port: int,
+        folder: Path,
+        cores: frozenset[int] | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.port = port
         self._log = folder / f"{name}.log"
         # Settings of the person who runs this must not leak into what is measured.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MOERGATE_")}
+        environment |= env or {}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 list(command),
@@ -125,13 +133,14 @@ class Children:
         ready: str,
         timeout_s: float = 60.0,
         cores: frozenset[int] | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> Child:
         """Start a process and wait until it is ready; one that does not get ready is ended.
 
         Raises:
             NotReady: With the end of its log.
         """
-        child = Child(name, command, port, self._folder, cores)
+        child = Child(name, command, port, self._folder, cores, env)
         self._running.append(child)
         try:
             child.wait_ready(ready, timeout_s)

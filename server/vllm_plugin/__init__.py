@@ -5,6 +5,7 @@ core and its workers. All that we rely on inside vLLM is named and checked in
 `server.vllm_plugin.requirements`. Nothing of the gateway is imported but the recipe language.
 
     resolver    API server: a model's name → recipe → LoRARequest          store    experts' files, checked
+    scheduler   engine core: what does not fit into the slots waits        admission  who may join the batch
     manager     worker: recipe → experts in slots                          plans    a recipe as the arithmetic needs it
     punica      worker: vLLM's mapping and layers → ours                   batch    rows of a step by recipe
     linear      worker: y += Σ g_e(x) s_e B_e A_e x                        gates    g_e
@@ -26,10 +27,12 @@ def register() -> None:
     check_vllm()
     from server.vllm_plugin.manager import install_manager
     from server.vllm_plugin.resolver import install_resolver
+    from server.vllm_plugin.scheduler import install_scheduler
     from server.vllm_plugin.startup import fork_engine_core
     from server.vllm_plugin.stats import install_stats
 
     install_resolver(adapters_dir)
     install_manager()
+    install_scheduler()
     install_stats()
     fork_engine_core()

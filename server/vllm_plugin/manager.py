@@ -29,7 +29,7 @@ from vllm.v1.worker import lora_model_runner_mixin
 from server.engine.recipes import RecipeError
 from server.vllm_plugin.batch import Batch
 from server.vllm_plugin.linear import ExpertLinear, SliceWeights
-from server.vllm_plugin.plans import Plan, RecipeRefused, plan_of_text
+from server.vllm_plugin.plans import Plan, RecipeRefused, plan_of_text, recipe_text_of
 from server.vllm_plugin.punica import BatchWrapper, ModuleWrapper
 from server.vllm_plugin.stats import ResidencyStats
 from server.vllm_plugin.store import ExpertStore
@@ -37,6 +37,8 @@ from server.vllm_plugin.store import ExpertStore
 MAX_PLANS = 65536
 FIRST_EXPERT_INT_ID = 1 << 40
 """vLLM numbers recipes from 1; experts get numbers of their own, far away."""
+
+IN_MEMORY_PER_SLOT = 4
 
 _ARROW = "arrow"
 _UNADAPTED = ("embed_tokens", "lm_head")
@@ -70,9 +72,9 @@ class ExpertModelManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
 
     @property
     def capacity(self) -> int:
-        """Experts whose files are kept in memory."""
+        """Experts that are kept in memory, in a slot or ready for one."""
         theirs: int = super().capacity
-        return max(self._slots, theirs)
+        return max(IN_MEMORY_PER_SLOT * self._slots, theirs)
 
     def _init_punica_wrapper(self, *args: Any, **kwargs: Any) -> None:
         super()._init_punica_wrapper(*args, **kwargs)
@@ -176,7 +178,7 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
         self._next_int_id = count(FIRST_EXPERT_INT_ID)
 
     def add_adapter(self, lora_request: LoRARequest) -> bool:
-        """Load a request's experts and remember its plan.
+        """Bring a request's experts into memory, where what is wrong with them is found; slots come with its turn.
 
         Raises:
             ValueError, OSError: An expert cannot be loaded, or there are more than slots.
@@ -214,15 +216,14 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
         for request in adapter_requests:
             if request:
                 for expert in self._plan(request).experts:
-                    self._load(expert, request)
+                    self._activate(expert, request)
 
     def _plan(self, request: LoRARequest) -> Plan:
         plans: OrderedDict[int, Plan] = self._adapter_manager.plans
         plan = plans.get(request.lora_int_id)
         if plan is None:
             try:
-                text = request.lora_path if not os.path.isabs(request.lora_path) else request.lora_name
-                plan = plan_of_text(text)
+                plan = plan_of_text(recipe_text_of(request.lora_name, request.lora_path))
             except (RecipeError, RecipeRefused):
                 plan = Plan((request.lora_name,), (1.0,))
             plans[request.lora_int_id] = plan
@@ -237,27 +238,39 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
         if len(experts) > slots:
             raise ValueError(f"{len(experts)} experts are needed at once, but there are {slots} slots (--max-loras).")
 
-    def _load(self, expert: str, request: LoRARequest) -> None:
-        """Have an expert in memory and in a slot."""
+    def _activate(self, expert: str, request: LoRARequest) -> None:
+        """Have an expert in a slot."""
         manager = self._adapter_manager
         int_id = self._int_ids.get(expert)
         if int_id is not None and int_id in manager._active_adapters:
             manager.stats.hit()
             manager._active_adapters.touch(int_id)
-            manager.get_adapter(int_id)
+            manager.get_adapter(int_id)  # counts as use there as well
             return
+        started = time.perf_counter()
+        int_id, was_loaded = self._load(expert, request)
+        manager.activate_adapter(int_id)
+        manager.stats.missed(time.perf_counter() - started, from_disk=not was_loaded)
+
+    def _load(self, expert: str, request: LoRARequest) -> tuple[int, bool]:
+        """Have an expert in memory; gives its number, and whether it was there already."""
+        manager = self._adapter_manager
+        int_id = self._int_ids.get(expert)
         folder = self._store.folder_of(expert)
         if int_id is None:
             int_id = self._int_ids[expert] = next(self._next_int_id)
             manager.names[int_id] = expert
             self._forget_names()
+        if manager.get_adapter(int_id) is not None:
+            return int_id, True
         path = str(folder) if folder is not None else request.lora_path
-        started = time.perf_counter()
-        was_loaded = int_id in self.list_adapters()
-        if not was_loaded and folder is not None:
+        loaded = self._load_adapter(LoRARequest(lora_name=expert, lora_int_id=int_id, lora_path=path))
+        if folder is not None:
             manager.vectors[int_id] = self._store.vectors_of(_ARROW, folder)
-        super().add_adapter(LoRARequest(lora_name=expert, lora_int_id=int_id, lora_path=path))
-        manager.stats.missed(time.perf_counter() - started, from_disk=not was_loaded)
+        if len(manager) + 1 > manager.capacity:
+            manager.remove_oldest_adapter()
+        manager.add_adapter(loaded)
+        return int_id, False
 
     def _forget_names(self) -> None:
         """Keep numbers only of experts that are in memory, once there are many others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,3 +58,8 @@ def plan_of(recipe: Recipe) -> Plan:
 def plan_of_text(text: str) -> Plan:
     """As `plan_of`; raises RecipeError too."""
     return plan_of(parse(text))
+
+
+def recipe_text_of(lora_name: str, lora_path: str) -> str:
+    """The text of the recipe that a LoRARequest stands for: its path if that is no path, else its name."""
+    return lora_name if os.path.isabs(lora_path) else lora_path

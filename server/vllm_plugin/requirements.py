@@ -30,6 +30,12 @@ _RELIED_ON: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("vllm.lora.model_manager", "LRUCacheLoRAModelManager.activate_adapter", ("self", "lora_id")),
     ("vllm.lora.layers.base_linear", "BaseLinearLayerWithLoRA._apply_lora_to_output", ("self", "x", "output")),
     ("vllm.lora.layers", "LoRAMapping", ("index_mapping", "prompt_mapping")),
+    ("vllm.lora.worker_manager", "WorkerLoRAManager._load_adapter", ("self", "lora_request")),
+    ("vllm.config.scheduler", "SchedulerConfig.get_scheduler_cls", ("self",)),
+    ("vllm.v1.core.sched.scheduler", "Scheduler.schedule", ("self",)),
+    ("vllm.v1.core.sched.async_scheduler", "AsyncScheduler", ()),
+    ("vllm.v1.core.sched.request_queue", "RequestQueue.remove_requests", ("self", "requests")),
+    ("vllm.v1.core.sched.request_queue", "RequestQueue.add_request", ("self", "request")),
     ("vllm.v1.engine.utils", "get_mp_context", ()),
     ("vllm.v1.engine.core", "EngineCoreProc.run_engine_core", ()),
 )

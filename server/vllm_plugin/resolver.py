@@ -8,6 +8,7 @@ vLLM keys its prefix cache.
 from __future__ import annotations
 
 import asyncio
+import os
 from functools import wraps
 from http import HTTPStatus
 from pathlib import Path
@@ -17,7 +18,7 @@ from vllm.entrypoints.openai.models.serving import OpenAIServingModels, create_e
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
-from server.engine.recipes import Base, Single
+from server.engine.recipes import MAX_EXPERTS, Base, Single
 from server.vllm_plugin.plans import RecipeRefused
 from server.vllm_plugin.store import ExpertStore
 
@@ -29,10 +30,16 @@ _resolve_lora = OpenAIServingModels.resolve_lora
 
 
 class RecipeResolver(LoRAResolver):  # type: ignore[misc]
-    """Resolves recipes against the library's store."""
+    """Resolves recipes against the library's store.
 
-    def __init__(self, store: ExpertStore) -> None:
+    Args:
+        store: Has the experts' files.
+        num_slots: Experts that can be resident; a recipe that needs more is refused.
+    """
+
+    def __init__(self, store: ExpertStore, num_slots: int) -> None:
         self._store = store
+        self._num_slots = num_slots
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
         """The recipe's LoRARequest, or None if the name is none of ours; vLLM sets the integer id itself.
@@ -49,6 +56,11 @@ class RecipeResolver(LoRAResolver):  # type: ignore[misc]
         plan = self._store.check(recipe)
         if plan is None:
             return None
+        if len(plan.experts) > self._num_slots:
+            raise RecipeRefused(
+                f"The recipe needs {len(plan.experts)} experts at once, but the engine has {self._num_slots} slots "
+                "for them (--max-loras)."
+            )
         # The path is where the worker finds what to do: an expert's folder, or the text of the recipe.
         path = str(self._store.folder_of(recipe.expert_id)) if isinstance(recipe, Single) else str(recipe)
         return LoRARequest(lora_name=name, lora_int_id=1, lora_path=path)
@@ -71,5 +83,6 @@ async def _resolve_bounded(self: Any, lora_name: str) -> Any:
 def install_resolver(adapters_dir: str) -> None:
     """Register the resolver with vLLM, once in a process."""
     if NAME not in LoRAResolverRegistry.get_supported_resolvers():
-        LoRAResolverRegistry.register_resolver(NAME, RecipeResolver(ExpertStore(Path(adapters_dir))))
+        num_slots = int(os.environ.get("MOERGATE_EXPERT_SLOTS", MAX_EXPERTS))
+        LoRAResolverRegistry.register_resolver(NAME, RecipeResolver(ExpertStore(Path(adapters_dir)), num_slots))
         OpenAIServingModels.resolve_lora = _resolve_bounded

@@ -22,7 +22,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.resolver = RecipeResolver(ExpertStore(root))
+        self.resolver = RecipeResolver(ExpertStore(root), num_slots=2)
         (root / ".prototypes").mkdir(parents=True)
         (root / ".recipes").mkdir()
 
@@ -77,6 +77,12 @@ async def test_anything_else_is_not_found(name: str, store: Store) -> None:
 
 async def test_a_recipe_over_an_unknown_expert_is_not_found(store: Store) -> None:
     assert await store.path(f"mix({store.add('a', 1)}*0.5,b@00000000*0.5)") is None
+
+
+async def test_a_recipe_that_needs_more_slots_than_there_are_is_refused(store: Store) -> None:
+    experts = [store.add(name, seed) for seed, name in enumerate("abc")]
+    with pytest.raises(RecipeRefused, match="needs 3 experts at once, but the engine has 2 slots"):
+        await store.path(f"mix({','.join(f'{expert}*0.3' for expert in experts)})")
 
 
 async def test_an_ambiguous_version_is_not_found(store: Store) -> None:

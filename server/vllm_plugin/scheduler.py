@@ -1,0 +1,97 @@
+"""In vLLM's engine core: requests whose experts do not fit into the slots wait, and those of one expert go together.
+
+vLLM's scheduler counts recipes; this one also counts experts, before each step: it takes out of the queue what may
+not join now (`server.vllm_plugin.admission` decides), lets vLLM schedule the rest, and puts it back by arrival.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from typing import Any
+
+from vllm.config.scheduler import SchedulerConfig
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from server.engine.recipes import RecipeError
+from server.vllm_plugin.admission import SlotAdmission, Waiting
+from server.vllm_plugin.plans import RecipeRefused, plan_of_text, recipe_text_of
+
+MAX_PLANS = 65536
+
+_get_scheduler_cls = SchedulerConfig.get_scheduler_cls
+
+
+class _FitsSlots:
+    """Mixed into vLLM's schedulers."""
+
+    waiting: Any
+    running: list[Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        max_loras = self.lora_config.max_loras if self.lora_config else 0  # type: ignore[attr-defined]
+        num_slots = int(os.environ.get("MOERGATE_EXPERT_SLOTS", max_loras))
+        self._admission = SlotAdmission(num_slots, float(os.environ.get("MOERGATE_MAX_SLOT_WAIT_S", "2")))
+        self._experts: OrderedDict[int, frozenset[str]] = OrderedDict()
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """One step, as vLLM's own."""
+        held = self._hold_back() if self.waiting and self.lora_config else []  # type: ignore[attr-defined]
+        try:
+            return super().schedule(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if held:
+                self._put_back(held)
+
+    def _hold_back(self) -> list[Any]:
+        now = time.time()
+        waiting = list(self.waiting)
+        running = [self._experts_of(request) for request in self.running]
+        asked = [Waiting(self._experts_of(request), now - request.arrival_time) for request in waiting]
+        admitted = self._admission.choose(running, asked)
+        held = [request for request, may in zip(waiting, admitted, strict=True) if not may]
+        if held:
+            self.waiting.remove_requests(held)
+        return held
+
+    def _put_back(self, held: list[Any]) -> None:
+        left = list(self.waiting)
+        self.waiting.remove_requests(left)
+        for request in sorted([*left, *held], key=lambda request: request.arrival_time):
+            self.waiting.add_request(request)
+
+    def _experts_of(self, request: Any) -> frozenset[str]:
+        lora = request.lora_request
+        if lora is None:
+            return frozenset()
+        known = self._experts.get(lora.lora_int_id)
+        if known is None:
+            try:
+                known = frozenset(plan_of_text(recipe_text_of(lora.lora_name, lora.lora_path)).experts)
+            except (RecipeError, RecipeRefused):
+                known = frozenset({lora.lora_name})
+            self._experts[lora.lora_int_id] = known
+            while len(self._experts) > MAX_PLANS:
+                self._experts.popitem(last=False)
+        return known
+
+
+class ExpertScheduler(_FitsSlots, Scheduler):  # type: ignore[misc]
+    """vLLM's scheduler, within the slots."""
+
+
+class AsyncExpertScheduler(_FitsSlots, AsyncScheduler):  # type: ignore[misc]
+    """vLLM's asynchronous scheduler, within the slots."""
+
+
+def install_scheduler() -> None:
+    """Make vLLM use these where it would use its own; a scheduler that somebody chose is left alone."""
+
+    def get_scheduler_cls(self: SchedulerConfig) -> Any:
+        chosen = _get_scheduler_cls(self)
+        return {Scheduler: ExpertScheduler, AsyncScheduler: AsyncExpertScheduler}.get(chosen, chosen)
+
+    SchedulerConfig.get_scheduler_cls = get_scheduler_cls
