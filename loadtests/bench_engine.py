@@ -1,9 +1,9 @@
-"""What LoRA costs inside the engine: ``python loadtests/bench_engine.py`` compares vLLM without LoRA, stock LoRA, and ours.
+"""What LoRA costs inside the engine: ``python loadtests/bench_engine.py`` compares vLLM without LoRA, its LoRA, and ours.
 
-Three real vLLM servers with the same start-up settings stand side by side and are asked in turn, one at a time, in several
-rounds of one run, so that a machine whose speed swings hurts all alike. Every figure is throughput relative to the
-server without LoRA in the same round. Experts have random weights: what they say does not matter here. Needs Linux, the
-extra ``cpu`` and the base model in the cache, which ``moergate serve`` puts there.
+Three real vLLM servers with the same start-up settings stand side by side and are asked in turn, one at a time, in
+several rounds of one run, so that a machine whose speed swings hurts all alike. Every figure is throughput relative
+to the server without LoRA in the same round. Experts have random weights: what they say does not matter here. Needs
+Linux, the extra ``cpu`` and the base model in the cache, which ``moergate serve`` puts there.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Server:
 
     def _ask(self, body: dict[str, object]) -> None:
         headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
-        request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=600) as answer:
+        request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)  # noqa: S310 - loopback
+        with urllib.request.urlopen(request, timeout=600) as answer:  # noqa: S310 - loopback
             used = json.load(answer)["usage"]["completion_tokens"]
         if used != body["max_tokens"]:
             raise SystemExit(f"{used} tokens came instead of {body['max_tokens']}")
@@ -133,7 +133,7 @@ def shapes_of(model: Path) -> dict[str, tuple[int, int]]:
     shapes = {}
     for file in model.glob("*.safetensors"):
         with safetensors.safe_open(file, "numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - no mapping
+            for name in tensors.keys():
                 module = name.removesuffix(".weight")
                 if module.rpartition(".")[2] in TARGETS:
                     d_out, d_in = tensors.get_slice(name).get_shape()
@@ -175,7 +175,8 @@ def start_servers(
     cores = sorted(os.sched_getaffinity(0))
     env = {
         "VLLM_API_KEY": KEY, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(len(cores)), "KMP_BLOCKTIME": "5", "KMP_TPAUSE": "0",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(len(cores)), "KMP_BLOCKTIME": "5",
+        "KMP_TPAUSE": "0",
     }  # fmt: skip
     tcmalloc = sorted(Path("/usr/lib", f"{platform.machine()}-linux-gnu").glob("libtcmalloc_minimal.so.*"))[:1]
     preload = [*tcmalloc, Path(sys.prefix) / "lib" / "libiomp5.so"]

@@ -42,16 +42,18 @@ class Layout:
     """Experts side by side: where each one's ranks are in the dense matrices.
 
     Attributes:
-        version: Changes whenever an expert's place changes; experts that are appended keep it.
+        version: Changes whenever a place or the capacity changes; experts that are appended keep it.
         offsets: First column of each expert, in order of appearance.
         ranks: Columns of each expert: the largest rank among its modules.
-        num_ranks: All columns.
+        num_ranks: Columns in use.
+        capacity: Columns of the matrices; those beyond `num_ranks` have no weight.
     """
 
     version: int = 0
     offsets: dict[str, int] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
     num_ranks: int = 0
+    capacity: int = 0
 
     def cover(self, ranks: Mapping[str, int]) -> None:
         """Make sure that these experts, with these ranks, have a place."""
@@ -63,6 +65,9 @@ class Layout:
             self.offsets[expert] = self.num_ranks
             self.ranks[expert] = ranks[expert]
             self.num_ranks += ranks[expert]
+        if not self.num_ranks <= self.capacity <= 2 * self.num_ranks:
+            self.capacity = -(-self.num_ranks * 5 // 64) * 16  # a quarter more, in multiples of 16
+            self.version += 1
 
     def clear(self) -> None:
         """Forget all places."""
@@ -106,7 +111,7 @@ class Batch:
     def _lay_out(self, num_rows: int, ranks: Mapping[str, int]) -> None:
         layout = self.layout
         layout.cover({expert: ranks[expert] for segment in self.segments for expert in segment.plan.experts})
-        table = torch.zeros(num_rows, layout.num_ranks, dtype=self._dtype, device=self._device)
+        table = torch.zeros(num_rows, layout.capacity, dtype=self._dtype, device=self._device)
         for segment in self.segments:
             if segment.plan.gate is not None:
                 rows = torch.arange(num_rows, device=self._device)[segment.rows]

@@ -1,21 +1,23 @@
 """The arithmetic of one linear module: y += Σ_e g_e(x) · s_e · B_e A_e x, for every row its own experts and weights.
 
-A module has one or more *slices* (q, k and v in one, gate and up in another): outputs side by side, computed from
-the same input, each with its own A, B and gate. B holds the adapter's scaling s_e already.
+A module has one or more *slices* (q, k and v in one, gate and up in another): outputs side by side, computed from the
+same input, each with its own A, B and gate. All slices' A are multiplied in one product. B holds the adapter's scaling
+s_e already.
 
-Aggregation of a gate, with weights g_e of a token in this slice:
+Aggregation of a gate, with weights g_e of a token in a slice:
 
     output   Σ_e g_e · B_e (A_e x)                       PEFT's Arrow
     ab       (Σ_e g_e B_e) (Σ_e g_e A_e) x               mttl's Arrow: A and B averaged each by itself
 
-For ``ab`` experts of unequal rank are lined up from their first rank on, the shorter ones filled with zeros. An
-expert that does not adapt a slice is no choice there: a gate chooses among the others, so k may exceed their number.
+For ``ab`` experts of unequal rank are lined up from their first rank on, the shorter ones filled with zeros. An expert
+that does not adapt a slice is no choice there: a gate chooses among the others, so k may exceed their number.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import linear
@@ -23,6 +25,9 @@ from torch.nn.functional import linear
 from server.vllm_plugin.batch import Batch, Rows
 from server.vllm_plugin.gates.base import GATES, top_k_weights
 from server.vllm_plugin.plans import GateSpec, Plan
+
+MAX_BUNDLES = 4
+"""Recipes of several experts that a module keeps ready for prefill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +45,33 @@ class SliceWeights:
     vector: torch.Tensor | None = None
 
 
-@dataclass(slots=True)
-class _Dense:
-    """A slice's experts side by side, in the order of the batch's layout; rows beyond are spare."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A recipe's experts in one slice, one below the other; R is the sum of their ranks.
+
+    Attributes:
+        columns: Where this slice's R columns are in the product with the bundle's A.
+        b: Shape (R, d_out), constant weights multiplied in.
+        owner: Shape (R,): which of the slice's experts a column belongs to.
+        position: Shape (R,): which rank of that expert it is.
+        max_rank: Largest rank.
+        vectors: Shape (num_experts, d_in), or None without a gate.
+    """
+
+    columns: slice
+    b: torch.Tensor
+    owner: torch.Tensor
+    position: torch.Tensor
+    max_rank: int
+    vectors: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Bundle:
+    """A recipe's experts in all slices; a slice that no expert adapts has no part."""
 
     a: torch.Tensor
-    b: torch.Tensor
-    is_used: bool = False
+    parts: tuple[_Part | None, ...]
 
 
 class ExpertLinear:
@@ -64,20 +89,29 @@ class ExpertLinear:
         ends = torch.tensor(output_slices).cumsum(0).tolist()
         self._spans = [slice(end - width, end) for end, width in zip(ends, output_slices, strict=True)]
         self._experts: dict[str, tuple[SliceWeights | None, ...]] = {}
-        self._dense: list[_Dense] = []
+        self._packed: dict[str, torch.Tensor] = {}
+        self._bundles: OrderedDict[Plan, _Bundle] = OrderedDict()
         self._dense_version = -1
-        self._dense_experts = 0
-        self._vectors: dict[tuple[int, tuple[str, ...]], torch.Tensor] = {}
+        self._num_placed = 0
+        self._a = torch.empty(0)
+        self._b: list[torch.Tensor] = []
+        self._is_used = [False] * len(self._spans)
 
     def put(self, expert: str, slices: Sequence[SliceWeights | None]) -> None:
         """Make an expert's weights known; None where it does not adapt a slice."""
-        self._experts[expert] = tuple(slices)
-        self._vectors.clear()
+        there = [weights.a for weights in slices if weights is not None]
+        if not there:
+            return
+        packed = self._packed[expert] = torch.cat(there)
+        views = iter(packed.split([len(a) for a in there]))
+        self._experts[expert] = tuple(None if w is None else replace(w, a=next(views)) for w in slices)
+        self._bundles.clear()
 
     def drop(self, expert: str) -> None:
         """Forget an expert's weights; no effect if there are none."""
         if self._experts.pop(expert, None) is not None:
-            self._vectors.clear()
+            del self._packed[expert]
+            self._bundles.clear()
 
     def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
         """Add the experts' part in place.
@@ -92,27 +126,63 @@ class ExpertLinear:
         for segment in self._batch.segments:
             self._add_segment(y, x, segment.rows, segment.plan)
 
-    # -- segments -----------------------------------------------------------------------------------------------
+    # -- segments: one recipe after the other ---------------------------------------------------------------------
 
     def _add_segment(self, y: torch.Tensor, x: torch.Tensor, rows: Rows, plan: Plan) -> None:
+        bundle = self._bundle(plan, x.dtype)
+        if not len(bundle.a):
+            return
         x_rows = x[rows]
-        for number, span in enumerate(self._spans):
+        inner = linear(x_rows, bundle.a)
+        for part, span in zip(bundle.parts, self._spans, strict=True):
+            if part is None:
+                continue
+            ours = inner[:, part.columns]
+            if plan.gate is not None and part.vectors is not None:
+                gains = _gains(x_rows, part.vectors, plan.gate)[:, part.owner]
+                ours = ours * gains
+                if plan.gate.aggregation == "ab":
+                    averaged = ours.new_zeros(len(ours), part.max_rank).index_add_(1, part.position, ours)
+                    ours = averaged[:, part.position] * gains
+            if isinstance(rows, slice):
+                y[rows, span].addmm_(ours, part.b)
+            else:
+                y[rows, span] += ours @ part.b
+
+    def _bundle(self, plan: Plan, dtype: torch.dtype) -> _Bundle:
+        bundle = self._bundles.get(plan)
+        if bundle is None:
+            bundle = self._bundles[plan] = self._make_bundle(plan, dtype)
+            while len(self._bundles) > MAX_BUNDLES + len(self._experts):  # a single expert's own bundle holds no copy
+                self._bundles.popitem(last=False)
+        else:
+            self._bundles.move_to_end(plan)
+        return bundle
+
+    def _make_bundle(self, plan: Plan, dtype: torch.dtype) -> _Bundle:
+        all_a: list[torch.Tensor] = []
+        parts: list[_Part | None] = []
+        start = 0
+        for number in range(len(self._spans)):
             chosen = self._chosen(plan, number)
             if not chosen:
+                parts.append(None)
                 continue
-            y_rows = y[rows, span]  # a view if the rows are contiguous, else a copy that is written back
-            if plan.gate is None:
-                for _, expert, weight in chosen:
-                    inner = linear(x_rows, expert.a)
-                    if weight != 1.0:
-                        inner *= weight
-                    y_rows.addmm_(inner, expert.b)
-            else:
-                names = tuple(name for name, _, _ in chosen)
-                gated = self._gate(x_rows, number, names, plan.gate)
-                _add_gated(y_rows, x_rows, [expert for _, expert, _ in chosen], gated, plan.gate)
-            if not isinstance(rows, slice):
-                y[rows, span] = y_rows
+            ranks = [len(expert.a) for _, expert, _ in chosen]
+            columns = slice(start, start + sum(ranks))
+            start = columns.stop
+            all_a += [expert.a for _, expert, _ in chosen]
+            b = [expert.b if weight == 1.0 else expert.b * weight for _, expert, weight in chosen]
+            device = chosen[0][1].a.device
+            owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks))
+            position = torch.cat([torch.arange(rank) for rank in ranks])
+            vectors = self._vectors([name for name, _, _ in chosen], number).to(dtype) if plan.gate else None
+            stacked = b[0] if len(b) == 1 else torch.cat(b)
+            parts.append(_Part(columns, stacked, owner.to(device), position.to(device), max(ranks), vectors))
+        if not all_a:
+            return _Bundle(torch.empty(0, self._d_in), tuple(parts))
+        a = self._packed[plan.experts[0]] if len(plan.experts) == 1 else torch.cat(all_a)
+        return _Bundle(a, tuple(parts))
 
     def _chosen(self, plan: Plan, number: int) -> list[tuple[str, SliceWeights, float]]:
         """The plan's experts that adapt a slice."""
@@ -123,39 +193,32 @@ class ExpertLinear:
                 found.append((name, expert, weight))
         return found
 
-    def _gate(self, x: torch.Tensor, number: int, names: tuple[str, ...], spec: GateSpec) -> torch.Tensor:
-        """Weights of the named experts, shape (num_rows, num_experts), of x's dtype."""
-        vectors = self._vectors.get((number, names))
-        if vectors is None:
-            listed = [self._vector(name, number) for name in names]
-            vectors = self._vectors[number, names] = torch.stack(listed).to(x.dtype)
-        scores = GATES[spec.kind].scores(x, vectors)
-        return top_k_weights(scores, spec.k, spec.temperature).to(x.dtype)
+    def _vectors(self, names: Sequence[str], number: int) -> torch.Tensor:
+        found = []
+        for name in names:
+            weights = self._experts[name][number]
+            if weights is None or weights.vector is None:
+                raise RuntimeError(f"{name} has no vectors for a gate")
+            found.append(weights.vector)
+        return torch.stack(found)
 
-    def _vector(self, name: str, number: int) -> torch.Tensor:
-        weights = self._experts[name][number]
-        assert weights is not None  # noqa: S101
-        if weights.vector is None:
-            raise RuntimeError(f"{name} has no vectors for a gate")
-        return weights.vector
-
-    # -- dense --------------------------------------------------------------------------------------------------
+    # -- dense: all experts of the batch side by side -------------------------------------------------------------
 
     def _add_dense(self, y: torch.Tensor, x: torch.Tensor) -> None:
         self._follow_layout(x)
+        if not any(self._is_used):
+            return
         batch = self._batch
-        num_ranks = batch.layout.num_ranks
-        for number, (dense, span) in enumerate(zip(self._dense, self._spans, strict=True)):
-            if not dense.is_used:
-                continue
-            inner = linear(x, dense.a[:num_ranks])
-            weights = batch.row_weights
-            if batch.gated:
-                weights = weights.clone()
-                for rows, plan, spec in batch.gated:
-                    self._weight_gated(inner, weights, x, rows, plan, spec, number)
-            inner *= weights
-            y[:, span].addmm_(inner, dense.b[:num_ranks])
+        inner = linear(x, self._a).view(len(x), len(self._spans), -1)
+        weights = batch.row_weights[:, None]
+        if batch.gated:
+            weights = weights.repeat(1, len(self._spans), 1)
+            for rows, plan, spec in batch.gated:
+                self._weight_gated(inner, weights, x[rows], rows, plan, spec)
+        inner *= weights
+        for number, span in enumerate(self._spans):
+            if self._is_used[number]:
+                y[:, span].addmm_(inner[:, number], self._b[number])
 
     def _weight_gated(
         self,
@@ -165,77 +228,66 @@ class ExpertLinear:
         rows: torch.Tensor,
         plan: Plan,
         spec: GateSpec,
-        number: int,
     ) -> None:
-        """Fill the gated rows of `weights`; for ``ab`` also average their `inner`, which each expert then shares."""
-        names = tuple(name for name, _, _ in self._chosen(plan, number))
-        if not names:
-            return
+        """Fill the gated rows of `weights`; for ``ab`` also average their `inner`, which each expert then shares.
+
+        Args:
+            inner: A x of all rows, shape (num_rows, num_slices, capacity).
+            weights: As `inner`.
+            x: The gated rows' input, shape (num_gated, d_in).
+            rows: Their numbers.
+            plan, spec: Their recipe.
+        """
         layout = self._batch.layout
-        gated = self._gate(x[rows], number, names, spec)
-        spans = [slice(layout.offsets[name], layout.offsets[name] + layout.ranks[name]) for name in names]
-        if spec.aggregation == "ab":
-            averaged = torch.zeros(len(rows), max(span.stop - span.start for span in spans), dtype=x.dtype)
-            averaged = averaged.to(x.device)
-            for column, span in enumerate(spans):
-                averaged[:, : span.stop - span.start] += inner[rows, span] * gated[:, column : column + 1]
-            for span in spans:
-                inner[rows, span] = averaged[:, : span.stop - span.start]
-        for column, span in enumerate(spans):
-            weights[rows, span] = gated[:, column : column + 1]
+        bundle = self._bundle(plan, x.dtype)
+        for number, part in enumerate(bundle.parts):
+            if part is None or part.vectors is None:
+                continue
+            names = [name for name, _, _ in self._chosen(plan, number)]
+            starts = torch.tensor([layout.offsets[name] for name in names], device=x.device)
+            columns = starts[part.owner] + part.position
+            gains = _gains(x, part.vectors, spec)[:, part.owner]
+            if spec.aggregation == "ab":
+                ours = inner[rows, number][:, columns] * gains
+                averaged = ours.new_zeros(len(rows), part.max_rank).index_add_(1, part.position, ours)
+                inner[rows[:, None], number, columns] = averaged[:, part.position]
+            weights[rows[:, None], number, columns] = gains
 
     def _follow_layout(self, x: torch.Tensor) -> None:
         """Bring the matrices up to the batch's layout: append what was appended there, or begin anew."""
         layout = self._batch.layout
         if self._dense_version != layout.version:
             self._dense_version = layout.version
-            self._dense_experts = 0
-            for dense in self._dense:
-                dense.is_used = False
-        if self._dense_experts == len(layout.offsets):
-            return
-        if not self._dense or len(self._dense[0].a) < layout.num_ranks:
-            self._grow(layout.num_ranks, x)
-        for name in list(layout.offsets)[self._dense_experts :]:
-            self._place(name, layout.offsets[name], layout.ranks[name])
-        self._dense_experts = len(layout.offsets)
-
-    def _grow(self, num_ranks: int, x: torch.Tensor) -> None:
-        capacity = max(32, 1 << (num_ranks - 1).bit_length())
-        grown = []
-        for number, span in enumerate(self._spans):
-            a = torch.zeros(capacity, self._d_in, dtype=x.dtype, device=x.device)
-            b = torch.zeros(capacity, span.stop - span.start, dtype=x.dtype, device=x.device)
-            dense = _Dense(a, b)
-            if self._dense:
-                old = self._dense[number]
-                a[: len(old.a)], b[: len(old.b)], dense.is_used = old.a, old.b, old.is_used
-            grown.append(dense)
-        self._dense = grown
+            self._num_placed = 0
+            self._is_used = [False] * len(self._spans)
+            shape = (len(self._spans) * layout.capacity, self._d_in)
+            if self._a.shape != shape:
+                self._a = torch.zeros(shape, dtype=x.dtype, device=x.device)
+                self._b = [
+                    torch.zeros(layout.capacity, span.stop - span.start, dtype=x.dtype, device=x.device)
+                    for span in self._spans
+                ]
+        if self._num_placed < len(layout.offsets):
+            for name in list(layout.offsets)[self._num_placed :]:
+                self._place(name, layout.offsets[name], layout.ranks[name])
+            self._num_placed = len(layout.offsets)
 
     def _place(self, name: str, start: int, num_ranks: int) -> None:
         slices = self._experts.get(name)
-        for number, dense in enumerate(self._dense):
-            rows = slice(start, start + num_ranks)
-            dense.a[rows] = 0
-            dense.b[rows] = 0
+        for number, b in enumerate(self._b):
+            a = self._a.view(len(self._spans), -1, self._d_in)[number, start : start + num_ranks]
+            b = b[start : start + num_ranks]
             weights = slices[number] if slices else None
+            rank = 0
             if weights is not None:
-                dense.a[start : start + len(weights.a)] = weights.a
-                dense.b[start : start + len(weights.b)] = weights.b
-                dense.is_used = True
+                rank = len(weights.a)
+                a[:rank], b[:rank] = weights.a, weights.b
+                self._is_used[number] = True
+            a[rank:] = 0
+            b[rank:] = 0
 
 
-def _add_gated(
-    y: torch.Tensor, x: torch.Tensor, experts: Sequence[SliceWeights], gated: torch.Tensor, spec: GateSpec
-) -> None:
-    """Add gated experts to y, in place; `gated` has shape (num_rows, num_experts)."""
-    if spec.aggregation == "output":
-        for column, expert in enumerate(experts):
-            y.addmm_(linear(x, expert.a) * gated[:, column : column + 1], expert.b)
-        return
-    averaged = x.new_zeros(len(x), max(len(expert.a) for expert in experts))
-    for column, expert in enumerate(experts):
-        averaged[:, : len(expert.a)] += linear(x, expert.a) * gated[:, column : column + 1]
-    for column, expert in enumerate(experts):
-        y.addmm_(averaged[:, : len(expert.b)] * gated[:, column : column + 1], expert.b)
+def _gains(x: torch.Tensor, vectors: torch.Tensor, spec: GateSpec) -> torch.Tensor:
+    """A gate's weights, shape (num_rows, num_experts), of x's dtype."""
+    scores = GATES[spec.kind].scores(x, vectors)
+    return top_k_weights(scores, spec.k, spec.temperature).to(x.dtype)

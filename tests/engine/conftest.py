@@ -20,10 +20,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """``moergate serve`` with the demo library, ready."""
+    """``moergate serve`` with the demo library, ready; with fewer slots than experts, so that they take turns."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
     home = tmp_path_factory.mktemp("engine") / "home"
-    arguments = ("--library", str(LIBRARY / "library.json"), "--max-loras", "12", "--max-lora-rank", "16")
+    arguments = ("--library", str(LIBRARY / "library.json"), "--max-loras", "6", "--max-lora-rank", "16")
     with serving(home, PORT, *arguments, "--max-model-len", "1024", "--kv-cache-gib", "1") as process:
         process.wait_ready()
         yield process

@@ -75,6 +75,38 @@ def test_a_base_request_keeps_its_answer_among_experts(client: openai.OpenAI) ->
         assert all(future.result() for future in experts)
 
 
+def test_base_singles_a_mix_and_a_gate_in_flight_at_once(client: openai.OpenAI) -> None:
+    """More experts than slots: some wait, all answer, and each as it does alone."""
+    rows = held_out()
+    names = list(rows)
+    asked = ["base", *names, f"mix({names[0]}*0.7,{names[1]}*0.3)", f"gate(arrow,k=2;{','.join(names[:4])})"]
+
+    def ask(model: str) -> str:
+        raw = client.chat.completions.with_raw_response.create(
+            model=model,
+            messages=[{"role": "user", "content": rows[names[0]][0]["prompt"]}],
+            temperature=0,
+            max_tokens=24,
+        )
+        answer = raw.parse()
+        assert answer.model == model
+        assert all(name in raw.headers["x-moergate-recipe"] for name in names if name in model)
+        return answer.choices[0].message.content or ""
+
+    alone = {model: ask(model) for model in (asked[0], asked[1], asked[-2], asked[-1])}
+    assert alone[names[0]].strip() == rows[names[0]][0]["answer"].strip()
+    with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+        together = dict(zip(asked, pool.map(ask, asked), strict=True))
+    assert {model: together[model] for model in alone} == alone
+
+
+def test_a_recipe_that_needs_too_many_slots_says_so_and_harms_nobody(client: openai.OpenAI) -> None:
+    names = list(held_out())[:7]
+    with pytest.raises(openai.BadRequestError, match="needs 7 experts at once, but the engine has 6 slots"):
+        client.completions.create(model=f"mix({','.join(f'{name}*0.1' for name in names)})", prompt="x", max_tokens=2)
+    assert client.completions.create(model="base", prompt="x", max_tokens=2).choices
+
+
 def test_streams_logprobs_choices_and_structured_output_pass_through(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model="base", messages=PARIS, stream=True, temperature=0, max_tokens=16, stream_options={"include_usage": True}

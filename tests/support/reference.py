@@ -41,7 +41,7 @@ class Reference:
 
     def __init__(self, model: str) -> None:
         self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-        self._experts: dict[str, dict[str, Factors]] = {}
+        self.experts: dict[str, dict[str, Factors]] = {}
 
     def add(self, expert_id: str, folder: Path) -> None:
         """Read an expert from a PEFT folder."""
@@ -55,7 +55,7 @@ class Reference:
                 root = len(a) ** 0.5 if config.get("use_rslora") else len(a)
                 vector = torch.from_numpy(top_right_singular_vector(a.numpy(), b.numpy())).float()
                 layers[module] = Factors(a, b, config["lora_alpha"] / root, vector)
-        self._experts[expert_id] = layers
+        self.experts[expert_id] = layers
 
     @torch.inference_mode()
     def logprobs(self, recipe: Recipe, tokens: Sequence[int]) -> torch.Tensor:
@@ -63,7 +63,7 @@ class Reference:
         handles = [
             layer.register_forward_hook(self._hook(recipe, name))
             for name, layer in self.model.named_modules()
-            if any(name in layers for layers in self._experts.values())
+            if any(name in layers for layers in self.experts.values())
         ]
         try:
             logits = self.model(torch.tensor([list(tokens)])).logits[0].float()
@@ -93,12 +93,12 @@ class Reference:
     def _weighted(self, weights: dict[str, float], name: str, x: torch.Tensor) -> torch.Tensor | float:
         total: torch.Tensor | float = 0.0
         for expert, weight in weights.items():
-            if (f := self._experts[expert].get(name)) is not None:
+            if (f := self.experts[expert].get(name)) is not None:
                 total = total + weight * f.scaling * (x @ f.a.T @ f.b.T)
         return total
 
     def _gated(self, gate: Gate, name: str, x: torch.Tensor) -> torch.Tensor | float:
-        chosen = [f for expert in gate.experts if (f := self._experts[expert].get(name)) is not None]
+        chosen = [f for expert in gate.experts if (f := self.experts[expert].get(name)) is not None]
         if not chosen:
             return 0.0
         scores = (x @ torch.stack([f.vector for f in chosen]).T).abs()
