@@ -10,6 +10,7 @@ RegistryError                 .message: one text for people
 ├── KeyNotFound               no API key with this id
 ├── NameTaken                 the id is already used for different content
 ├── NotRetired                only a retired version can be purged
+├── CannotMerge               these adapters cannot be merged by this method
 ├── StorageFull               no room for the files
 ├── StorageUnwritable         the store's folder cannot be written
 ├── DatabaseBusy              locked or unreachable for longer than we wait; trying again later can succeed
@@ -126,6 +127,10 @@ class NotRetired(RegistryError):
     def __init__(self, expert_id: str) -> None:
         super().__init__(f"{expert_id} is still offered; retire it before its files are purged.")
         self.expert_id = expert_id
+
+
+class CannotMerge(RegistryError):
+    """Adapters cannot be merged by this method; the message says why, and what can be done."""
 
 
 class StorageFull(RegistryError):

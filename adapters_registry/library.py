@@ -20,9 +20,11 @@ import structlog
 from adapters_registry import files
 from adapters_registry.archives import unpack_archive
 from adapters_registry.base_spec import BaseSpec
+from adapters_registry.composing import compose
 from adapters_registry.errors import AdapterNotFound, InvalidAdapter, Problem, quote
 from adapters_registry.limits import AdapterLimits
 from adapters_registry.locks import file_lock
+from adapters_registry.merging import MergeOptions, Method
 from adapters_registry.names import nearest, split_expert_id
 from adapters_registry.recipe_texts import RecipeTexts
 from adapters_registry.records import AdapterRecord, AdapterState, Manifest, parse_examples, utc_now
@@ -112,6 +114,31 @@ class Library:
         async with self._registering(manifest.name):
             facts = await asyncio.to_thread(self._store_archive, archive)
             return await self._record(manifest, facts, actor)
+
+    async def compose(
+        self,
+        manifest: Manifest,
+        sources: Sequence[tuple[AdapterRecord, float]],
+        method: Method,
+        options: MergeOptions,
+        *,
+        actor: str = "",
+    ) -> AdapterRecord:
+        """Merge offered adapters, each with its weight, and register the result; see `adapters_registry.merging`.
+
+        Raises CannotMerge, and what `register_folder` raises.
+        """
+        folders = [(self.folder_of(record), weight) for record, weight in sources]
+        async with self._registering(manifest.name):
+            facts = await asyncio.to_thread(self._store_merged, folders, method, options)
+            return await self._record(manifest, facts, actor)
+
+    def _store_merged(
+        self, folders: Sequence[tuple[Path, float]], method: Method, options: MergeOptions
+    ) -> AdapterFacts:
+        with self.storage.waiting_room() as room:
+            compose(folders, room / "merged", method, options, self.limits.max_rank)
+            return self._store_folder(room / "merged")
 
     @asynccontextmanager
     async def _registering(self, name: str) -> AsyncIterator[None]:

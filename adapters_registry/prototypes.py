@@ -45,13 +45,18 @@ def top_right_singular_vector(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.fl
 
 def prototypes_of(weights: Path) -> Mapping[str, NDArray[np.float32]]:
     """Prototypes, each of shape (d_in,), by the base's module names, of a validated ``adapter_model.safetensors``."""
-    found: dict[str, NDArray[np.float32]] = {}
+    factors = read_factors(weights)
+    return {module: top_right_singular_vector(a, b).astype(np.float32) for module, (a, b) in factors.items()}
+
+
+def read_factors(weights: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """A (r, d_in) and B (d_out, r) of every module of a validated ``adapter_model.safetensors``."""
+    found: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     with weights.open("rb") as stream:
         entries = read_header(stream, weights.stat().st_size, _MAX_HEADER_BYTES)
         for module, pair in pair_tensors(entries).pairs.items():
             if pair.a is not None and pair.b is not None:
-                vector = top_right_singular_vector(_read(stream, pair.a), _read(stream, pair.b))
-                found[module] = vector.astype(np.float32)
+                found[module] = _read(stream, pair.a), _read(stream, pair.b)
     return found
 
 

@@ -63,6 +63,16 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class Composition(_Strict):
+    """How a composed adapter was made: the recipe with versions, the merge formula, and its options."""
+
+    recipe: Annotated[str, StringConstraints(max_length=8192), AfterValidator(_without_nul)]
+    method: _Line
+    rank: int | None = None
+    density: float | None = None
+    seed: int | None = None
+
+
 class Card(_Strict):
     """What an expert is for, in words: shown to people, and read by some routers."""
 
@@ -72,6 +82,7 @@ class Card(_Strict):
     languages: _Words = Field(default_factory=list)
     license: _Line = ""
     owner: _Line = ""
+    composed_from: Composition | None = None
 
 
 class Source(_Strict):

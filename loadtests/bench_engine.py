@@ -1,4 +1,4 @@
-"""What LoRA costs inside the engine: ``python loadtests/bench_engine.py`` compares vLLM without LoRA, its LoRA, and ours.
+"""What LoRA costs inside the engine: ``python loadtests/bench_engine.py`` compares vLLM without it, vLLM's, and ours.
 
 Three real vLLM servers with the same start-up settings stand side by side and are asked in turn, one at a time, in
 several rounds of one run, so that a machine whose speed swings hurts all alike. Every figure is throughput relative

@@ -74,11 +74,16 @@ class Catalog:
         if record is not None and principal.may_use(record.name):
             return Target("expert", asked, recipe=Single(record.expert_id))
         if "(" in asked or asked.startswith("set:"):
-            return Target("recipe", asked, recipe=self._recipe(asked, principal))
+            return Target("recipe", asked, recipe=self.recipe(asked, principal))
         raise self._not_found(asked, principal)
 
-    def _recipe(self, asked: str, principal: Principal) -> Recipe:
-        """A recipe as a caller wrote it, bound to the versions of the experts that the caller may use."""
+    def recipe(self, asked: str, principal: Principal) -> Recipe:
+        """A recipe as a caller wrote it, bound to the versions of the experts that the caller may use.
+
+        Raises:
+            ModelNotFound: For an expert that does not exist or is hidden.
+            BadRequest: It is no recipe, or none that can be executed.
+        """
         try:
             recipe = parse_asked(asked)
             if isinstance(recipe, SetRef):

@@ -201,6 +201,7 @@ _LOWER: dict[type[Exception], type[GatewayError]] = {
     registry_errors.AdapterNotFound: NotFound,
     registry_errors.KeyNotFound: NotFound,
     registry_errors.NameTaken: Conflict,
+    registry_errors.CannotMerge: BadRequest,
     registry_errors.NotRetired: Conflict,
     registry_errors.StorageFull: StorageFailed,
     registry_errors.StorageUnwritable: StorageFailed,

@@ -6,20 +6,24 @@ import asyncio
 import re
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.types import Message
 
 from adapters_registry.library import Library
-from adapters_registry.records import AdapterRecord, Manifest, parse_manifest
+from adapters_registry.merging import USES_DENSITY, USES_SEED, MergeOptions, Method
+from adapters_registry.records import AdapterRecord, Card, Composition, Manifest, parse_manifest
 from server.api.incoming import read_body
 from server.auth import Authenticator, Principal
 from server.draining import Drainer
+from server.engine.recipes import Mix, Single
 from server.errors import AdapterRefused, BadRequest, BodyTooLarge, Conflict, PermissionDenied
 from server.library_watch import LibraryWatcher
 from server.settings import Settings
@@ -28,6 +32,21 @@ _SAFE_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
 _MAX_FORM_FILES = 64
 _MAX_MANIFEST_BYTES = 32 << 20
+
+
+class ComposeOrder(BaseModel):
+    """The body of ``POST /admin/adapters/compose``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    recipe: str
+    method: Method = "exact"
+    rank: int | None = None
+    density: float = 0.5
+    seed: int = 0
+    card: Card = Card()
+    examples: list[str] = []
 
 
 class AdapterAdmin:
@@ -67,6 +86,34 @@ class AdapterAdmin:
         finally:
             await asyncio.to_thread(shutil.rmtree, staging, True)
 
+    async def compose(self, order: ComposeOrder, principal: Principal) -> AdapterRecord:
+        """Merge experts into an ordinary adapter and register it, with how it was made on its card."""
+        self._check_name(order.name)
+        recipe = self._watcher.catalog.recipe(order.recipe, principal)
+        match recipe:
+            case Mix(weights):
+                pass
+            case Single(expert_id):
+                weights = ((expert_id, 1.0),)
+            case _:
+                raise BadRequest("Only a mix(...) can be composed; a gate needs the engine's plugin.", param="recipe")
+        experts = self._watcher.catalog.experts
+        sources = [(experts[expert_id], weight) for expert_id, weight in weights]
+        options = MergeOptions(rank=order.rank, density=order.density, seed=order.seed)
+        made = Composition(
+            recipe=str(recipe),
+            method=order.method,
+            rank=order.rank,
+            density=order.density if order.method in USES_DENSITY else None,
+            seed=order.seed if order.method in USES_SEED else None,
+        )
+        card = order.card.model_copy(update={"composed_from": made})
+        manifest = parse_manifest({"name": order.name, "card": card.model_dump(), "examples": order.examples})
+        before = [r.expert_id for r in await self._library.list() if r.name == manifest.name]
+        record = await self._library.compose(manifest, sources, order.method, options, actor=principal.key_id)
+        await self._replaced(before, record)
+        return record
+
     async def remove(self, ref: str, actor: str) -> AdapterRecord:
         """Stop offering an expert; running requests end, then its files go."""
         record = await self._library.retire(ref, actor=actor)
@@ -81,16 +128,23 @@ class AdapterAdmin:
         return record
 
     async def _register(self, manifest: Manifest, source: Path, actor: str, *, is_upload: bool) -> AdapterRecord:
-        if manifest.name in self._watcher.catalog.policies or manifest.name in self._settings.policies:
-            raise Conflict(f"{manifest.name!r} is the name of a policy; choose another name.", param="name")
+        self._check_name(manifest.name)
         before = [r.expert_id for r in await self._library.list() if r.name == manifest.name]
         register = self._library.register_archive if is_upload else self._library.register_folder
         record = await register(manifest, source, actor=actor)
+        await self._replaced(before, record)
+        return record
+
+    async def _replaced(self, before: Sequence[str], record: AdapterRecord) -> None:
+        """Show a new version, and drain those that it replaced."""
         await self._watcher.show_experts()
         for expert_id in before:
             if expert_id != record.expert_id:
                 self._drainer.drain(expert_id)
-        return record
+
+    def _check_name(self, name: str) -> None:
+        if name in self._watcher.catalog.policies or name in self._settings.policies:
+            raise Conflict(f"{name!r} is the name of a policy; choose another name.", param="name")
 
     def _check_allowed(self, folder: Path) -> None:
         allowed = self._settings.source_dirs
@@ -126,6 +180,17 @@ def admin_router(admin: AdapterAdmin, library: Library, authenticator: Authentic
             )
         raw = await read_body(request.headers, request.receive, settings.max_body_bytes)
         return show(await admin.register_path(parse_manifest(raw), principal.key_id))
+
+    @router.post("/adapters/compose", status_code=201, summary="Merge experts into an ordinary adapter and register it")
+    async def compose_adapter(request: Request) -> dict[str, Any]:
+        principal = await principal_of(request)
+        raw = await read_body(request.headers, request.receive, settings.max_body_bytes)
+        try:
+            order = ComposeOrder.model_validate_json(raw)
+        except ValidationError as error:
+            found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors())
+            raise BadRequest(found) from None
+        return show(await admin.compose(order, principal))
 
     @router.get("/adapters", summary="List active adapters")
     async def list_adapters(request: Request) -> dict[str, Any]:

@@ -145,7 +145,8 @@ class EnginePool:
         able = [r for r in ready if r.can_execute(recipe)]
         if not able:
             raise BadRequest(
-                "The engine is a vLLM without Moergate's plugin: one expert a request, no mixes, no gates.",
+                "The engine is a vLLM without Moergate's plugin, which executes one expert a request. "
+                "Merge a mix into an ordinary adapter with 'moergate compose', and ask for that by its name.",
                 param="model",
             )
         least = min(r.num_in_flight for r in able)
