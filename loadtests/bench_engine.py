@@ -168,24 +168,32 @@ def registered(folder: Path, model: Path, num_experts: int, rank: int) -> Iterat
     yield home / "adapters", ids
 
 
-def start_servers(
-    options: argparse.Namespace, model: Path, store: Path, experts: Sequence[str], children: Children
-) -> dict[str, Server]:
-    """vLLM without LoRA, with its own, and with ours; all with the settings that moergate serve would choose."""
-    cores = sorted(os.sched_getaffinity(0))
+def engine_environment() -> dict[str, str]:
+    """The start-up settings that moergate serve would choose."""
     env = {
         "VLLM_API_KEY": KEY, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(len(cores)), "KMP_BLOCKTIME": "5",
-        "KMP_TPAUSE": "0",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+        "KMP_BLOCKTIME": "5", "KMP_TPAUSE": "0",
     }  # fmt: skip
     tcmalloc = sorted(Path("/usr/lib", f"{platform.machine()}-linux-gnu").glob("libtcmalloc_minimal.so.*"))[:1]
     preload = [*tcmalloc, Path(sys.prefix) / "lib" / "libiomp5.so"]
     env["LD_PRELOAD"] = ":".join(str(path) for path in preload if path.exists())
-    argv = [
+    return env
+
+
+def vllm_command(model: Path, dtype: str, port: int) -> list[str]:
+    """A vLLM server without LoRA."""
+    return [
         sys.executable, "-m", ENTRY, "--model", str(model), "--host", "127.0.0.1", "--served-model-name", "base",
-        "--dtype", options.dtype, "--max-model-len", "1024", "--enforce-eager", "--gpu-memory-utilization", "0.3",
-        "--kv-cache-memory-bytes", str(512 << 20), "--disable-uvicorn-access-log",
+        "--dtype", dtype, "--max-model-len", "1024", "--enforce-eager", "--gpu-memory-utilization", "0.3",
+        "--kv-cache-memory-bytes", str(512 << 20), "--disable-uvicorn-access-log", "--port", str(port),
     ]  # fmt: skip
+
+
+def start_servers(
+    options: argparse.Namespace, model: Path, store: Path, experts: Sequence[str], children: Children
+) -> dict[str, Server]:
+    """vLLM without LoRA, with its own, and with ours."""
     lora = ["--enable-lora", "--max-lora-rank", str(options.rank)]
     paths = [f"{expert}={store / name}" for expert in experts[:8] for name in folder_of(store, expert)]
     variants = {
@@ -207,8 +215,9 @@ def start_servers(
             continue
         say(f"starting vLLM, {name}")
         port = free_port()
-        command = [*argv, "--port", str(port), *arguments]
-        servers[name] = Server(children.start(name, command, port, "/health", timeout_s=300, env={**env, **extra}))
+        command = [*vllm_command(model, options.dtype, port), *arguments]
+        env = {**engine_environment(), **extra}
+        servers[name] = Server(children.start(name, command, port, "/health", timeout_s=300, env=env))
     return servers
 
 
@@ -269,15 +278,22 @@ def measure(
     return ratios
 
 
-def report(options: argparse.Namespace, cases: Sequence[Case], ratios: dict[tuple[str, str], list[float]]) -> str:
-    """The table, as Markdown."""
+def describe_machine(script: str) -> list[str]:
+    """Date, machine, commit and command, as lines of Markdown."""
     git = ["git", "-C", str(REPOSITORY)]
     commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    lines = [
+    return [
         f"- date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         f"- machine: {cpu_model_of(Path('/proc/cpuinfo').read_text('utf-8'))}, {os.cpu_count()} cores",
         f"- commit: `{commit.stdout.strip() or 'unknown'}`",
-        f"- command: `{shlex.join(['python', 'loadtests/bench_engine.py', *sys.argv[1:]])}`",
+        f"- command: `{shlex.join(['python', f'loadtests/{script}', *sys.argv[1:]])}`",
+    ]
+
+
+def report(options: argparse.Namespace, cases: Sequence[Case], ratios: dict[tuple[str, str], list[float]]) -> str:
+    """The table, as Markdown."""
+    lines = [
+        *describe_machine("bench_engine.py"),
         f"- {options.dtype}, experts of rank {options.rank} on all linear layers, {NUM_REQUESTS} requests at once",
         "",
         "| tokens a second relative to LoRA off, median (least to largest) | "
