@@ -113,9 +113,18 @@ class ExpertModelManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
         self.stats.activated(self.names.get(lora_id, str(lora_id)), time.perf_counter() - started)
         return True
 
+    def remove_all_adapters(self) -> None:
+        """Empty all slots, as after warm-up."""
+        super().remove_all_adapters()
+        for name in list(self.ranks):
+            self._drop(name)
+        self.plans.clear()
+
     def _deactivate_adapter(self, lora_id: int) -> None:
         super()._deactivate_adapter(lora_id)
-        name = self.names.get(lora_id, str(lora_id))
+        self._drop(self.names.get(lora_id, str(lora_id)))
+
+    def _drop(self, name: str) -> None:
         for module in self._linears.values():
             module.drop(name)
         self.batch.forget(name)
@@ -258,7 +267,8 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
         int_id = self._int_ids.get(expert)
         folder = self._store.folder_of(expert)
         if int_id is None:
-            int_id = self._int_ids[expert] = next(self._next_int_id)
+            is_dummy = manager.get_adapter(request.lora_int_id) is not None  # vLLM's warm-up put it there
+            int_id = self._int_ids[expert] = request.lora_int_id if is_dummy else next(self._next_int_id)
             manager.names[int_id] = expert
             self._forget_names()
         if manager.get_adapter(int_id) is not None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from server.vllm_plugin.batch import Batch
@@ -102,11 +103,13 @@ def split_recipes(
         The recipe ids of the rows that are ours, and the expert ids of the rows that are theirs; 0 elsewhere.
     """
     int_ids = {name: int_id for int_id, name in names.items()}
-    ours: list[int] = []
-    theirs: list[int] = []
-    for recipe in recipe_ids:
+    recipes, rows = np.unique(np.asarray(recipe_ids, dtype=np.int64), return_inverse=True)
+    ours = np.zeros(len(recipes), dtype=np.int64)
+    theirs = np.zeros(len(recipes), dtype=np.int64)
+    for number, recipe in enumerate(recipes.tolist()):
         plan = plans.get(recipe)
-        is_single = plan is not None and plan.gate is None and plan.weights == (1.0,)
-        ours.append(0 if is_single or plan is None else recipe)
-        theirs.append(int_ids.get(plan.experts[0], 0) if is_single and plan is not None else 0)
-    return ours, theirs
+        if plan is not None and plan.gate is None and plan.weights == (1.0,):
+            theirs[number] = int_ids.get(plan.experts[0], 0)
+        elif plan is not None:
+            ours[number] = recipe
+    return ours[rows].tolist(), theirs[rows].tolist()

@@ -16,6 +16,8 @@ _RELIED_ON: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("vllm.lora.request", "LoRARequest", ()),
     ("vllm.entrypoints.openai.models.serving", "OpenAIServingModels.resolve_lora", ("self", "lora_name")),
     ("vllm.entrypoints.openai.models.serving", "create_error_response", ("message", "err_type", "status_code")),
+    ("vllm.entrypoints.openai.models.serving", "OpenAIServingModels.unload_lora_adapter", ("self", "request")),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.remove_lora", ("self", "lora_id")),
     ("vllm.v1.worker.lora_model_runner_mixin", "LRUCacheWorkerLoRAManager", ()),
     ("vllm.lora.worker_manager", "LRUCacheWorkerLoRAManager._apply_adapters", ("self",)),
     ("vllm.lora.worker_manager", "LRUCacheWorkerLoRAManager.add_adapter", ("self", "lora_request")),

@@ -19,14 +19,15 @@ from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
 from server.engine.recipes import MAX_EXPERTS, Base, Single
-from server.vllm_plugin.plans import RecipeRefused
+from server.vllm_plugin.plans import RecipeRefused, plan_of
 from server.vllm_plugin.store import ExpertStore
 
 NAME = "moergate"
 MAX_REMEMBERED = 4096
-"""Names that the API server remembers; an older one is resolved again when it is asked for."""
+"""Recipes that the API server remembers; an older one is resolved again when it is asked for."""
 
 _resolve_lora = OpenAIServingModels.resolve_lora
+_unload_lora = OpenAIServingModels.unload_lora_adapter
 
 
 class RecipeResolver(LoRAResolver):  # type: ignore[misc]
@@ -38,7 +39,7 @@ class RecipeResolver(LoRAResolver):  # type: ignore[misc]
     """
 
     def __init__(self, store: ExpertStore, num_slots: int) -> None:
-        self._store = store
+        self.store = store
         self._num_slots = num_slots
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
@@ -47,13 +48,14 @@ class RecipeResolver(LoRAResolver):  # type: ignore[misc]
         Raises:
             RecipeRefused: It is a recipe, but cannot be executed.
         """
-        return await asyncio.to_thread(self._resolve, lora_name)
+        return await asyncio.to_thread(self.find, lora_name)
 
-    def _resolve(self, name: str) -> LoRARequest | None:
-        recipe = self._store.recipe_of(name)
+    def find(self, name: str) -> LoRARequest | None:
+        """As `resolve_lora`, but blocks."""
+        recipe = self.store.recipe_of(name)
         if recipe is None or isinstance(recipe, Base):
             return None
-        plan = self._store.check(recipe)
+        plan = self.store.check(recipe)
         if plan is None:
             return None
         if len(plan.experts) > self._num_slots:
@@ -62,12 +64,49 @@ class RecipeResolver(LoRAResolver):  # type: ignore[misc]
                 "for them (--max-loras)."
             )
         # The path is where the worker finds what to do: an expert's folder, or the text of the recipe.
-        path = str(self._store.folder_of(recipe.expert_id)) if isinstance(recipe, Single) else str(recipe)
+        path = str(self.store.folder_of(recipe.expert_id)) if isinstance(recipe, Single) else str(recipe)
         return LoRARequest(lora_name=name, lora_int_id=1, lora_path=path)
 
 
+class ServedRecipes(dict[str, LoRARequest]):
+    """In place of vLLM's own dictionary of resolved names, which never forgets and never looks again.
+
+    It holds `MAX_REMEMBERED` names, and one whose files have changed on disk is not in it any more: vLLM then has it
+    resolved again, which finds the damage before a worker does.
+    """
+
+    def __init__(self, store: ExpertStore) -> None:
+        super().__init__()
+        self._store = store
+        self._seen: dict[str, object] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) and self._signature(str(name)) == self._seen.get(str(name))
+
+    def __setitem__(self, name: str, request: LoRARequest) -> None:
+        super().__setitem__(name, request)
+        self._seen[name] = self._signature(name)
+        while len(self) > MAX_REMEMBERED:
+            del self[next(iter(self))]
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self._seen.pop(name, None)
+
+    def _signature(self, name: str) -> object:
+        try:
+            recipe = self._store.recipe_of(name)
+            return None if recipe is None else self._store.signature_of(plan_of(recipe))
+        except RecipeRefused:
+            return None
+
+
 @wraps(_resolve_lora)
-async def _resolve_bounded(self: Any, lora_name: str) -> Any:
+async def _resolve_checked(self: Any, lora_name: str) -> Any:
+    if not isinstance(self.lora_requests, ServedRecipes):
+        served = ServedRecipes(LoRAResolverRegistry.get_resolver(NAME).store)
+        served.update(self.lora_requests)  # those of --lora-modules
+        self.lora_requests = served
     try:
         return await _resolve_lora(self, lora_name)
     except RecipeRefused as error:
@@ -76,8 +115,16 @@ async def _resolve_bounded(self: Any, lora_name: str) -> Any:
         lock = self.lora_resolver_lock.get(lora_name)
         if lock is not None and not lock.locked():
             del self.lora_resolver_lock[lora_name]
-        while len(self.lora_requests) > MAX_REMEMBERED:
-            del self.lora_requests[next(iter(self.lora_requests))]
+
+
+@wraps(_unload_lora)
+async def _unload_everywhere(self: Any, request: Any) -> Any:
+    """vLLM only forgets the name; here the engine frees the memory as well."""
+    known = self.lora_requests.get(request.lora_name)
+    answer = await _unload_lora(self, request)
+    if known is not None and isinstance(answer, str):
+        await self.engine_client.remove_lora(known.lora_int_id)
+    return answer
 
 
 def install_resolver(adapters_dir: str) -> None:
@@ -85,4 +132,5 @@ def install_resolver(adapters_dir: str) -> None:
     if NAME not in LoRAResolverRegistry.get_supported_resolvers():
         num_slots = int(os.environ.get("MOERGATE_EXPERT_SLOTS", MAX_EXPERTS))
         LoRAResolverRegistry.register_resolver(NAME, RecipeResolver(ExpertStore(Path(adapters_dir)), num_slots))
-        OpenAIServingModels.resolve_lora = _resolve_bounded
+        OpenAIServingModels.resolve_lora = _resolve_checked
+        OpenAIServingModels.unload_lora_adapter = _unload_everywhere

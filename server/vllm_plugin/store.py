@@ -15,11 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from adapters_registry.content import content_hash
-from server.engine.recipes import Recipe, RecipeError, SetRef, digest_of, parse
+from server.engine.recipes import EXPERT_ID, Recipe, RecipeError, SetRef, digest_of, parse
 from server.vllm_plugin.gates.base import GATES
 from server.vllm_plugin.plans import Plan, RecipeRefused, plan_of
 
 RECIPES_FOLDER = ".recipes"
+MAX_FOLDERS = 65536
+
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _CHUNK_BYTES = 1 << 20
 
@@ -33,16 +35,27 @@ class ExpertStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._folders: dict[str, Path] = {}
 
     def folder_of(self, expert_id: str) -> Path | None:
         """The folder of an expert's files, or None if there is none or the hash is ambiguous."""
+        if EXPERT_ID.fullmatch(expert_id) is None:
+            return None
         version = expert_id.rpartition("@")[2]
+        known = self._folders.get(version)
+        if known is not None and (known / _CONFIG).is_file():
+            return known
         found = [
             folder
             for folder in self.root.glob(version + "*")
             if len(folder.name) == 64 and (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file()
         ]
-        return found[0] if len(found) == 1 else None
+        if len(found) != 1:
+            return None
+        if len(self._folders) >= MAX_FOLDERS:
+            self._folders.clear()
+        self._folders[version] = found[0]
+        return found[0]
 
     def recipe_of(self, name: str) -> Recipe | None:
         """The recipe behind a model's name, ``set:`` read from the store; None if the name is no recipe of ours."""
@@ -73,12 +86,19 @@ class ExpertStore:
             folder = self.folder_of(expert_id)
             if folder is None:
                 return None
-            stats = [os.stat(folder / name) for name in (_CONFIG, _WEIGHTS)]
-            if not _is_whole(folder, tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats)):
+            if not _is_whole(folder, _stats_of(folder)):
                 raise RecipeRefused(f"The files of {expert_id} are damaged; register the adapter again.")
             if plan.gate is not None and not self._vectors_file(plan.gate.kind, folder).is_file():
                 raise RecipeRefused(f"{expert_id} has no vectors for gate({plan.gate.kind}); restart the gateway.")
         return plan
+
+    def signature_of(self, plan: Plan) -> tuple[object, ...] | None:
+        """Size and time of change of all its experts' files; None if one is missing."""
+        try:
+            folders = [self.folder_of(expert_id) for expert_id in plan.experts]
+            return tuple(_stats_of(folder) for folder in folders if folder is not None)
+        except OSError:
+            return None
 
     def vectors_of(self, kind: str, folder: Path) -> dict[str, torch.Tensor]:
         """An expert's vectors for a gate by module, each of shape (d_in,), float32; empty if there are none."""
@@ -90,6 +110,11 @@ class ExpertStore:
 
     def _vectors_file(self, kind: str, folder: Path) -> Path:
         return self.root / GATES[kind].artefact / f"{folder.name}.safetensors"
+
+
+def _stats_of(folder: Path) -> tuple[tuple[int, int, int], ...]:
+    stats = [os.stat(folder / name) for name in (_CONFIG, _WEIGHTS)]
+    return tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats)
 
 
 @lru_cache(maxsize=4096)

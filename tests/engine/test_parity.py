@@ -60,6 +60,7 @@ class World:
     trained: list[str]
     random: list[str]
     seed: int
+    adapters: Path
 
     def generate(
         self, recipe: str, prompt: Sequence[int], num_tokens: int = NUM_TOKENS
@@ -169,7 +170,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             if fetch(command.url + "/v1/models", headers={"authorization": f"Bearer {command.key}"})[0] == 200:
                 break
             time.sleep(0.2)
-        yield World(command.url, command.key, reference, list(trained), list(random), seed)
+        yield World(command.url, command.key, reference, list(trained), list(random), seed, options.adapters_dir)
     finally:
         process.terminate()
         process.wait(60)
@@ -233,3 +234,44 @@ def test_a_preempted_request_goes_on_as_before(world: World) -> None:
     assert float(LOG.findall(world.metrics())[0]) > before, "nothing was preempted"
     for (recipe, prompt), answer in zip(asked, answers, strict=True):
         world.check(recipe, prompt, *answer)
+
+
+def ask(world: World, model: str) -> tuple[int, str]:
+    body = {"model": model, "prompt": "x", "max_tokens": 2}
+    status, answer = fetch(world.url + "/v1/completions", body, {"authorization": f"Bearer {world.key}"})
+    return status, json.dumps(answer)
+
+
+def resident(world: World) -> set[str]:
+    time.sleep(1.5)  # the worker writes its figures once a second
+    return set(re.findall(r'moergate_expert_resident\{expert="([^"]*)"\}', world.metrics()))
+
+
+def test_an_expert_that_is_unloaded_leaves_its_slot(world: World) -> None:
+    expert = world.trained[3]
+    assert ask(world, expert)[0] == 200
+    assert expert in resident(world)
+    body = {"lora_name": expert}
+    request = urllib.request.Request(
+        world.url + "/v1/unload_lora_adapter",
+        json.dumps(body).encode(),
+        {"authorization": f"Bearer {world.key}", "content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert answer.status == 200
+    assert expert not in resident(world)
+    assert ask(world, expert)[0] == 200  # and comes back when it is asked for
+
+
+def test_files_damaged_after_their_first_use_are_refused_and_others_go_on(world: World) -> None:
+    expert, other = world.random[6], world.random[0]
+    assert ask(world, expert)[0] == ask(world, f"mix({expert}*0.5,{other}*0.5)")[0] == 200
+    weights = next(world.adapters.glob(expert.partition("@")[2] + "*")) / "adapter_model.safetensors"
+    weights.chmod(0o644)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 255
+    weights.write_bytes(content)
+    for model in (expert, f"mix({expert}*0.5,{other}*0.5)"):
+        status, answer = ask(world, model)
+        assert (status, "are damaged" in answer) == (400, True), answer
+    assert ask(world, other)[0] == ask(world, "base")[0] == 200
