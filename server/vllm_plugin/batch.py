@@ -102,7 +102,7 @@ class Batch:
             plans: Plans by recipe id.
             ranks: Largest rank of every resident expert.
         """
-        self.segments = [Segment(rows, plans[recipe]) for recipe, rows in group_rows(recipe_ids) if recipe in plans]
+        self.segments = [Segment(rows, plans[recipe]) for recipe, rows in group_rows(recipe_ids)]
         self.gated = []
         self.dense = len(recipe_ids) <= MAX_DENSE_ROWS and len(self.segments) > 1
         if self.dense:

@@ -211,9 +211,14 @@ def test_engine_and_gateway_fit_together() -> None:
     seen = {volume.split(":")[0]: volume.split(":")[1] for volume in engine["volumes"]}
     assert shared["adapters"] == f"/data/{ADAPTERS_FOLDER}"
     assert seen["adapters"] == engine["environment"]["MOERGATE_ADAPTERS_DIR"]
-    for flag in ("--max-loras", "--max-lora-rank", "--max-model-len"):
-        given = [next(a for a in s["command"] if a.startswith(flag + "=")) for s in (gateway, engine)]
-        assert given[0] == given[1]
+
+    def flag(service: dict[str, Any], name: str) -> str:
+        return next(str(a).partition("=")[2] for a in service["command"] if a.startswith(name + "="))
+
+    for name in ("--max-lora-rank", "--max-model-len"):
+        assert flag(gateway, name) == flag(engine, name)
+    assert flag(gateway, "--max-recipes") == flag(engine, "--max-loras")
+    assert flag(gateway, "--max-loras") == engine["environment"]["MOERGATE_EXPERT_SLOTS"]
     assert "--served-model-name=base" in engine["command"]
     assert f"{seen['cache']}/models/{Settings.model_fields['base_model'].default}" in engine["command"][0]
 
