@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from adapters_registry.errors import CannotMerge
-from adapters_registry.merging import Factors, MergeOptions, Method, as_float64, merge
+from adapters_registry.merging import Factors, MergeOptions, Method, merge
 from adapters_registry.peft_support import CONFIG_FILE
 from adapters_registry.prototypes import read_factors
 from adapters_registry.tensors import WEIGHTS_FILE
@@ -43,7 +43,7 @@ def compose(
         base_models.add(config.get("base_model_name_or_path"))
         for module, (a, b) in read_factors(folder / WEIGHTS_FILE).items():
             modules.setdefault(module, []).append(
-                Factors(as_float64(a), as_float64(b), _scaling(config, module, len(a)), weight)
+                Factors(a.astype(np.float64), b.astype(np.float64), _scaling(config, module, len(a)), weight)
             )
     merged = merge(modules, method, options)
     rank = max(len(a) for a, _ in merged.values())

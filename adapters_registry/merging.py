@@ -4,8 +4,8 @@ With sources (A_i, B_i, scaling s_i, weight w_i); the result's scaling is 1. ΔW
 
     exact            A' = [w_i s_i A_i], B' = [B_i]               Σ w_i ΔW_i itself; rank Σ r_i
     svd              best approximation of Σ w_i ΔW_i             of a rank to choose; exact from Σ r_i on
-    ab_linear        A' = Σ w_i A_i, B' = Σ w_i s_i B_i           LoraHub, LoraRetriever's fusion, mttl: products of
-    two means sqrt_linear      A' = Σ ±√(|w_i| s_i) A_i, B' = Σ √(|w_i| s_i) B_i        PEFT's ``linear``
+    ab_linear        A' = Σ w_i A_i, B' = Σ w_i s_i B_i           LoraHub, LoraRetriever's fusion, mttl
+    sqrt_linear      A' = Σ ±√(|w_i| s_i) A_i, B' = Σ √(|w_i| s_i) B_i        PEFT's ``linear``
     magnitude_prune  as sqrt_linear, of each A_i and B_i only the largest entries, a share `density`
     ties             as before, but where signs disagree only the majority's, and their mean (TIES-Merging)
     dare             as sqrt_linear, a random share `density` of the entries kept and scaled by 1/density (DARE)
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,8 +159,3 @@ _COMBINE: Mapping[str, Callable[[Sequence[Array], Array, float, np.random.Genera
     "dare": lambda tensors, weights, density, rng: _sum([_random(t, density, rng) for t in tensors], weights),
     "dare_ties": lambda tensors, weights, density, rng: _agreed([_random(t, density, rng) for t in tensors], weights),
 }
-
-
-def as_float64(values: Any) -> Array:
-    """An array of any float dtype for these formulas."""
-    return np.asarray(values, dtype=np.float64)

@@ -181,6 +181,16 @@ def engine_environment() -> dict[str, str]:
     return env
 
 
+def plugin_environment(store: Path, num_slots: int) -> dict[str, str]:
+    """What a server needs on top for our plugin."""
+    return {
+        "MOERGATE_ADAPTERS_DIR": str(store),
+        "MOERGATE_EXPERT_SLOTS": str(num_slots),
+        "MOERGATE_FORK_ENGINE": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+    }
+
+
 def vllm_command(model: Path, dtype: str, port: int) -> list[str]:
     """A vLLM server without LoRA."""
     return [
@@ -201,12 +211,7 @@ def start_servers(
         "stock": ([*lora, "--max-loras", "8", "--lora-modules", *paths], {}),
         "ours": (
             [*lora, "--max-loras", "32"],
-            {
-                "MOERGATE_ADAPTERS_DIR": str(store),
-                "MOERGATE_EXPERT_SLOTS": str(len(experts)),
-                "MOERGATE_FORK_ENGINE": "1",
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-            },
+            plugin_environment(store, len(experts)),
         ),
     }
     servers = {}

@@ -22,7 +22,16 @@ from pathlib import Path
 import numpy as np
 from bench.processes import Child, Children, NotReady, free_port
 from bench.stats import percentile
-from bench_engine import KEY, base_model, describe_machine, engine_environment, registered, say, vllm_command
+from bench_engine import (
+    KEY,
+    base_model,
+    describe_machine,
+    engine_environment,
+    plugin_environment,
+    registered,
+    say,
+    vllm_command,
+)
 
 
 class Asker:
@@ -98,18 +107,11 @@ def main() -> None:
             for title, slots in (("all resident", options.experts), ("half resident", options.slots)):
                 say(f"starting vLLM, {title}: {slots} slots")
                 port = free_port()
-                extra = {
-                    "MOERGATE_ADAPTERS_DIR": str(store),
-                    "MOERGATE_EXPERT_SLOTS": str(slots),
-                    "MOERGATE_FORK_ENGINE": "1",
-                    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-                }
+                env = {**engine_environment(), **plugin_environment(store, slots)}
                 lora = ["--enable-lora", "--max-lora-rank", str(options.rank), "--max-loras", "32"]
                 command = [*vllm_command(model, options.dtype, port), *lora]
                 try:
-                    child = children.start(
-                        title.replace(" ", "-"), command, port, "/health", 300, env={**engine_environment(), **extra}
-                    )
+                    child = children.start(title.replace(" ", "-"), command, port, "/health", 300, env=env)
                 except NotReady as error:
                     sys.exit(str(error))
                 askers[title] = Asker(child)

@@ -6,7 +6,7 @@ import asyncio
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +109,10 @@ class AdapterAdmin:
         )
         card = order.card.model_copy(update={"composed_from": made})
         manifest = parse_manifest({"name": order.name, "card": card.model_dump(), "examples": order.examples})
-        before = [r.expert_id for r in await self._library.list() if r.name == manifest.name]
-        record = await self._library.compose(manifest, sources, order.method, options, actor=principal.key_id)
-        await self._replaced(before, record)
-        return record
+        return await self._offer(
+            manifest.name,
+            lambda: self._library.compose(manifest, sources, order.method, options, actor=principal.key_id),
+        )
 
     async def remove(self, ref: str, actor: str) -> AdapterRecord:
         """Stop offering an expert; running requests end, then its files go."""
@@ -129,18 +129,18 @@ class AdapterAdmin:
 
     async def _register(self, manifest: Manifest, source: Path, actor: str, *, is_upload: bool) -> AdapterRecord:
         self._check_name(manifest.name)
-        before = [r.expert_id for r in await self._library.list() if r.name == manifest.name]
         register = self._library.register_archive if is_upload else self._library.register_folder
-        record = await register(manifest, source, actor=actor)
-        await self._replaced(before, record)
-        return record
+        return await self._offer(manifest.name, lambda: register(manifest, source, actor=actor))
 
-    async def _replaced(self, before: Sequence[str], record: AdapterRecord) -> None:
-        """Show a new version, and drain those that it replaced."""
+    async def _offer(self, name: str, register: Callable[[], Awaitable[AdapterRecord]]) -> AdapterRecord:
+        """Register a version of an expert, show it, and drain those that it replaced."""
+        before = [r.expert_id for r in await self._library.list() if r.name == name]
+        record = await register()
         await self._watcher.show_experts()
         for expert_id in before:
             if expert_id != record.expert_id:
                 self._drainer.drain(expert_id)
+        return record
 
     def _check_name(self, name: str) -> None:
         if name in self._watcher.catalog.policies or name in self._settings.policies:

@@ -1,10 +1,9 @@
-"""Which waiting requests may join the batch, so that all their experts fit into the slots: pure decisions, no vLLM.
+"""Which waiting requests may join the batch, so that all their experts fit into the slots: decisions without vLLM.
 
 1. A request whose experts are all in use by the batch joins at once, whatever its place in the queue: requests of one
    expert share its stay in a slot.
 2. Then those whose further experts are resident but idle, which need no load; then the others, first come, first
-served;
-   each only if all experts of the batch still fit.
+   served; each only if all experts of the batch still fit.
 3. Nobody starves: once a request has waited `max_wait_s`, no other brings a new expert in until it has joined, and as
    many experts as it needs slots for (those with the fewest running requests) take no further requests. So it waits at
    most `max_wait_s` and the rest of what runs on those experts.
@@ -12,9 +11,15 @@ served;
 
 from __future__ import annotations
 
+import os
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+
+def num_slots(default: int) -> int:
+    """Experts that can be resident: ``MOERGATE_EXPERT_SLOTS``, or `default` where that is not set."""
+    return int(os.environ.get("MOERGATE_EXPERT_SLOTS", default))
 
 
 @dataclass(frozen=True, slots=True)

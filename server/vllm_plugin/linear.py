@@ -142,8 +142,7 @@ class ExpertLinear:
                 gains = _gains(x_rows, part.vectors, plan.gate)[:, part.owner]
                 ours = ours * gains
                 if plan.gate.aggregation == "ab":
-                    averaged = ours.new_zeros(len(ours), part.max_rank).index_add_(1, part.position, ours)
-                    ours = averaged[:, part.position] * gains
+                    ours = _averaged(ours, part) * gains
             if isinstance(rows, slice):
                 y[rows, span].addmm_(ours, part.b)
             else:
@@ -249,8 +248,7 @@ class ExpertLinear:
             gains = _gains(x, part.vectors, spec)[:, part.owner]
             if spec.aggregation == "ab":
                 ours = inner[rows, number][:, columns] * gains
-                averaged = ours.new_zeros(len(rows), part.max_rank).index_add_(1, part.position, ours)
-                inner[rows[:, None], number, columns] = averaged[:, part.position]
+                inner[rows[:, None], number, columns] = _averaged(ours, part)
             weights[rows[:, None], number, columns] = gains
 
     def _follow_layout(self, x: torch.Tensor) -> None:
@@ -285,6 +283,12 @@ class ExpertLinear:
                 self._is_used[number] = True
             a[rank:] = 0
             b[rank:] = 0
+
+
+def _averaged(weighted: torch.Tensor, part: _Part) -> torch.Tensor:
+    """Sum over experts of each rank's columns, given to every expert; shape (num_rows, R) as `weighted`."""
+    summed = weighted.new_zeros(len(weighted), part.max_rank).index_add_(1, part.position, weighted)
+    return summed[:, part.position]
 
 
 def _gains(x: torch.Tensor, vectors: torch.Tensor, spec: GateSpec) -> torch.Tensor:

@@ -26,10 +26,10 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.platforms import current_platform
 from vllm.v1.worker import lora_model_runner_mixin
 
-from server.engine.recipes import RecipeError
+from server.vllm_plugin.admission import num_slots
 from server.vllm_plugin.batch import Batch
 from server.vllm_plugin.linear import ExpertLinear, SliceWeights
-from server.vllm_plugin.plans import Plan, RecipeRefused, plan_of_text, recipe_text_of
+from server.vllm_plugin.plans import Plan, plan_of_request
 from server.vllm_plugin.punica import BatchWrapper, ModuleWrapper
 from server.vllm_plugin.stats import ResidencyStats
 from server.vllm_plugin.store import ExpertStore
@@ -42,11 +42,6 @@ IN_MEMORY_PER_SLOT = 4
 
 _ARROW = "arrow"
 _UNADAPTED = ("embed_tokens", "lm_head")
-
-
-def num_slots(max_loras: int) -> int:
-    """Experts that can be resident."""
-    return int(os.environ.get("MOERGATE_EXPERT_SLOTS", max_loras))
 
 
 class ExpertModelManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
@@ -231,11 +226,7 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
         plans: OrderedDict[int, Plan] = self._adapter_manager.plans
         plan = plans.get(request.lora_int_id)
         if plan is None:
-            try:
-                plan = plan_of_text(recipe_text_of(request.lora_name, request.lora_path))
-            except (RecipeError, RecipeRefused):
-                plan = Plan((request.lora_name,), (1.0,))
-            plans[request.lora_int_id] = plan
+            plan = plans[request.lora_int_id] = plan_of_request(request.lora_name, request.lora_path)
             while len(plans) > MAX_PLANS:
                 plans.popitem(last=False)
         else:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from server.engine.recipes import Gate, Mix, Recipe, Single, parse
+from server.engine.recipes import Gate, Mix, Recipe, RecipeError, Single, parse
 
 
 class RecipeRefused(Exception):
@@ -55,11 +55,13 @@ def plan_of(recipe: Recipe) -> Plan:
             raise RecipeRefused(f"{str(recipe)[:80]!r} cannot be executed: it is no expert, mix or gate.")
 
 
-def plan_of_text(text: str) -> Plan:
-    """As `plan_of`; raises RecipeError too."""
-    return plan_of(parse(text))
+def plan_of_request(lora_name: str, lora_path: str) -> Plan:
+    """The plan that a LoRARequest stands for.
 
-
-def recipe_text_of(lora_name: str, lora_path: str) -> str:
-    """The text of the recipe that a LoRARequest stands for: its path if that is no path, else its name."""
-    return lora_name if os.path.isabs(lora_path) else lora_path
+    The recipe's text is its path if that is no path, else its name; one without a recipe (``--lora-modules``, warm-up)
+    is an expert of its own.
+    """
+    try:
+        return plan_of(parse(lora_name if os.path.isabs(lora_path) else lora_path))
+    except (RecipeError, RecipeRefused):
+        return Plan((lora_name,), (1.0,))

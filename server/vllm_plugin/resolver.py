@@ -8,7 +8,6 @@ vLLM keys its prefix cache.
 from __future__ import annotations
 
 import asyncio
-import os
 from functools import wraps
 from http import HTTPStatus
 from pathlib import Path
@@ -19,6 +18,7 @@ from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
 from server.engine.recipes import MAX_EXPERTS, Base, Single
+from server.vllm_plugin.admission import num_slots
 from server.vllm_plugin.plans import RecipeRefused, plan_of
 from server.vllm_plugin.store import ExpertStore
 
@@ -130,7 +130,7 @@ async def _unload_everywhere(self: Any, request: Any) -> Any:
 def install_resolver(adapters_dir: str) -> None:
     """Register the resolver with vLLM, once in a process."""
     if NAME not in LoRAResolverRegistry.get_supported_resolvers():
-        num_slots = int(os.environ.get("MOERGATE_EXPERT_SLOTS", MAX_EXPERTS))
-        LoRAResolverRegistry.register_resolver(NAME, RecipeResolver(ExpertStore(Path(adapters_dir)), num_slots))
+        resolver = RecipeResolver(ExpertStore(Path(adapters_dir)), num_slots(MAX_EXPERTS))
+        LoRAResolverRegistry.register_resolver(NAME, resolver)
         OpenAIServingModels.resolve_lora = _resolve_checked
         OpenAIServingModels.unload_lora_adapter = _unload_everywhere

@@ -15,9 +15,8 @@ from vllm.config.scheduler import SchedulerConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from server.engine.recipes import RecipeError
-from server.vllm_plugin.admission import SlotAdmission, Waiting
-from server.vllm_plugin.plans import RecipeRefused, plan_of_text, recipe_text_of
+from server.vllm_plugin.admission import SlotAdmission, Waiting, num_slots
+from server.vllm_plugin.plans import plan_of_request
 
 MAX_PLANS = 65536
 
@@ -33,8 +32,7 @@ class _FitsSlots:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         max_loras = self.lora_config.max_loras if self.lora_config else 0  # type: ignore[attr-defined]
-        num_slots = int(os.environ.get("MOERGATE_EXPERT_SLOTS", max_loras))
-        self._admission = SlotAdmission(num_slots, float(os.environ.get("MOERGATE_MAX_SLOT_WAIT_S", "2")))
+        self._admission = SlotAdmission(num_slots(max_loras), float(os.environ.get("MOERGATE_MAX_SLOT_WAIT_S", "2")))
         self._experts: OrderedDict[int, frozenset[str]] = OrderedDict()
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
@@ -69,10 +67,7 @@ class _FitsSlots:
             return frozenset()
         known = self._experts.get(lora.lora_int_id)
         if known is None:
-            try:
-                known = frozenset(plan_of_text(recipe_text_of(lora.lora_name, lora.lora_path)).experts)
-            except (RecipeError, RecipeRefused):
-                known = frozenset({lora.lora_name})
+            known = frozenset(plan_of_request(lora.lora_name, lora.lora_path).experts)
             self._experts[lora.lora_int_id] = known
             while len(self._experts) > MAX_PLANS:
                 self._experts.popitem(last=False)
