@@ -4,12 +4,15 @@
 
 Experts are read from PEFT folders. One forward pass over a prompt and its continuation gives the log probabilities at
 every step, as an engine with the same numbers would have had them.
+
+A gate that keeps the k best is discontinuous: where the k-th and the next score differ by less than float32's noise,
+either choice is right, and the two give quite different answers. Such ties are found and can be decided the other way.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,9 @@ from transformers import AutoModelForCausalLM
 from adapters_registry.prototypes import top_right_singular_vector
 from server.engine.recipes import Base, Gate, Mix, Recipe, Single
 
+TIE = 3e-5  # scores closer than this, in units of the input's root mean square, are within float32's noise
+MAX_SWAPS = 4
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -30,6 +36,14 @@ class Factors:
     b: torch.Tensor
     scaling: float
     vector: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Tie:
+    """A choice that a gate may make either way: at a module, for a token."""
+
+    module: str
+    position: int
 
 
 class Reference:
@@ -57,11 +71,49 @@ class Reference:
                 layers[module] = Factors(a, b, config["lora_alpha"] / root, vector)
         self.experts[expert_id] = layers
 
-    @torch.inference_mode()
     def logprobs(self, recipe: Recipe, tokens: Sequence[int]) -> torch.Tensor:
         """Log probabilities of the next token after every token, shape (num_tokens, vocabulary)."""
+        return self.decided(recipe, tokens, ())[0]
+
+    def logprobs_like(
+        self, recipe: Recipe, tokens: Sequence[int], continued: torch.Tensor, atol: float
+    ) -> torch.Tensor:
+        """As `logprobs`, a gate's ties decided as the log probabilities of the last tokens say.
+
+        Each token may see its own decisions: a request that was preempted computes its past twice.
+
+        Args:
+            recipe: What to compute.
+            tokens: Prompt and continuation.
+            continued: What an engine gave for the continuation, shape (num_continued,).
+            atol: Where all of them are as near as this, no tie is looked at.
+        """
+        steps = torch.arange(len(tokens) - 1 - len(continued), len(tokens) - 1)
+        ends = torch.tensor(tokens[-len(continued) :])
+
+        def errors(rows: torch.Tensor) -> torch.Tensor:
+            return (rows[steps, ends] - continued).abs()
+
+        swaps: tuple[Tie, ...] = ()
+        rows, ties = self.decided(recipe, tokens, swaps)
+        while errors(rows).max() > atol and len(swaps) < MAX_SWAPS and set(ties) - set(swaps):
+            tried = []
+            for tie in set(ties) - set(swaps):
+                other, its_ties = self.decided(recipe, tokens, (*swaps, tie))
+                nearer = errors(other) < errors(rows)
+                mixed = rows.clone()
+                mixed[steps[nearer]] = other[steps[nearer]]
+                tried.append((float(errors(mixed).sum()), mixed, its_ties, tie))
+            _, rows, ties, tie = min(tried, key=lambda one: one[0])
+            swaps = (*swaps, tie)
+        return rows
+
+    @torch.inference_mode()
+    def decided(self, recipe: Recipe, tokens: Sequence[int], swaps: Collection[Tie]) -> tuple[torch.Tensor, list[Tie]]:
+        """Log probabilities with some ties decided the other way, and all ties that were met."""
+        ties: list[Tie] = []
         handles = [
-            layer.register_forward_hook(self._hook(recipe, name))
+            layer.register_forward_hook(self._hook(recipe, name, swaps, ties))
             for name, layer in self.model.named_modules()
             if any(name in layers for layers in self.experts.values())
         ]
@@ -70,25 +122,25 @@ class Reference:
         finally:
             for handle in handles:
                 handle.remove()
-        return torch.log_softmax(logits, dim=-1)
+        return torch.log_softmax(logits, dim=-1), ties
 
-    def _hook(self, recipe: Recipe, name: str) -> Callable[[Any, Any, torch.Tensor], torch.Tensor]:
+    def _hook(
+        self, recipe: Recipe, name: str, swaps: Collection[Tie], ties: list[Tie]
+    ) -> Callable[[Any, Any, torch.Tensor], torch.Tensor]:
         def add(_layer: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-            return output + self._delta(recipe, name, inputs[0])
+            (x,) = inputs
+            match recipe:
+                case Base():
+                    return output
+                case Single(expert):
+                    return output + self._weighted({expert: 1.0}, name, x)
+                case Mix(weights):
+                    return output + self._weighted(dict(weights), name, x)
+                case Gate():
+                    return output + self._gated(recipe, name, x, swaps, ties)
+            raise ValueError(f"no formula for {recipe}")
 
         return add
-
-    def _delta(self, recipe: Recipe, name: str, x: torch.Tensor) -> torch.Tensor | float:
-        match recipe:
-            case Base():
-                return 0.0
-            case Single(expert):
-                return self._weighted({expert: 1.0}, name, x)
-            case Mix(weights):
-                return self._weighted(dict(weights), name, x)
-            case Gate():
-                return self._gated(recipe, name, x)
-        raise ValueError(f"no formula for {recipe}")
 
     def _weighted(self, weights: dict[str, float], name: str, x: torch.Tensor) -> torch.Tensor | float:
         total: torch.Tensor | float = 0.0
@@ -97,13 +149,22 @@ class Reference:
                 total = total + weight * f.scaling * (x @ f.a.T @ f.b.T)
         return total
 
-    def _gated(self, gate: Gate, name: str, x: torch.Tensor) -> torch.Tensor | float:
+    def _gated(
+        self, gate: Gate, name: str, x: torch.Tensor, swaps: Collection[Tie], ties: list[Tie]
+    ) -> torch.Tensor | float:
         chosen = [f for expert in gate.experts if (f := self.experts[expert].get(name)) is not None]
         if not chosen:
             return 0.0
         scores = (x @ torch.stack([f.vector for f in chosen]).T).abs()
-        kept = scores.topk(min(gate.k, len(chosen)), dim=-1)
-        hidden = torch.full_like(scores, float("-inf")).scatter(-1, kept.indices, kept.values)
+        k = min(gate.k, len(chosen))
+        values, order = scores.sort(dim=-1, descending=True)
+        if k < len(chosen):
+            gap = (values[0, :, k - 1] - values[0, :, k]) / x[0].square().mean(dim=-1).sqrt()
+            ties += [Tie(name, position) for position in (gap < TIE).nonzero()[:, 0].tolist()]
+            for position in (tie.position for tie in swaps if tie.module == name):
+                order[0, position, [k - 1, k]] = order[0, position, [k, k - 1]]
+        kept = order[..., :k]
+        hidden = torch.full_like(scores, float("-inf")).scatter(-1, kept, scores.gather(-1, kept))
         gains = torch.softmax(hidden / gate.temperature, dim=-1)
         if gate.aggregation == "output":
             return sum(
