@@ -9,6 +9,7 @@ core and its workers. All that we rely on inside vLLM is named and checked in
     manager     worker: recipe → experts in slots                          plans    a recipe as the arithmetic needs it
     punica      worker: vLLM's mapping and layers → ours                   batch    rows of a step by recipe
     linear      worker: y += Σ g_e(x) s_e B_e A_e x                        gates    g_e
+    op          the same as one opaque operation, for compiled models
     startup     how the engine core is started on a CPU                    stats    what residency costs
 """
 
@@ -26,6 +27,7 @@ def register() -> None:
 
     check_vllm()
     from server.vllm_plugin.manager import install_manager
+    from server.vllm_plugin.op import install_splitting
     from server.vllm_plugin.resolver import install_resolver
     from server.vllm_plugin.scheduler import install_scheduler
     from server.vllm_plugin.startup import fork_engine_core
@@ -33,6 +35,7 @@ def register() -> None:
 
     install_resolver(adapters_dir)
     install_manager()
+    install_splitting()
     install_scheduler()
     install_stats()
     fork_engine_core()

@@ -89,7 +89,7 @@ class ExpertModelManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
             if isinstance(module, BaseLinearLayerWithLoRA) and isinstance(module.punica_wrapper, BatchWrapper):
                 d_in = module.lora_a_stacked[0].shape[-1]
                 self._linears[name] = ExpertLinear(self.batch, d_in, module.output_slices)
-                module.set_mapping(ModuleWrapper(self._linears[name], module.punica_wrapper.theirs))
+                module.set_mapping(ModuleWrapper(name, self._linears[name], module.punica_wrapper.theirs))
 
     def activate_adapter(self, lora_id: int) -> bool:
         """Give an expert a slot, taking it from the least recently used one if none is free."""
@@ -179,7 +179,21 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._store = ExpertStore(Path(os.environ["MOERGATE_ADAPTERS_DIR"]))
         self._int_ids: dict[str, int] = {}
+        self._ahead: dict[str, float] = {}
         self._next_int_id = count(FIRST_EXPERT_INT_ID)
+        _here[:] = [self]
+
+    def load_ahead(self, lora_request: LoRARequest) -> None:
+        """Bring a request's experts into memory before the step that needs them in slots.
+
+        Raises:
+            ValueError, OSError: As `add_adapter`; nothing has been scheduled yet.
+        """
+        for expert in self._plan(lora_request).experts:
+            if (int_id := self._int_ids.get(expert)) is None or self._adapter_manager.get_adapter(int_id) is None:
+                started = time.perf_counter()
+                self._load(expert, lora_request)
+                self._ahead[expert] = time.perf_counter() - started
 
     def add_adapter(self, lora_request: LoRARequest) -> bool:
         """Bring a request's experts into memory, where what is wrong with them is found; slots come with its turn.
@@ -250,7 +264,10 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
         started = time.perf_counter()
         int_id, was_loaded = self._load(expert, request)
         manager.activate_adapter(int_id)
-        manager.stats.missed(time.perf_counter() - started, from_disk=not was_loaded)
+        ahead = self._ahead.pop(expert, None)
+        manager.stats.missed(
+            time.perf_counter() - started + (ahead or 0), from_disk=not was_loaded or ahead is not None
+        )
 
     def _load(self, expert: str, request: LoRARequest) -> tuple[int, bool]:
         """Have an expert in memory; gives its number, and whether it was there already."""
@@ -284,6 +301,19 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
                 del self._int_ids[expert]
                 manager.names.pop(int_id, None)
                 manager.vectors.pop(int_id, None)
+
+
+_here: list[RecipeWorkerManager] = []
+
+
+def load_ahead(request: LoRARequest) -> None:
+    """`RecipeWorkerManager.load_ahead`, if this process has the worker; else nothing, and the worker finds out.
+
+    Raises:
+        ValueError, OSError: An expert cannot be loaded.
+    """
+    for worker in _here:
+        worker.load_ahead(request)
 
 
 def install_manager() -> None:

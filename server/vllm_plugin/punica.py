@@ -16,6 +16,7 @@ import torch
 
 from server.vllm_plugin.batch import Batch
 from server.vllm_plugin.linear import ExpertLinear
+from server.vllm_plugin.op import make_known
 from server.vllm_plugin.plans import Plan
 
 
@@ -64,13 +65,16 @@ class ModuleWrapper:
     """Adds the experts' part to one linear module.
 
     Args:
+        name: The module's name, by which a compiled model finds it.
         linear: The module's experts.
         theirs: As for `BatchWrapper`.
     """
 
-    def __init__(self, linear: ExpertLinear, theirs: Any | None) -> None:
+    def __init__(self, name: str, linear: ExpertLinear, theirs: Any | None) -> None:
+        self._name = name
         self._linear = linear
         self._theirs = theirs
+        make_known(name, linear)
 
     def add_lora_linear(self, y: torch.Tensor, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor | None:
         """As vLLM calls it after the base's own product; in place.
@@ -80,7 +84,11 @@ class ModuleWrapper:
             x: Shape (..., d_in).
         """
         added = self._theirs.add_lora_linear(y, x, *args, **kwargs) if self._theirs is not None else None
-        self._linear.add(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]))
+        y, x = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+        if torch.compiler.is_compiling():
+            torch.ops.moergate.add_experts(y, x, self._name)
+        else:
+            self._linear.add(y, x)
         return added
 
     def __getattr__(self, name: str) -> Any:

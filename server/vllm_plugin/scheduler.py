@@ -2,10 +2,14 @@
 
 vLLM's scheduler counts recipes; this one also counts experts, before each step: it takes out of the queue what may
 not join now (`server.vllm_plugin.admission` decides), lets vLLM schedule the rest, and puts it back by arrival.
+
+Experts of those that may join are loaded first. One whose files went bad since the request came in ends its request
+with an error, before anything of it is computed or cached; everybody else goes on.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import OrderedDict
@@ -16,7 +20,11 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from server.vllm_plugin.admission import SlotAdmission, Waiting, num_slots
+from server.vllm_plugin.manager import load_ahead
 from server.vllm_plugin.plans import plan_of_request
+from server.vllm_plugin.requirements import UnsupportedVllm
+
+log = logging.getLogger("vllm.moergate.scheduler")
 
 MAX_PLANS = 65536
 
@@ -28,9 +36,12 @@ class _FitsSlots:
 
     waiting: Any
     running: list[Any]
+    grammar_compile_error_reqs: set[str]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if not isinstance(getattr(self, "grammar_compile_error_reqs", None), set):
+            raise UnsupportedVllm("Moergate's plugin cannot run in this vLLM: its scheduler ends no single request.")
         max_loras = self.lora_config.max_loras if self.lora_config else 0  # type: ignore[attr-defined]
         self._admission = SlotAdmission(num_slots(max_loras), float(os.environ.get("MOERGATE_MAX_SLOT_WAIT_S", "2")))
         self._experts: OrderedDict[int, frozenset[str]] = OrderedDict()
@@ -50,10 +61,23 @@ class _FitsSlots:
         running = [self._experts_of(request) for request in self.running]
         asked = [Waiting(self._experts_of(request), now - request.arrival_time) for request in waiting]
         admitted = self._admission.choose(running, asked)
-        held = [request for request, may in zip(waiting, admitted, strict=True) if not may]
+        held = [
+            request for request, may in zip(waiting, admitted, strict=True) if not (may and self._can_load(request))
+        ]
         if held:
             self.waiting.remove_requests(held)
         return held
+
+    def _can_load(self, request: Any) -> bool:
+        if request.lora_request is None:
+            return True
+        if request.request_id not in self.grammar_compile_error_reqs:  # those that end with an error after this step
+            try:
+                load_ahead(request.lora_request)
+            except Exception:
+                log.exception("request %s fails: an expert cannot be loaded", request.request_id)
+                self.grammar_compile_error_reqs.add(request.request_id)
+        return request.request_id not in self.grammar_compile_error_reqs
 
     def _put_back(self, held: list[Any]) -> None:
         left = list(self.waiting)

@@ -68,7 +68,7 @@ def test_every_row_gets_exactly_its_own() -> None:
     wrapper = BatchWrapper(Slots(batch), theirs)
     wrapper.update_metadata(Mapping((0, 1, 2, 3), (0, 1, 2, 3)), [101, 102], 2, 100)
     y = torch.zeros(4, 3)
-    ModuleWrapper(linear, theirs).add_lora_linear(y, torch.ones(4, 2), None, None, 1.0, (3,))
+    ModuleWrapper("layer", linear, theirs).add_lora_linear(y, torch.ones(4, 2), None, None, 1.0, (3,))
     assert y[:, 0].tolist() == [0.0, 101.0, 0.5 * 2 + 0.5 * 20, 102.0]
     assert theirs.mapping.prompt_mapping == [0, 101, 0, 102]
     assert wrapper.add_lora_embedding() == "theirs"
