@@ -2,7 +2,7 @@
 
 Two sets of experts: trained ones (the demo library) and ones with fresh random weights, of unequal ranks, alphas and
 target modules. The engine runs with few KV blocks and short prefill chunks, so that long prompts are prefilled in
-pieces and a full house is preempted.
+pieces and a full house is preempted. A second engine computes in bfloat16, where only a bound holds.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from adapters_registry.library import Library  # noqa: E402
@@ -80,6 +82,14 @@ class World:
         found = answer["choices"][0]["logprobs"]
         return [int(token.removeprefix("token_id:")) for token in found["tokens"]], found["token_logprobs"]
 
+    def prompt_logprobs(self, recipe: str, prompt: Sequence[int]) -> list[float]:
+        """The log probability of every token of a prompt but the first."""
+        body = {"model": recipe, "prompt": list(prompt), "max_tokens": 1, "prompt_logprobs": 0}
+        status, answer = fetch(self.url + "/v1/completions", body, {"authorization": f"Bearer {self.key}"})
+        assert status == 200, answer
+        rows = answer["choices"][0]["prompt_logprobs"][1:]
+        return [row[str(token)]["logprob"] for row, token in zip(rows, prompt[1:], strict=True)]
+
     def check(self, recipe: Recipe, prompt: Sequence[int], tokens: list[int], logprobs: list[float]) -> None:
         """Every token is the reference's greedy choice, with the same log probability."""
         assert len(tokens) == NUM_TOKENS
@@ -132,9 +142,21 @@ async def register(home: Path, folders: dict[str, Path]) -> dict[str, Path]:
         await library.close()
 
 
+@dataclass
+class Experts:
+    """The library that the engines serve, and the reference that knows it."""
+
+    folder: Path
+    model: str
+    reference: Reference
+    trained: list[str]
+    random: list[str]
+    seed: int
+    folders: dict[str, Path]
+
+
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """An engine of its own for this module."""
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Experts:
     folder = tmp_path_factory.mktemp("parity")
     model = ensure_base_model("SmolLM2-135M-Instruct", default_cache_dir(), lambda *_: None)
     reference = Reference(model)
@@ -148,11 +170,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     random = asyncio.run(register(folder / "home", fresh))
     for expert, path in {**trained, **random}.items():
         reference.add(expert, path)
+    return Experts(folder, model, reference, list(trained), list(random), seed, {**trained, **random})
 
+
+@contextmanager
+def engine(experts: Experts, dtype: str) -> Iterator[World]:
+    """A vLLM server of its own."""
     options = EngineOptions(
-        model=model,
-        adapters_dir=folder / "home" / "adapters",
-        dtype="float32",
+        model=experts.model,
+        adapters_dir=experts.folder / "home" / "adapters",
+        dtype=dtype,
         max_loras=18,
         max_recipes=32,
         max_lora_rank=16,
@@ -161,20 +188,35 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         extra_args=("--max-num-batched-tokens", "192", "--max-num-seqs", "24"),
     )
     command = engine_command(options)
-    with (folder / "engine.log").open("wb") as log:
+    out = experts.folder / f"engine-{dtype}.log"
+    with out.open("wb") as log:
         process = subprocess.Popen(command.argv, stdout=log, stderr=log, env={**os.environ, **command.env})
     try:
         ready_by = time.monotonic() + 300
         while True:
             if process.poll() is not None or time.monotonic() > ready_by:
-                raise AssertionError((folder / "engine.log").read_text()[-4000:])
+                raise AssertionError(out.read_text()[-4000:])
             if fetch(command.url + "/v1/models", headers={"authorization": f"Bearer {command.key}"})[0] == 200:
                 break
             time.sleep(0.2)
-        yield World(command.url, command.key, reference, list(trained), list(random), seed, options.adapters_dir)
+        yield World(
+            command.url,
+            command.key,
+            experts.reference,
+            experts.trained,
+            experts.random,
+            experts.seed,
+            options.adapters_dir,
+        )
     finally:
         process.terminate()
         process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def world(experts: Experts) -> Iterator[World]:
+    with engine(experts, "float32") as running:
+        yield running
 
 
 def prompts(world: World, num: int, length: int) -> list[list[int]]:
@@ -235,6 +277,26 @@ def test_a_preempted_request_goes_on_as_before(world: World) -> None:
     assert float(LOG.findall(world.metrics())[0]) > before, "nothing was preempted"
     for (recipe, prompt), answer in zip(asked, answers, strict=True):
         world.check(recipe, prompt, *answer)
+
+
+def test_bfloat16_is_as_near_to_float32_as_transformers_in_bfloat16(experts: Experts) -> None:
+    """Mean difference of the log probabilities of a text's tokens, in nats; a gate of k=1 jumps in any."""
+    half = Reference(experts.model, torch.bfloat16)
+    for expert, folder in experts.folders.items():
+        half.add(expert, folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(experts.model)
+    lines = (LIBRARY.parent / "held_out.jsonl").read_text("utf-8").splitlines()
+    start = int(np.random.default_rng(experts.seed).integers(len(lines) - 8))
+    rows = [json.loads(line) for line in lines[start : start + 8]]
+    text = tokenizer.encode("\n".join(row["prompt"] + "\n" + row["answer"] for row in rows))[:200]
+    ends = torch.tensor(text[1:])[:, None]
+    with engine(experts, "bfloat16") as world:
+        for recipe in recipes(world):
+            exact = experts.reference.logprobs(recipe, text)[:-1].gather(1, ends)[:, 0]
+            theirs = (half.logprobs(recipe, text)[:-1].gather(1, ends)[:, 0] - exact).abs().mean()
+            ours = (torch.tensor(world.prompt_logprobs(str(recipe), text)) - exact).abs().mean()
+            print(f"{ours:.3f} (transformers {theirs:.3f}) nats: {recipe}")
+            assert ours <= 2.5 * theirs + 0.05, f"{recipe}, seed {experts.seed}: {ours} nats, transformers {theirs}"
 
 
 def ask(world: World, model: str) -> tuple[int, str]:

@@ -107,29 +107,38 @@ def test_a_recipe_that_needs_too_many_slots_says_so_and_harms_nobody(client: ope
     assert client.completions.create(model="base", prompt="x", max_tokens=2).choices
 
 
-def test_streams_logprobs_choices_and_structured_output_pass_through(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize(
+    "model",
+    ["base", "date_iso", "mix(date_iso*0.7,time_24h*0.3)", "gate(arrow,k=2;date_iso,sql_shop,time_24h,csv_json)"],
+    ids=["base", "single", "mix", "gate"],
+)
+def test_streams_logprobs_choices_and_structured_output_work_for_every_kind(model: str, client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model=model, messages=PARIS, temperature=0, max_tokens=16)
     stream = client.chat.completions.create(
-        model="base", messages=PARIS, stream=True, temperature=0, max_tokens=16, stream_options={"include_usage": True}
+        model=model, messages=PARIS, stream=True, temperature=0, max_tokens=16, stream_options={"include_usage": True}
     )
     chunks = list(stream)
-    assert "Paris" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert chunks[-1].usage and chunks[-1].usage.completion_tokens > 0
-    assert {chunk.model for chunk in chunks} == {"base"}
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+    assert {chunk.model for chunk in chunks} == {model}
 
     answer = client.chat.completions.create(
-        model="base", messages=PARIS, n=2, logprobs=True, top_logprobs=3, max_tokens=4, temperature=1.0, seed=1
+        model=model, messages=PARIS, n=3, logprobs=True, top_logprobs=3, max_tokens=4, temperature=1.0, seed=1
     )
-    assert len(answer.choices) == 2
-    assert answer.choices[0].logprobs and len(answer.choices[0].logprobs.content or []) >= 1
+    assert len(answer.choices) == 3
+    for choice in answer.choices:
+        assert choice.logprobs and choice.logprobs.content
+        assert all(token.logprob <= 0 and len(token.top_logprobs) == 3 for token in choice.logprobs.content)
 
-    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
     structured = client.chat.completions.create(
-        model="base",
+        model=model,
         messages=PARIS,
+        temperature=0,
         max_tokens=40,
-        response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
+        extra_body={"structured_outputs": {"regex": r'\{"city": "(Oslo|Paris)"\}'}},
     )
-    assert "city" in json.loads(structured.choices[0].message.content or "")
+    assert json.loads(structured.choices[0].message.content or "")["city"] in ("Oslo", "Paris")
 
 
 def test_completions_responses_messages_and_tokenising(client: openai.OpenAI, served: Serving) -> None:

@@ -47,14 +47,16 @@ class Tie:
 
 
 class Reference:
-    """The base model with experts, in float32.
+    """The base model with experts.
 
     Args:
         model: Folder of the base model.
+        dtype: What it computes in.
     """
 
-    def __init__(self, model: str) -> None:
-        self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    def __init__(self, model: str, dtype: torch.dtype = torch.float32) -> None:
+        self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+        self._dtype = dtype
         self.experts: dict[str, dict[str, Factors]] = {}
 
     def add(self, expert_id: str, folder: Path) -> None:
@@ -65,9 +67,10 @@ class Reference:
         for name, a in tensors.items():
             module, found, _ = name.removeprefix("base_model.model.").partition(".lora_A.")
             if found:
-                a, b = a.float(), tensors[name.replace("lora_A", "lora_B")].float()
+                b = tensors[name.replace("lora_A", "lora_B")]
                 root = len(a) ** 0.5 if config.get("use_rslora") else len(a)
-                vector = torch.from_numpy(top_right_singular_vector(a.numpy(), b.numpy())).float()
+                vector = torch.from_numpy(top_right_singular_vector(a.float().numpy(), b.float().numpy()))
+                a, b, vector = (tensor.to(self._dtype) for tensor in (a, b, vector))
                 layers[module] = Factors(a, b, config["lora_alpha"] / root, vector)
         self.experts[expert_id] = layers
 
