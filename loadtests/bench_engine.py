@@ -216,7 +216,7 @@ def start_servers(
     }
     servers = {}
     for name, (arguments, extra) in variants.items():
-        if name == "stock" and options.no_stock:
+        if name == "stock" and (options.no_stock or options.grow):
             continue
         say(f"starting vLLM, {name}")
         port = free_port()
@@ -236,48 +236,46 @@ def cases_of(experts: Sequence[str], options: argparse.Namespace) -> list[Case]:
     eight = tuple(experts[:8])
     mix = f"mix({','.join(f'{expert}*0.25' for expert in sorted(experts[:4]))})"
     gate = f"gate(arrow,k=4,t=1;{','.join(sorted(eight))})"
+    if options.grow:
+        in_batch = [
+            Case(f"ours, {num} experts in the batch", "ours", tuple(experts[:num]))
+            for num in (1, 2, 4, 8, 16)
+            if num <= len(experts)
+        ]
+        ks = [Case(f"ours, Arrow over 8, k={k}", "ours", (gate.replace("k=4", f"k={k}"),)) for k in (1, 2, 4, 8)]
+        return [*in_batch, *ks]
     cases = [
-        Case("LoRA off", "off", ("base",)),
         Case("ours, no adapter used", "ours", ("base",)),
         Case("ours, one expert", "ours", (experts[0],)),
         Case("ours, 8 experts", "ours", eight),
         Case("ours, mix of 4", "ours", (mix,)),
         Case("ours, Arrow over 8, k=4", "ours", (gate,)),
     ]
-    if options.grow:
-        for num in (1, 2, 4, 16):
-            cases.append(Case(f"ours, {num} experts in the batch", "ours", tuple(experts[:num])))
-        for k in (1, 2, 8):
-            cases.append(Case(f"ours, Arrow over 8, k={k}", "ours", (gate.replace("k=4", f"k={k}"),)))
     if not options.no_stock:
-        cases.insert(1, Case("stock, one expert", "stock", (experts[0],)))
-        cases.insert(2, Case("stock, 8 experts", "stock", eight))
+        cases[:0] = [Case("stock, one expert", "stock", (experts[0],)), Case("stock, 8 experts", "stock", eight)]
     return cases
 
 
 def measure(
-    options: argparse.Namespace, servers: dict[str, Server], cases: Sequence[Case]
+    options: argparse.Namespace, servers: dict[str, Server], cases: Sequence[Case], experts: Sequence[str]
 ) -> dict[tuple[str, str], list[float]]:
-    """Throughput of each case and load, one figure a round, relative to LoRA off in the same round."""
+    """Throughput of each case and load, one figure a round, relative to LoRA off just before and after."""
     ratios: dict[tuple[str, str], list[float]] = {}
-    for case in cases:  # everything is loaded and warm before the clock runs
-        servers[case.server].run(case.models, Load("warm", 8, 4))
+    warm = Load("warm", 8, 4)  # everything is loaded before the clock runs, experts that no case uses as well
+    for start in range(0, len(experts), NUM_REQUESTS):
+        servers["ours"].run(experts[start : start + NUM_REQUESTS], warm)
+    for case in cases:
+        servers[case.server].run(case.models, warm)
     for number in range(options.rounds):
         for load in LOADS:
-            baseline = 0.0
+            after = servers["off"].run(("base",), load)
             for case in cases:
                 if case.server == "stock" and number >= options.stock_rounds:
                     continue
-                if case.server != "off":  # the machine's speed swings: the baseline is asked anew beside each case
-                    baseline = (
-                        0.5 * (baseline + servers["off"].run(("base",), load))
-                        if baseline
-                        else servers["off"].run(("base",), load)
-                    )
+                before = after
                 found = servers[case.server].run(case.models, load)
-                after = servers["off"].run(("base",), load) if case.server != "off" else found
-                ratio = found / (0.5 * (baseline + after)) if case.server != "off" else 1.0
-                baseline = after
+                after = servers["off"].run(("base",), load)
+                ratio = 2 * found / (before + after)
                 ratios.setdefault((case.name, load.name), []).append(ratio)
                 say(f"round {number + 1}, {load.name}: {case.name}: {found:.0f} tokens/s, {ratio:.2f} of LoRA off")
     return ratios
@@ -299,7 +297,8 @@ def report(options: argparse.Namespace, cases: Sequence[Case], ratios: dict[tupl
     """The table, as Markdown."""
     lines = [
         *describe_machine("bench_engine.py"),
-        f"- {options.dtype}, experts of rank {options.rank} on all linear layers, {NUM_REQUESTS} requests at once",
+        f"- {options.dtype}, {options.experts} resident experts of rank {options.rank} on all linear layers, "
+        f"{NUM_REQUESTS} requests at once",
         "",
         "| tokens a second relative to LoRA off, median (least to largest) | "
         + " | ".join(load.name for load in LOADS)
@@ -307,8 +306,6 @@ def report(options: argparse.Namespace, cases: Sequence[Case], ratios: dict[tupl
         "|---|" + "---|" * len(LOADS),
     ]
     for case in cases:
-        if case.server == "off":
-            continue
         cells = []
         for load in LOADS:
             found = sorted(ratios[case.name, load.name])
@@ -330,7 +327,7 @@ def main() -> None:
         "--stock-rounds", type=int, default=1, help="of them with stock LoRA, which is slow (%(default)s)"
     )
     parser.add_argument("--no-stock", action="store_true", help="leave stock LoRA out")
-    parser.add_argument("--grow", action="store_true", help="also how it grows with experts in the batch and with k")
+    parser.add_argument("--grow", action="store_true", help="instead how it grows with experts in the batch and with k")
     parser.add_argument("--rank", type=int, default=8, help="of every expert (%(default)s)")
     parser.add_argument("--experts", type=int, default=8, help="resident experts (%(default)s)")
     parser.add_argument("--dtype", default="bfloat16", help="of the engines (%(default)s)")
@@ -341,7 +338,7 @@ def main() -> None:
     model = base_model(options.model)
     with tempfile.TemporaryDirectory(prefix="moergate-bench-") as name:
         folder = Path(name)
-        num_experts = max(options.experts, 16 if options.grow else 8)
+        num_experts = options.experts = max(options.experts, 16 if options.grow else 8)
         say(f"registering {num_experts} experts")
         with registered(folder, model, num_experts, options.rank) as (store, experts), Children(folder) as children:
             cases = cases_of(experts, options)
@@ -349,7 +346,7 @@ def main() -> None:
                 servers = start_servers(options, model, store, experts, children)
             except NotReady as error:
                 sys.exit(str(error))
-            text = report(options, cases, measure(options, servers, cases))
+            text = report(options, cases, measure(options, servers, cases, experts))
     print(text)
     if options.out:
         options.out.write_text(text, "utf-8")

@@ -78,6 +78,23 @@ class WeightedExpert:
 
 
 @dataclass(frozen=True, slots=True)
+class GateChoice:
+    """The decision's experts are weighted per token and layer inside the model, by a gate of the recipe language.
+
+    Attributes:
+        kind: Name of the gate, for example ``arrow``.
+        k: Experts that a token may use in a layer; None for the gate's default.
+        temperature: Of the softmax over their scores.
+        aggregation: Of the experts' outputs, or of their A and their B each (``ab``).
+    """
+
+    kind: str
+    k: int | None = None
+    temperature: float = 1.0
+    aggregation: Literal["output", "ab"] = "output"
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredExpert:
     """A candidate as the router saw it; the scale of `score` is the router's own, larger is better."""
 
@@ -99,11 +116,12 @@ class Decision:
     """A router's answer.
 
     Attributes:
-        experts: What to execute: empty to abstain (the base answers), one for a single expert, more for a mix.
+        experts: What to execute: empty to abstain (the base answers), one for a single expert, more for a mix or gate.
         confidence: In [0, 1]: the router's own estimate that its first choice is right.
         candidates: Every candidate it scored, best first (bounded by the router's config).
         neighbours: The nearest examples, best first, where the method has any.
         reason: One sentence for people.
+        gate: How several experts are weighted, if not by their own weights in a mix.
     """
 
     experts: tuple[WeightedExpert, ...]
@@ -111,6 +129,7 @@ class Decision:
     candidates: tuple[ScoredExpert, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     reason: str = ""
+    gate: GateChoice | None = None
 
     @property
     def abstained(self) -> bool:

@@ -23,7 +23,7 @@ from server.catalog import Catalog, Target
 from server.engine.base import EngineRequest
 from server.engine.errors import EngineFault
 from server.engine.pool import EnginePool
-from server.engine.recipes import Base, Gate, Mix, Recipe, Single, experts_of, mix_of
+from server.engine.recipes import MAX_EXPERTS, Base, Gate, Mix, Recipe, Single, experts_of, gate_of, mix_of
 from server.errors import GatewayError
 from server.metrics import Metrics
 from server.policies import LivePolicy
@@ -138,12 +138,20 @@ class Planner:
 
 
 def _recipe_of(decision: Decision) -> Recipe:
-    """The recipe that executes a decision."""
-    if decision.abstained:
+    """The recipe that executes a decision; of more experts than a recipe can hold, those with the largest weights."""
+    chosen = sorted(decision.experts, key=lambda expert: -expert.weight)[:MAX_EXPERTS]
+    if not chosen:
         return Base()
-    if len(decision.experts) == 1:
-        return Single(decision.experts[0].expert_id)
-    return mix_of({expert.expert_id: expert.weight for expert in decision.experts})
+    if len(chosen) == 1:
+        return Single(chosen[0].expert_id)
+    if (gate := decision.gate) is not None:
+        ids = [expert.expert_id for expert in chosen]
+        k = None if gate.k is None else min(gate.k, len(ids))
+        return gate_of(gate.kind, ids, k, gate.temperature, gate.aggregation)
+    try:
+        return mix_of({expert.expert_id: expert.weight for expert in chosen})
+    except ValueError:  # nothing is left of any weight
+        return Base()
 
 
 def _records_of(recipe: Recipe, catalog: Catalog) -> tuple[AdapterRecord, ...]:

@@ -32,7 +32,7 @@ MAX_TEXT_CHARS = 8192
 LONG_TEXT_CHARS = 512
 """A longer text goes to the engine by its hash."""
 
-GATES = ("arrow",)
+GATES = ("arrow", "uniform")
 AGGREGATIONS = ("output", "ab")
 DEFAULT_K = 4
 
@@ -173,7 +173,10 @@ def gate_of(
         raise ValueError(f"{len(listed)} experts are too many; at most {MAX_EXPERTS}")
     if len(set(listed)) < len(listed):
         raise ValueError("an expert comes twice")
-    k = min(DEFAULT_K, len(listed)) if k is None else k
+    if kind == "uniform" and k not in (None, len(listed)):
+        raise ValueError(f"gate(uniform) weights all of its {len(listed)} experts, so k={k} says nothing")
+    if k is None:
+        k = len(listed) if kind == "uniform" else min(DEFAULT_K, len(listed))
     if not 1 <= k <= len(listed):
         raise ValueError(f"k={k} must be from 1 to the number of experts, {len(listed)}")
     temperature = round(temperature, 4)

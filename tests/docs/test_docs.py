@@ -81,7 +81,7 @@ def test_the_routers_example_is_a_router() -> None:
     page = (ROOT / "docs" / "writing-a-router.md").read_text("utf-8")
     namespace: dict[str, object] = {"__name__": "example"}
     exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], namespace)  # noqa: S102
-    kind = namespace["CentroidRouter"]
+    kind = namespace["NearestMeanRouter"]
     assert isinstance(kind, type)
     rows = np.eye(4, dtype=np.float32)
     experts = tuple(LibraryExpert(f"e{i}@{i:08x}", examples=("x",)) for i in range(4))

@@ -243,6 +243,7 @@ def recipes(world: World) -> list[Recipe]:
         gate8,
         gate_of("arrow", [r[1], r[3], r[5]], 2, 1.0, "ab"),
         gate_of("arrow", t, 4, 1.0, "ab"),
+        gate_of("uniform", [r[1], r[3], r[5]], aggregation="ab"),
     ]
 
 

@@ -159,6 +159,8 @@ class Reference:
         if not chosen:
             return 0.0
         scores = (x @ torch.stack([f.vector for f in chosen]).T).abs()
+        if gate.kind == "uniform":
+            scores = torch.zeros_like(scores)
         k = min(gate.k, len(chosen))
         values, order = scores.sort(dim=-1, descending=True)
         if k < len(chosen):

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from server.vllm_plugin.gates.arrow import Arrow
+from server.vllm_plugin.gates.uniform import Uniform
 
 
 class Gate(Protocol):
@@ -33,7 +34,7 @@ class Gate(Protocol):
         ...
 
 
-GATES: Mapping[str, Gate] = {"arrow": Arrow()}
+GATES: Mapping[str, Gate] = {"arrow": Arrow(), "uniform": Uniform()}
 
 
 def top_k_weights(scores: torch.Tensor, k: int, temperature: float) -> torch.Tensor:

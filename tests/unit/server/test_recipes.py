@@ -87,6 +87,7 @@ def test_a_damaged_recipe_never_crashes(recipe: Recipe, data: st.DataObject) -> 
         (f"gate(arrow,t=0.50,agg=output,k=1;{B},{A})", f"gate(arrow,k=1,t=0.5;{A},{B})"),
         (f"gate(arrow,agg=ab;{A},{B})", f"gate(arrow,k=2,t=1,agg=ab;{A},{B})"),
         (f"gate(arrow;{A})", A),
+        (f"gate(uniform,agg=ab;{B},{A})", f"gate(uniform,k=2,t=1,agg=ab;{A},{B})"),
         (f"ensemble({B}*0.5,{A}*0.5)", f"ensemble({A}*0.5,{B}*0.5)"),
     ],
 )
@@ -118,6 +119,7 @@ def test_equal_recipes_are_equal_texts(text: str, canonical: str) -> None:
         (f"gate(arrow,k=3;{A},{B})", 5, "k=3 must be from 1"),
         (f"gate(arrow,k=0;{A},{B})", 5, "k=0 must be from 1"),
         (f"gate(arrow,t=0;{A},{B})", 5, "t=0 must be above 0"),
+        (f"gate(uniform,k=1;{A},{B})", 5, "weights all of its 2 experts"),
         (f"gate(arrow,k=1,k=1;{A})", 15, "comes twice"),
         (f"gate(arrow,z=1;{A})", 11, "no option 'z'"),
         (f"gate(arrow,agg=x;{A})", 15, "agg is output or ab"),

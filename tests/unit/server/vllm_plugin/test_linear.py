@@ -31,6 +31,7 @@ RECIPES = [
     f"gate(arrow,k=3,t=0.5,agg=ab;{A},{C},{D},{E})",
     f"mix({E}*0.31)",
     f"gate(arrow,k=4,t=1;{A},{B},{C},{E})",
+    f"gate(uniform,agg=ab;{A},{C},{E})",
 ]
 
 
@@ -80,7 +81,8 @@ class World:
                 for weight, (a, b, _) in chosen:
                     total += weight * (b @ (a @ x))
             elif chosen:
-                scores = np.array([abs(x @ v) for _, (_, _, v) in chosen])
+                is_arrow = plan.gate.kind == "arrow"
+                scores = np.array([abs(x @ v) if is_arrow else 0.0 for _, (_, _, v) in chosen])
                 kept = np.argsort(-scores)[: plan.gate.k]
                 gains = np.zeros(len(chosen))
                 gains[kept] = np.exp((scores[kept] - scores[kept].max()) / plan.gate.temperature)

@@ -1,0 +1,72 @@
+"""Router `molora`: softmax over cosines to cluster centres (Mo'LoRA, aicrumb, 2023).
+
+    score(e) = largest cosine of the prompt to a centre of e,     weight(e) = softmax(score / T)
+
+The project clusters questions with k-means and trains one expert a cluster; a library's experts are there already, so
+each expert's own examples are clustered: one centre is their mean, the project's second way. Its code chooses the best
+expert (``top-1``); the weighted merge of all of them, which its author describes, is ``mixture``. Centres are
+found by k-means with fixed seeds and have unit length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+from sklearn.cluster import KMeans
+
+from routers.base import MethodCard
+from routers.centroid import CentroidRouter, SelectionConfig
+from routers.scoring import Examples, Learned, Prompts, Scores
+
+
+class MoLoraConfig(SelectionConfig):
+    """Options of `molora`."""
+
+    num_centres: int = Field(1, ge=1, le=64, description="Centres of each expert, at most its examples.")
+    top_k: int = Field(8, ge=1, le=64, description="Experts in a mixture.")
+    temperature: float | None = Field(1.0, gt=0, description="T of the weights; the project takes 1.")
+
+
+class MoLoraRouter(CentroidRouter):
+    """Nearest cluster centre; see the module's docstring."""
+
+    card: ClassVar[MethodCard] = replace(
+        CentroidRouter.card,
+        name="molora",
+        title="Mo'LoRA: nearest cluster centre",
+        paper="aicrumb, MoLora, 2023, its code",
+        differences=("each expert's own examples are clustered", "it may abstain"),
+    )
+    config_class: ClassVar[type[SelectionConfig]] = MoLoraConfig
+
+    @classmethod
+    def learn(cls, config: MoLoraConfig, examples: Examples) -> Learned:  # type: ignore[override]
+        """All centres, shape (C, d), and the expert of each, shape (C,)."""
+        centres, owner = [], []
+        for expert in np.unique(examples.owner).tolist():
+            own = examples.embeddings[examples.owner == expert]
+            wanted = min(config.num_centres, len(np.unique(own, axis=0)))
+            found = own.mean(axis=0, keepdims=True)
+            if wanted > 1:
+                found = KMeans(wanted, n_init=4, random_state=0).fit(own).cluster_centers_
+            centres.append(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12))
+            owner += [expert] * len(found)
+        stacked = np.concatenate(centres) if centres else np.zeros((0, examples.embeddings.shape[1]))
+        return Learned({"centres": stacked.astype(np.float32), "owner": np.array(owner, np.int32)})
+
+    def prepare(self, learned: Learned) -> None:
+        """Take the centres."""
+        self._centres = np.asarray(learned.arrays["centres"], np.float32)
+        self._owner = np.asarray(learned.arrays["owner"])
+        if len(self._centres) != len(self._owner):
+            raise ValueError("centres without an expert")
+
+    def scores(self, prompts: Prompts) -> Scores:
+        """Largest cosine among an expert's centres."""
+        cosines = prompts.embeddings @ self._centres.T
+        found = np.full((len(cosines), len(self.experts)), -np.inf)
+        np.maximum.at(found.T, self._owner, cosines.T)
+        return np.where(np.isfinite(found), found, np.nan)

@@ -1,0 +1,104 @@
+"""Router `tfidf`: the expert whose examples use the prompt's words, weighted by how rare they are.
+
+    score(e) = cosine(tfidf(prompt), mean of tfidf(x) over e's examples)
+
+Words and pairs of words, or pieces of words, with 1 + log tf and idf = log((1 + n) / (1 + df)) + 1, rows of unit length
+(scikit-learn's definition). It needs no embedder, so it costs a fraction of a millisecond, and it sees what an
+embedding blurs: markup, codes, the turn of phrase of a template. It does not see synonyms.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from routers.base import MethodCard
+from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
+
+
+class TfidfConfig(ScoringConfig):
+    """Options of `tfidf`."""
+
+    analyzer: Literal["word", "char_wb"] = Field(
+        "word", description="Terms are words, or pieces of words (char_wb: also finds misspelt and inflected words)."
+    )
+    longest: int = Field(2, ge=1, le=6, description="Most words, or letters, in a term.")
+    max_terms: int = Field(50_000, ge=1, description="Most frequent terms that are kept.")
+
+
+class TfidfRouter(ScoringRouter):
+    """Mean tf-idf of examples; see the module's docstring."""
+
+    card: ClassVar[MethodCard] = MethodCard(
+        name="tfidf",
+        title="Words, weighted by rarity",
+        paper="baseline in mttl and in What the Weight (Holtermann et al., 2024)",
+        expert_training="independent",
+        expert_data="private; a few example prompts are shared",
+        routing_dataset="example prompts of each expert",
+        input_granularity="example",
+        depth="model",
+        selection="top-1",
+        aggregation="none",
+        generalization="prompts in the examples' words",
+        user_dataset="none",
+        needs=("examples",),
+        needs_embedding=False,
+        cost="counting words; one sparse product with E means",
+    )
+    config_class: ClassVar[type[ScoringConfig]] = TfidfConfig
+
+    @classmethod
+    def learn(cls, config: TfidfConfig, examples: Examples) -> Learned:
+        """Terms, their idf, and the experts' means as a sparse matrix (E, terms)."""
+        num_experts = len(examples.experts)
+        means, terms, idf = csr_matrix((num_experts, 0)), [], np.zeros(0)
+        try:
+            vectorizer = _vectorizer(config)
+            rows = vectorizer.fit_transform(examples.texts)
+        except ValueError:  # there is no word in any example
+            pass
+        else:
+            terms, idf = vectorizer.get_feature_names_out().tolist(), vectorizer.idf_
+            counts = np.maximum(np.bincount(examples.owner, minlength=num_experts), 1)
+            place = (1 / counts[examples.owner], (examples.owner, np.arange(len(examples.owner))))
+            means = csr_matrix(csr_matrix(place, shape=(num_experts, len(examples.owner))) @ rows)
+        arrays = {"values": means.data, "columns": means.indices, "bounds": means.indptr, "idf": idf}
+        return Learned(arrays, {"terms": terms})
+
+    def prepare(self, learned: Learned) -> None:
+        """Build the vectorizer and the matrix."""
+        arrays, terms = learned.arrays, [str(term) for term in learned.data["terms"]]
+        means = csr_matrix(
+            (arrays["values"], arrays["columns"], arrays["bounds"]), shape=(len(self.experts), len(terms))
+        )
+        norms = np.sqrt(np.asarray(means.multiply(means).sum(axis=1)).ravel())
+        self._has_terms = norms > 0
+        self._means = csr_matrix(means.multiply((1 / np.maximum(norms, 1e-12))[:, None])).T.tocsr()
+        self._vectorizer = _vectorizer(self.config, terms) if terms else None
+        if self._vectorizer is not None:
+            self._vectorizer.idf_ = np.asarray(arrays["idf"])
+
+    def scores(self, prompts: Prompts) -> Scores:
+        """Cosines to the means; NaN for experts without a word."""
+        found = np.full((len(prompts.texts), len(self.experts)), np.nan)
+        if self._vectorizer is not None:
+            cosines = (self._vectorizer.transform(prompts.texts) @ self._means).toarray()
+            found[:, self._has_terms] = cosines[:, self._has_terms]
+        return found
+
+
+def _vectorizer(config: TfidfConfig, terms: list[str] | None = None) -> TfidfVectorizer:
+    shortest = 1 if config.analyzer == "word" else min(3, config.longest)
+    return TfidfVectorizer(
+        analyzer=config.analyzer,
+        ngram_range=(shortest, config.longest),
+        sublinear_tf=True,
+        max_features=None if terms else config.max_terms,
+        vocabulary=terms,
+        token_pattern=r"(?u)\b\w+\b" if config.analyzer == "word" else None,
+    )
