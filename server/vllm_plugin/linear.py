@@ -91,6 +91,7 @@ class ExpertLinear:
         self._experts: dict[str, tuple[SliceWeights | None, ...]] = {}
         self._packed: dict[str, torch.Tensor] = {}
         self._bundles: OrderedDict[Plan, _Bundle] = OrderedDict()
+        self._columns: dict[tuple[Plan, int], torch.Tensor] = {}
         self._dense_version = -1
         self._num_placed = 0
         self._a = torch.empty(0)
@@ -105,13 +106,22 @@ class ExpertLinear:
         packed = self._packed[expert] = torch.cat(there)
         views = iter(packed.split([len(a) for a in there]))
         self._experts[expert] = tuple(None if w is None else replace(w, a=next(views)) for w in slices)
-        self._bundles.clear()
+        self._forget_plans()
 
     def drop(self, expert: str) -> None:
         """Forget an expert's weights; no effect if there are none."""
         if self._experts.pop(expert, None) is not None:
             del self._packed[expert]
-            self._bundles.clear()
+            self._forget_plans()
+
+    def _forget_plans(self) -> None:
+        self._bundles.clear()
+        self._columns.clear()
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether any row of this step has a recipe."""
+        return bool(self._batch.segments)
 
     def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
         """Add the experts' part in place.
@@ -154,6 +164,7 @@ class ExpertLinear:
             bundle = self._bundles[plan] = self._make_bundle(plan, dtype)
             while len(self._bundles) > MAX_BUNDLES + len(self._experts):  # a single expert's own bundle holds no copy
                 self._bundles.popitem(last=False)
+                self._columns.clear()
         else:
             self._bundles.move_to_end(plan)
         return bundle
@@ -237,25 +248,32 @@ class ExpertLinear:
             rows: Their numbers.
             plan, spec: Their recipe.
         """
-        layout = self._batch.layout
         bundle = self._bundle(plan, x.dtype)
         for number, part in enumerate(bundle.parts):
             if part is None or part.vectors is None:
                 continue
-            names = [name for name, _, _ in self._chosen(plan, number)]
-            starts = torch.tensor([layout.offsets[name] for name in names], device=x.device)
-            columns = starts[part.owner] + part.position
+            columns = self._columns_of(plan, number, part)
             gains = _gains(x, part.vectors, spec)[:, part.owner]
             if spec.aggregation == "ab":
                 ours = inner[rows, number][:, columns] * gains
                 inner[rows[:, None], number, columns] = _averaged(ours, part)
             weights[rows[:, None], number, columns] = gains
 
+    def _columns_of(self, plan: Plan, number: int, part: _Part) -> torch.Tensor:
+        """Where the ranks of a plan's experts in a slice are in the dense matrices, shape (R,)."""
+        columns = self._columns.get((plan, number))
+        if columns is None:
+            names = [name for name, _, _ in self._chosen(plan, number)]
+            starts = torch.tensor([self._batch.layout.offsets[name] for name in names], device=part.owner.device)
+            columns = self._columns[plan, number] = starts[part.owner] + part.position
+        return columns
+
     def _follow_layout(self, x: torch.Tensor) -> None:
         """Bring the matrices up to the batch's layout: append what was appended there, or begin anew."""
         layout = self._batch.layout
         if self._dense_version != layout.version:
             self._dense_version = layout.version
+            self._columns.clear()
             self._num_placed = 0
             self._is_used = [False] * len(self._spans)
             shape = (len(self._spans) * layout.capacity, self._d_in)

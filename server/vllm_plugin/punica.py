@@ -84,11 +84,13 @@ class ModuleWrapper:
             x: Shape (..., d_in).
         """
         added = self._theirs.add_lora_linear(y, x, *args, **kwargs) if self._theirs is not None else None
-        y, x = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
-        if torch.compiler.is_compiling():
-            torch.ops.moergate.add_experts(y, x, self._name)
-        else:
-            self._linear.add(y, x)
+        is_compiling = torch.compiler.is_compiling()
+        if is_compiling or self._linear.has_rows:
+            y, x = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+            if is_compiling:
+                torch.ops.moergate.add_experts(y, x, self._name)
+            else:
+                self._linear.add(y, x)
         return added
 
     def __getattr__(self, name: str) -> Any:
