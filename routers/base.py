@@ -159,12 +159,15 @@ class FitData:
         embeddings: For each expert id, shape (num_examples, dim), rows in the order of ``examples``.
         embedder: Name of the embedder, part of every artefact's provenance.
         version: Content hash of experts, examples and embedder: equal versions are equal data.
+        bare: As `embeddings`, of the examples without their template (`routers.templates`); an expert that is
+            missing counts as having none to leave out.
     """
 
     experts: tuple[LibraryExpert, ...]
     embeddings: Mapping[str, Matrix]
     embedder: str
     version: str
+    bare: Mapping[str, Matrix] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,12 +65,12 @@ class ExampleIndex:
         found = rows[0] >= 0
         return Near(rows[0][found], cosines[0][found])
 
-    def nearest_to_examples(self, rows: NDArray[np.int64], k: int) -> list[Near]:
-        """The k nearest examples of each of these examples, itself first among equals.
+    def nearest_to_examples(self, rows: NDArray[np.int64], k: int, asked: Matrix | None = None) -> list[Near]:
+        """The k nearest examples of each of these examples, itself first; `asked` in place of their own embeddings.
 
         One matrix product: FAISS searches a batch query by query, which is eight times slower here.
         """
-        cosines = self.embeddings[rows] @ self.embeddings.T
+        cosines = (self.embeddings[rows] if asked is None else asked) @ self.embeddings.T
         cosines[np.arange(len(rows)), rows] = 2.0
         k = min(k, cosines.shape[1])
         nearest = np.argpartition(cosines, cosines.shape[1] - k, axis=1)[:, -k:]

@@ -17,8 +17,9 @@ found by each of them. On the task data this changes nothing.
 Threshold and confidence come from the library's own examples (`calibration`): each example, or an even sample of them,
 is scored as if it were a prompt, with itself left out, and again with its whole expert left out. Examples of one expert
 are often one template with the blanks filled differently, and then leaving one out is too rosy: its siblings answer
-for it. So an example's near-duplicates (cosine > 0.95) and the nearest quarter of its expert's examples are left out
-with it: about what a new phrasing would meet.
+for it. So the prompt is the example without its template (`routers.templates`). Where it has none, the nearest quarter
+of its expert's examples are left out with it, and near-duplicates (cosine > 0.95) in any case: about what a new
+phrasing would meet.
 
 Forbidden experts are excluded inside the search (an ID selector), so they are neither scored nor shown and cannot
 crowd out others. Exact duplicates among one expert's examples count once.
@@ -70,7 +71,7 @@ class KnnConfig(RouterConfig):
         description="Abstain below this score; unset: calibrated from the library's own examples.",
     )
     in_library_share: float = Field(
-        0.9,
+        0.8,
         gt=0,
         lt=1,
         description="Assumed part of the prompts that have an expert; lower it to abstain more often.",
@@ -119,6 +120,7 @@ class KnnRouter:
         texts: list[str] = []
         owner: list[int] = []
         rows: list[Matrix] = []
+        bare: list[Matrix] = []
         for number, expert in enumerate(experts):
             embedded = data.embeddings.get(expert.expert_id)
             if embedded is None or len(embedded) != len(expert.examples):
@@ -130,10 +132,11 @@ class KnnRouter:
             texts += [expert.examples[row] for row in kept]
             owner += [number] * len(kept)
             rows.append(np.asarray(embedded, np.float32)[kept])
+            bare.append(np.asarray(data.bare.get(expert.expert_id, embedded), np.float32)[kept])
         dim = next((block.shape[1] for block in rows), 1)
         embeddings = np.concatenate(rows) if rows else np.zeros((0, dim), np.float32)
         library = ExampleIndex(embeddings, np.array(owner, np.int32), [e.expert_id for e in experts], texts)
-        calibration = _calibrated(config, library, progress)
+        calibration = _calibrated(config, library, np.concatenate(bare) if bare else embeddings, progress)
         return Artefact(
             router=cls.card.name,
             arrays={"embeddings": embeddings, "owner": library.owner},
@@ -214,8 +217,8 @@ def expert_scores(
 # -- calibration --------------------------------------------------------------------------------------------------
 
 
-def _calibrated(config: KnnConfig, library: ExampleIndex, progress: Progress) -> Calibration:
-    """Score an even sample of the examples with themselves left out, and with their experts left out."""
+def _calibrated(config: KnnConfig, library: ExampleIndex, bare: Matrix, progress: Progress) -> Calibration:
+    """Score an even sample of the bare examples with themselves left out, and with their experts left out."""
     total = len(library.texts)
     sample = np.unique(np.linspace(0, total - 1, min(total, config.max_calibration)).astype(np.int64))
     most_own = int(library.num_examples.max(initial=0))
@@ -226,13 +229,16 @@ def _calibrated(config: KnnConfig, library: ExampleIndex, progress: Progress) ->
     block = 128
     for start in range(0, len(sample), block):
         rows = sample[start : start + block]
-        for row, near in zip(rows, library.nearest_to_examples(rows, config.k + most_own), strict=True):
+        is_bare = (bare[rows] != library.embeddings[rows]).any(axis=1)
+        found = library.nearest_to_examples(rows, config.k + most_own, bare[rows])
+        for row, near, has_no_template in zip(rows, found, is_bare.tolist(), strict=True):
             own = int(library.owner[row])
             is_own = library.owner[near.rows] == own
             strangers = Near(near.rows[~is_own][: config.k], near.cosines[~is_own][: config.k])
             if top := _top_two(expert_scores(strangers, library.owner, config.num_evidence, library.num_examples)):
                 unknown.append(top[0][1])
-            kept = _without_siblings(near, is_own, int(library.num_examples[own]))
+            share = 0.0 if has_no_template else _SIBLINGS
+            kept = _without_siblings(near, is_own, int(share * (library.num_examples[own] - 1)))
             if kept is None:
                 continue
             others = Near(near.rows[kept][: config.k], near.cosines[kept][: config.k])
@@ -252,13 +258,12 @@ def _calibrated(config: KnnConfig, library: ExampleIndex, progress: Progress) ->
     )
 
 
-def _without_siblings(near: Near, is_own: NDArray[np.bool_], num_own: int) -> NDArray[np.bool_] | None:
+def _without_siblings(near: Near, is_own: NDArray[np.bool_], num_siblings: int) -> NDArray[np.bool_] | None:
     """Which neighbours of a left-out example stay; None if none of its own expert's do.
 
-    Out go the example itself (the first of its own), its near-duplicates, and the nearest quarter of the others.
+    Out go the example itself (the first of its own), its near-duplicates, and the nearest of the others.
     """
     own_rank = np.cumsum(is_own) - 1
-    num_siblings = int(_SIBLINGS * (num_own - 1))
     out = is_own & ((own_rank <= num_siblings) | (near.cosines > _NEAR_DUPLICATE))
     return ~out if (is_own & ~out).any() else None
 

@@ -14,15 +14,16 @@ A method says how it learns and how it scores, and has all the rest from here::
 Shapes: n examples of all experts together, d dimensions, E experts, p prompts.
 
 Threshold and confidence come from the examples themselves (`routers.calibration`): the method learns five times from
-four fifths of each expert's examples and scores the rest. *Known* is the best score of a left-out example, *unknown*
-the best among the other experts. Scores must grow with evidence; their scale is the method's own.
+four fifths of each expert's examples and scores the rest, without their template (`routers.templates`). *Known* is the
+best score of a left-out example, *unknown* the best among the other experts. Scores must grow with evidence; their
+scale is the method's own.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -44,6 +45,7 @@ from routers.base import (
 )
 from routers.calibration import Calibration, calibrate
 from routers.errors import BadArtefact, NotFittable
+from routers.templates import bare_texts
 
 Scores = NDArray[np.float64]
 """Shape (p, E); NaN for an expert that the method can say nothing about."""
@@ -58,7 +60,7 @@ class ScoringConfig(RouterConfig):
         None, description="Abstain below this score; unset: calibrated from the library's own examples."
     )
     in_library_share: float = Field(
-        0.9, gt=0, lt=1, description="Assumed part of the prompts that have an expert; lower it to abstain more often."
+        0.8, gt=0, lt=1, description="Assumed part of the prompts that have an expert; lower it to abstain more often."
     )
     max_candidates: int = Field(10, ge=1, description="How many scored experts a decision lists.")
     max_calibration: int = Field(2048, ge=0, description="How many examples are scored to calibrate.")
@@ -74,6 +76,7 @@ class Examples:
         embeddings: Shape (n, d), float32, unit rows.
         owner: Shape (n,): the expert of each example, as an index into `experts`.
         descriptions: Of each expert.
+        bare_texts, bare_embeddings: The examples without their template (`routers.templates`), which calibrate.
     """
 
     experts: tuple[str, ...]
@@ -81,11 +84,20 @@ class Examples:
     embeddings: Matrix
     owner: NDArray[np.int32]
     descriptions: tuple[str, ...]
+    bare_texts: tuple[str, ...]
+    bare_embeddings: Matrix
 
     def take(self, rows: NDArray[np.int64]) -> Examples:
         """Some of the examples, of the same experts."""
-        texts = tuple(self.texts[row] for row in rows.tolist())
-        return Examples(self.experts, texts, self.embeddings[rows], self.owner[rows], self.descriptions)
+        chosen = rows.tolist()
+        return replace(
+            self,
+            texts=tuple(self.texts[row] for row in chosen),
+            embeddings=self.embeddings[rows],
+            owner=self.owner[rows],
+            bare_texts=tuple(self.bare_texts[row] for row in chosen),
+            bare_embeddings=self.bare_embeddings[rows],
+        )
 
     def mean_of_experts(self) -> NDArray[np.float32]:
         """The mean of each expert's rows, shape (E, d); NaN for an expert without one."""
@@ -234,7 +246,9 @@ class ScoringRouter(ABC):
                 continue
             router = cls(config.model_copy(update={"threshold": 0.0}), examples.experts, cls.learn(config, rest), none)
             asked = examples.take(held_out)
-            scores = np.where(np.isnan(found := router.scores(Prompts(asked.texts, asked.embeddings))), -np.inf, found)
+            scores = np.where(
+                np.isnan(found := router.scores(Prompts(asked.bare_texts, asked.bare_embeddings))), -np.inf, found
+            )
             for row, own in zip(scores, asked.owner.tolist(), strict=True):
                 others = np.delete(row, own)
                 stranger = float(others.max(initial=-np.inf))
@@ -258,6 +272,8 @@ def examples_of(data: FitData) -> Examples:
     texts: list[str] = []
     owner: list[int] = []
     rows: list[Matrix] = []
+    bare: list[str] = []
+    bare_rows: list[Matrix] = []
     for number, expert in enumerate(experts):
         if not expert.examples:
             continue
@@ -269,13 +285,19 @@ def examples_of(data: FitData) -> Examples:
         texts += [expert.examples[row] for row in kept]
         owner += [number] * len(kept)
         rows.append(np.asarray(embedded, np.float32)[kept])
+        without = bare_texts(expert.examples)
+        bare += [without[row] for row in kept]
+        bare_rows.append(np.asarray(data.bare.get(expert.expert_id, embedded), np.float32)[kept])
     dim = next((block.shape[1] for block in rows), 1)
+    nothing = np.zeros((0, dim), np.float32)
     return Examples(
         tuple(expert.expert_id for expert in experts),
         tuple(texts),
-        np.concatenate(rows) if rows else np.zeros((0, dim), np.float32),
+        np.concatenate(rows) if rows else nothing,
         np.array(owner, np.int32),
         tuple(expert.description for expert in experts),
+        tuple(bare),
+        np.concatenate(bare_rows) if bare_rows else nothing,
     )
 
 

@@ -22,8 +22,9 @@ from routers.artefacts import ArtefactStore
 from routers.base import Artefact, FitData, LibraryExpert, Matrix, RouteQuery, Router, RouterConfig, no_progress
 from routers.embedders.base import Embedder
 from routers.errors import BadArtefact, RouterError
-from routers.fitting import library_version
+from routers.fitting import fit_data, library_version
 from routers.registry import make_config, router_class
+from routers.templates import bare_texts
 from routers.views import example_view
 from server.metrics import Metrics
 from server.settings import PolicySettings
@@ -97,7 +98,7 @@ class PolicyManager:
             try:
                 router = await asyncio.to_thread(self._load_published, name, version)
                 if router is None:
-                    data = data or await self._fit_data(experts, version)
+                    data = data or await self._fit_data(experts)
                     router = await asyncio.to_thread(self._fit, name, data)
                 slow = await asyncio.to_thread(self._is_slow, router)
             except Exception as error:
@@ -149,16 +150,19 @@ class PolicyManager:
         router.route(query)
         return time.perf_counter() - started > SLOW_ROUTE_S
 
-    async def _fit_data(self, experts: tuple[LibraryExpert, ...], version: str) -> FitData:
-        texts = {text for expert in experts for text in expert.examples}
+    async def _fit_data(self, experts: tuple[LibraryExpert, ...]) -> FitData:
+        bare = {expert.expert_id: bare_texts(expert.examples) for expert in experts}
+        texts = {text for expert in experts for text in (*expert.examples, *bare[expert.expert_id])}
         new = sorted(texts - self._vectors.keys())
         if new:
             rows = await self._embedder.embed([example_view(text) for text in new])
             self._vectors.update(zip(new, rows, strict=True))
         self._vectors = {text: self._vectors[text] for text in texts}
         empty: Matrix = np.zeros((0, self._embedder.dim), np.float32)
-        embeddings = {
-            expert.expert_id: np.stack([self._vectors[text] for text in expert.examples]) if expert.examples else empty
-            for expert in experts
-        }
-        return FitData(experts, embeddings, self._embedder.name, version)
+
+        def rows_of(texts: Sequence[str]) -> Matrix:
+            return np.stack([self._vectors[text] for text in texts]) if texts else empty
+
+        embeddings = {expert.expert_id: rows_of(expert.examples) for expert in experts}
+        bare_rows = {expert: rows_of(texts) for expert, texts in bare.items()}
+        return await asyncio.to_thread(fit_data, experts, embeddings, self._embedder.name, bare_rows)

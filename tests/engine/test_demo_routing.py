@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from routers.base import FitData, LibraryExpert, Matrix, RouteQuery, no_progress
+from routers.base import LibraryExpert, Matrix, RouteQuery, no_progress
 from routers.embedders.factory import make_encoder
+from routers.fitting import fit_data
 from routers.knn import KnnConfig, KnnRouter
+from routers.templates import bare_texts
 from server.base_model import default_cache_dir
 from tests.engine.conftest import LIBRARY
 
@@ -22,8 +24,10 @@ def test_held_out_prompts_reach_their_expert_and_others_the_base() -> None:
     manifests = json.loads((LIBRARY / "library.json").read_text("utf-8"))
     experts = tuple(LibraryExpert(m["name"] + "@00000000", examples=tuple(m["examples"])) for m in manifests)
     embeddings: dict[str, Matrix] = {e.expert_id: encoder.encode(e.examples) for e in experts}
+    bare: dict[str, Matrix] = {e.expert_id: encoder.encode(bare_texts(e.examples)) for e in experts}
     config = KnnConfig()
-    router = KnnRouter.load(config, KnnRouter.fit(config, FitData(experts, embeddings, encoder.name, "v"), no_progress))
+    data = fit_data(experts, embeddings, encoder.name, bare)
+    router = KnnRouter.load(config, KnnRouter.fit(config, data, no_progress))
 
     held_out, strangers = lines("held_out.jsonl"), lines("out_of_scope.jsonl")
     assert len(strangers) == 200
