@@ -172,7 +172,8 @@ async def test_a_caller_that_hangs_up_cancels_the_work(running: Running) -> None
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         async with asyncio.timeout(10):
-            while running.engine.cancelled == cancelled or running.gateway.admission.num_active:
+            engine, admission = running.engine, running.gateway.admission
+            while engine.cancelled == cancelled or engine.running or admission.num_active:
                 await asyncio.sleep(0.001)
 
 
