@@ -51,8 +51,9 @@ from routers.base import (
     WeightedExpert,
 )
 from routers.calibration import Calibration, calibrate
-from routers.errors import BadArtefact, NotFittable
+from routers.errors import BadArtefact
 from routers.example_index import ExampleIndex, Near
+from routers.scoring import examples_of
 
 _NEAR_DUPLICATE = 0.95
 _ALIKE, _SAME_PROMPT = 0.8, 0.9
@@ -116,33 +117,15 @@ class KnnRouter:
     @classmethod
     def fit(cls, config: KnnConfig, data: FitData, progress: Progress) -> Artefact:
         """Gather the examples and calibrate; under a second for 1,000 experts with 32 examples each."""
-        experts = sorted(data.experts, key=lambda expert: expert.expert_id)
-        texts: list[str] = []
-        owner: list[int] = []
-        rows: list[Matrix] = []
-        bare: list[Matrix] = []
-        for number, expert in enumerate(experts):
-            embedded = data.embeddings.get(expert.expert_id)
-            if embedded is None or len(embedded) != len(expert.examples):
-                if expert.examples:
-                    raise NotFittable(f"the examples of {expert.expert_id} are not embedded")
-                continue
-            first = {text: row for row, text in reversed(list(enumerate(expert.examples)))}
-            kept = sorted(first.values())
-            texts += [expert.examples[row] for row in kept]
-            owner += [number] * len(kept)
-            rows.append(np.asarray(embedded, np.float32)[kept])
-            bare.append(np.asarray(data.bare.get(expert.expert_id, embedded), np.float32)[kept])
-        dim = next((block.shape[1] for block in rows), 1)
-        embeddings = np.concatenate(rows) if rows else np.zeros((0, dim), np.float32)
-        library = ExampleIndex(embeddings, np.array(owner, np.int32), [e.expert_id for e in experts], texts)
-        calibration = _calibrated(config, library, np.concatenate(bare) if bare else embeddings, progress)
+        examples = examples_of(data)
+        library = ExampleIndex(examples.embeddings, examples.owner, list(examples.experts), list(examples.texts))
+        calibration = _calibrated(config, library, examples.bare_embeddings, progress)
         return Artefact(
             router=cls.card.name,
-            arrays={"embeddings": embeddings, "owner": library.owner},
+            arrays={"embeddings": examples.embeddings, "owner": library.owner},
             data={
                 "experts": library.experts,
-                "examples": texts,
+                "examples": library.texts,
                 "threshold": calibration.threshold,
                 "slope": calibration.slope,
                 "margin_slope": calibration.margin_slope,

@@ -75,7 +75,6 @@ class Examples:
         texts: The examples, duplicates within an expert left out.
         embeddings: Shape (n, d), float32, unit rows.
         owner: Shape (n,): the expert of each example, as an index into `experts`.
-        descriptions: Of each expert.
         bare_texts, bare_embeddings: The examples without their template (`routers.templates`), which calibrate.
     """
 
@@ -83,7 +82,6 @@ class Examples:
     texts: tuple[str, ...]
     embeddings: Matrix
     owner: NDArray[np.int32]
-    descriptions: tuple[str, ...]
     bare_texts: tuple[str, ...]
     bare_embeddings: Matrix
 
@@ -295,7 +293,6 @@ def examples_of(data: FitData) -> Examples:
         tuple(texts),
         np.concatenate(rows) if rows else nothing,
         np.array(owner, np.int32),
-        tuple(expert.description for expert in experts),
         tuple(bare),
         np.concatenate(bare_rows) if bare_rows else nothing,
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 NUM_WORDS = 4
 NUM_SIBLINGS = 2
@@ -27,8 +28,14 @@ _WORD = re.compile(r"\S+")
 def bare_texts(examples: Sequence[str]) -> tuple[str, ...]:
     """Each of an expert's examples without what it shares with at least two others.
 
-    An example of which fewer than two words would be left stays whole; so do all where nothing is shared.
+    An example of which fewer than two words would be left stays whole; so do all where nothing is shared. Remembered,
+    since a library of many experts is fitted anew whenever one of them changes.
     """
+    return _bare_texts(tuple(examples))
+
+
+@lru_cache(maxsize=16384)
+def _bare_texts(examples: tuple[str, ...]) -> tuple[str, ...]:
     split = [_WORD.findall(text) for text in examples]
     counts: Counter[tuple[str, ...]] = Counter()
     for words in split:

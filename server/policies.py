@@ -151,7 +151,7 @@ class PolicyManager:
         return time.perf_counter() - started > SLOW_ROUTE_S
 
     async def _fit_data(self, experts: tuple[LibraryExpert, ...]) -> FitData:
-        bare = {expert.expert_id: bare_texts(expert.examples) for expert in experts}
+        bare = await asyncio.to_thread(lambda: {expert.expert_id: bare_texts(expert.examples) for expert in experts})
         texts = {text for expert in experts for text in (*expert.examples, *bare[expert.expert_id])}
         new = sorted(texts - self._vectors.keys())
         if new:
