@@ -51,6 +51,8 @@ Scores = NDArray[np.float64]
 """Shape (p, E); NaN for an expert that the method can say nothing about."""
 
 NUM_FOLDS = 5
+MAX_CHOSEN = 64
+"""Experts that a decision can use; a recipe holds no more."""
 
 
 class ScoringConfig(RouterConfig):
@@ -210,6 +212,7 @@ class ScoringRouter(ABC):
         if not len(allowed):
             return Decision((), 0.0, reason="No expert that may be used can be compared with the prompt.")
         order = allowed[np.argsort(-scores[allowed], kind="stable")]  # experts are sorted: ties go by name
+        order = order[: max(self.config.max_candidates, MAX_CHOSEN)]
         ranked = [ScoredExpert(self.experts[number], float(scores[number])) for number in order.tolist()]
         best = ranked[0].score
         margin = best - ranked[1].score if len(ranked) > 1 else None
@@ -244,9 +247,8 @@ class ScoringRouter(ABC):
                 continue
             router = cls(config.model_copy(update={"threshold": 0.0}), examples.experts, cls.learn(config, rest), none)
             asked = examples.take(held_out)
-            scores = np.where(
-                np.isnan(found := router.scores(Prompts(asked.bare_texts, asked.bare_embeddings))), -np.inf, found
-            )
+            found = router.scores(Prompts(asked.bare_texts, asked.bare_embeddings))
+            scores = np.where(np.isnan(found), -np.inf, found)
             for row, own in zip(scores, asked.owner.tolist(), strict=True):
                 others = np.delete(row, own)
                 stranger = float(others.max(initial=-np.inf))
