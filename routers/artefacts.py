@@ -167,3 +167,9 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_router(artefact: Artefact, name: str) -> None:
+    """Raise `BadArtefact` unless router `name` fitted this artefact."""
+    if artefact.router != name:
+        raise BadArtefact(f"this artefact belongs to router {artefact.router!r}, not to {name!r}")

@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from routers.artefacts import check_router
 from routers.base import (
     Artefact,
     Decision,
@@ -137,8 +138,7 @@ class KnnRouter:
     @classmethod
     def load(cls, config: KnnConfig, artefact: Artefact) -> Self:
         """Index the artefact's examples; raises `BadArtefact` if it is not one of `fit`."""
-        if artefact.router != cls.card.name:
-            raise BadArtefact(f"this artefact belongs to router {artefact.router!r}, not to {cls.card.name!r}")
+        check_router(artefact, cls.card.name)
         try:
             data, arrays = artefact.data, artefact.arrays
             embeddings = np.asarray(arrays["embeddings"], np.float32)

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from routers.artefacts import check_router
 from routers.base import (
     Artefact,
     Decision,
@@ -188,8 +189,7 @@ class ScoringRouter(ABC):
     @classmethod
     def load(cls, config: Any, artefact: Artefact) -> Self:
         """Build from an artefact of `fit`; raises `BadArtefact` if it is none."""
-        if artefact.router != cls.card.name:
-            raise BadArtefact(f"this artefact belongs to router {artefact.router!r}, not to {cls.card.name!r}")
+        check_router(artefact, cls.card.name)
         try:
             data = artefact.data
             calibration = Calibration(*(float(number) for number in data["calibration"]))
