@@ -47,6 +47,19 @@ def no_progress(_done: int, _total: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskWindow:
+    """The last prompts that a caller sent under one ``task_id``, the present one last.
+
+    Attributes:
+        texts: Their views, shape (t,).
+        embeddings: Shape (t, dim).
+    """
+
+    texts: tuple[str, ...]
+    embeddings: Matrix
+
+
+@dataclass(frozen=True, slots=True)
 class RouteQuery:
     """One request as a router sees it.
 
@@ -55,11 +68,21 @@ class RouteQuery:
         embedding: The view's embedding, or None for methods whose card says ``needs_embedding=False``.
         candidates: Ids (``name@sha8``) of the experts that this caller may use; None means all of them. A router
             must never return, score or quote an expert outside this set.
+        task_id: The request's own ``task_id``: what the caller says that this prompt belongs to.
+        window: For methods whose card says ``reads_task``: the task's last prompts; None without a ``task_id``.
+        preference: The request's own ``preference``: how much each expert, by name, is wanted; weights are positive.
+        threshold: What the caller wrote behind the policy's name (``policy:0.3``).
+        answer: For methods whose card says ``asks_base``: what the base answered to `question`.
     """
 
     text: str
     embedding: Vector | None = None
     candidates: frozenset[str] | None = None
+    task_id: str | None = None
+    window: TaskWindow | None = None
+    preference: Mapping[str, float] | None = None
+    threshold: float | None = None
+    answer: str | None = None
 
     def allows(self, expert_id: str) -> bool:
         """Whether the caller may use this expert."""
@@ -148,6 +171,65 @@ class LibraryExpert:
     description: str = ""
     tags: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The expert's name without its version."""
+        return self.expert_id.rpartition("@")[0] or self.expert_id
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt with the answer that is wanted, for methods that adapt to a task or learn from scores.
+
+    Attributes:
+        task: Which task it belongs to; in-library tasks bear the name of their expert.
+        metric: Name of the metric that compares an answer with `answer` (`routers.metrics`).
+    """
+
+    prompt: str
+    answer: str
+    task: str = ""
+    metric: str = "exact_match"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTable:
+    """How well the base and every expert answered labelled prompts: n prompts, M models.
+
+    Attributes:
+        models: ``base`` first, then ids of experts, shape (M,).
+        samples: The prompts, shape (n,).
+        embeddings: Of the prompts, shape (n, dim).
+        scores: The metric's value in [0, 1], larger is better, shape (n, M); NaN where it is not known.
+        losses: Mean cross-entropy of the wanted answer, nats a token, shape (n, M); NaN where it is not known.
+        prompt_losses: The same of the prompt itself, shape (n, M).
+        entropies: Mean entropy of the next-token distribution over the prompt, nats, shape (n, M), a lower bound from
+            the most likely tokens; NaN where it is not known.
+    """
+
+    models: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    embeddings: Matrix
+    scores: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    prompt_losses: NDArray[np.float64]
+    entropies: NDArray[np.float64]
+
+
+class Losses(Protocol):
+    """The engine, as fitters see it that search for weights."""
+
+    def __call__(
+        self, weights: Mapping[str, float], samples: Sequence[Sample], formula: Literal["exact", "ab"] = "exact"
+    ) -> NDArray[np.float64]:
+        """Mean cross-entropy of each sample's answer, nats a token, shape (n,), under experts merged with `weights`.
+
+        ``exact`` is the weighted sum of their updates, ``ab`` sums their A and their B each with the weights.
+        Blocking; for worker threads. Weights may be negative.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +243,9 @@ class FitData:
         version: Content hash of experts, examples and embedder: equal versions are equal data.
         bare: As `embeddings`, of the examples without their template (`routers.templates`); an expert that is
             missing counts as having none to leave out.
+        scores: The table that ``moergate score`` filled, if there is one.
+        samples: Labelled prompts that were given for this policy (``moergate fit --data``).
+        losses: The engine, for methods that search for weights; None where there is none.
     """
 
     experts: tuple[LibraryExpert, ...]
@@ -168,6 +253,9 @@ class FitData:
     embedder: str
     version: str
     bare: Mapping[str, Matrix] = field(default_factory=dict)
+    scores: ScoreTable | None = None
+    samples: tuple[Sample, ...] = ()
+    losses: Losses | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +275,10 @@ class Artefact:
 # -- the method's card and the seam itself ------------------------------------------------------------------------
 
 
+Need = Literal["examples", "descriptions", "scores", "losses", "samples", "engine"]
+"""What a method cannot be fitted without."""
+
+
 class RouterConfig(BaseModel):
     """Base of every router's options: unknown keys are refused, values are immutable."""
 
@@ -198,8 +290,11 @@ class MethodCard:
     """What a method is, in the nine design choices of the survey of model MoErging (Yadav et al., 2024), and its needs.
 
     Attributes:
-        needs: What `fit` requires of the library, in words for people (``"examples"``, ``"scores"``).
+        needs: What `fit` requires (`routers.fitting.SUPPLIED_BY` names the command that makes each).
         needs_embedding: Whether `route` reads ``query.embedding``.
+        embedder: ``base`` for methods on the base model's own hidden states; empty for the gateway's embedder.
+        reads_task: Whether `route` reads ``query.window``.
+        asks_base: Whether `route` wants the base's answer to `question` first (`AsksBase`).
         refit: ``cheap`` methods are refitted whenever the library changes; others are marked stale.
         cost: Cost per request, in words.
     """
@@ -216,8 +311,11 @@ class MethodCard:
     aggregation: Literal["none", "parameters", "outputs", "logits"]
     generalization: str
     user_dataset: str
-    needs: tuple[str, ...] = ()
+    needs: tuple[Need, ...] = ()
     needs_embedding: bool = True
+    embedder: Literal["", "base"] = ""
+    reads_task: bool = False
+    asks_base: bool = False
     refit: Literal["cheap", "costly"] = "cheap"
     cost: str = ""
     differences: Sequence[str] = field(default_factory=tuple)
@@ -242,4 +340,26 @@ class Router(Protocol):
 
     def route(self, query: RouteQuery) -> Decision:
         """Decide; synchronous, pure, thread-safe."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the base is asked before a decision; its answer is one of the choices.
+
+    Attributes:
+        prompt: The user message.
+        choices: What it may answer (constrained decoding), at least one.
+    """
+
+    prompt: str
+    choices: tuple[str, ...]
+
+
+@runtime_checkable
+class AsksBase(Protocol):
+    """What a router has besides, if its card says ``asks_base``."""
+
+    def question(self, query: RouteQuery) -> Question | None:
+        """What to ask, or None if `route` needs no answer; synchronous, pure, thread-safe."""
         ...

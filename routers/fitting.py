@@ -5,9 +5,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 
-from routers.base import Artefact, FitData, LibraryExpert, Matrix, Progress, RouterConfig, no_progress
+import numpy as np
+
+from routers.base import Artefact, FitData, LibraryExpert, Matrix, MethodCard, Need, Progress, RouterConfig, no_progress
 from routers.errors import NotFittable
 from routers.registry import router_class
+
+SUPPLIED_BY: Mapping[Need, tuple[str, str]] = {
+    "examples": (
+        "no expert has an example prompt",
+        "moergate adapters add NAME FOLDER --examples-file FILE, or PUT /admin/adapters/NAME/examples",
+    ),
+    "descriptions": (
+        "no expert's card has a description",
+        "moergate adapters add NAME FOLDER --description 'what it is good at'",
+    ),
+    "scores": ("there is no table of scores", "moergate score --tasks DIR"),
+    "losses": ("the table of scores has no losses", "moergate score --tasks DIR --losses"),
+    "samples": ("no prompts with answers were given", "moergate fit POLICY --router NAME --data FILE.jsonl"),
+    "engine": ("no engine can be asked for losses", "moergate fit, while 'moergate serve' runs with an engine"),
+}
+"""What each need lacks in words, and the command that supplies it."""
 
 
 def library_version(experts: Iterable[LibraryExpert], embedder: str) -> str:
@@ -43,6 +61,36 @@ def fit_data(
     return FitData(ordered, dict(embeddings), embedder, library_version(ordered, embedder), dict(bare or {}))
 
 
+def unmet_needs(card: MethodCard, data: FitData) -> dict[Need, str]:
+    """What a method needs and the data lacks, each with a sentence that names the command that supplies it."""
+    table = data.scores
+    met = {
+        "examples": any(expert.examples for expert in data.experts),
+        "descriptions": any(expert.description for expert in data.experts),
+        "scores": table is not None,
+        "losses": table is not None and bool(np.isfinite(table.losses).any()),
+        "samples": bool(data.samples),
+        "engine": data.losses is not None,
+    }
+    sentences: dict[Need, str] = {}
+    for need in card.needs:
+        if not met[need]:
+            what, command = SUPPLIED_BY[need]
+            sentences[need] = f"Router {card.name!r} learns from {need}, but {what}. Supply it with: {command}"
+    return sentences
+
+
 def fit_policy(name: str, config: RouterConfig, data: FitData, progress: Progress = no_progress) -> Artefact:
-    """Fit router `name`; blocking, for a worker thread. Raises `UnknownRouter` or `NotFittable`."""
-    return router_class(name).fit(config, data, progress)
+    """Fit router `name`; blocking, for a worker thread.
+
+    Examples and descriptions may come later: until then a policy abstains.
+
+    Raises:
+        UnknownRouter: There is no such method.
+        NotFittable: Something else that it needs is missing, with the command that supplies it.
+    """
+    found = router_class(name)
+    for need, sentence in unmet_needs(found.card, data).items():
+        if need not in ("examples", "descriptions"):
+            raise NotFittable(sentence)
+    return found.fit(config, data, progress)

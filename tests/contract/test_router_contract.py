@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -17,10 +17,23 @@ import numpy as np
 import pytest
 
 from routers.artefacts import ArtefactStore, load_artefact, save_artefact
-from routers.base import Artefact, FitData, LibraryExpert, MethodCard, RouteQuery, Router, RouterConfig, no_progress
+from routers.base import (
+    Artefact,
+    AsksBase,
+    FitData,
+    LibraryExpert,
+    MethodCard,
+    RouteQuery,
+    Router,
+    RouterConfig,
+    Sample,
+    ScoreTable,
+    TaskWindow,
+    no_progress,
+)
 from routers.embedders.hashing import HashingEncoder
 from routers.errors import BadArtefact, BadRouterConfig
-from routers.fitting import fit_data, fit_policy
+from routers.fitting import SUPPLIED_BY, fit_data, fit_policy
 from routers.registry import make_config, router_class, router_names
 
 ENCODER = HashingEncoder(64)
@@ -50,11 +63,35 @@ def library(topics: dict[str, list[str]] = TOPICS) -> FitData:
     experts = [
         LibraryExpert(name, f"knows to {name[:4]}", (name[:4],), tuple(examples)) for name, examples in topics.items()
     ]
-    return fit_data(experts, {name: ENCODER.encode(examples) for name, examples in topics.items()}, ENCODER.name)
+    data = fit_data(experts, {name: ENCODER.encode(examples) for name, examples in topics.items()}, ENCODER.name)
+    samples = tuple(
+        Sample(text, text.upper(), name.partition("@")[0]) for name, texts in sorted(topics.items()) for text in texts
+    )
+    return replace(data, scores=table(sorted(topics), samples), samples=samples, losses=losses)
+
+
+def table(experts: list[str], samples: tuple[Sample, ...]) -> ScoreTable:
+    """Experts are right on their own prompts, and on one of three others; the base on one of five."""
+    models = ("base", *experts)
+    right = np.zeros((len(samples), len(models)))
+    for row, sample in enumerate(samples):
+        right[row, 0] = row % 5 == 0
+        for column, expert in enumerate(experts, 1):
+            right[row, column] = sample.task == expert.partition("@")[0] or (row + column) % 3 == 0
+    embeddings = ENCODER.encode([sample.prompt for sample in samples])
+    return ScoreTable(models, samples, embeddings, right, 1.5 - right, 3 - right, 2 - right)
+
+
+def losses(weights: Mapping[str, float], samples: Sequence[Sample], formula: str = "exact") -> np.ndarray:
+    """Least where each sample's own expert has weight one."""
+    own = [sum(w for expert, w in weights.items() if expert.partition("@")[0] == s.task) for s in samples]
+    return np.abs(np.array(own) - 1.0) + 0.1 * sum(abs(w) for w in weights.values())
 
 
 def query(prompt: str, candidates: frozenset[str] | None = None) -> RouteQuery:
-    return RouteQuery(prompt, ENCODER.encode([prompt])[0], candidates)
+    embedding = ENCODER.encode([prompt])[0]
+    window = TaskWindow((prompt,), embedding[None])
+    return RouteQuery(prompt, embedding, candidates, "cook", window, {"cook": 0.7, "sail": 0.3, "gone": 1.0})
 
 
 def fit(name: str, data: FitData) -> tuple[Router, Artefact]:
@@ -97,6 +134,27 @@ def test_an_unknown_option_is_refused_by_name(name: str) -> None:
 
 def test_is_a_router(router: Router) -> None:
     assert isinstance(router, Router)
+
+
+def test_what_it_needs_has_a_command(name: str) -> None:
+    assert set(router_class(name).card.needs) <= SUPPLIED_BY.keys()
+
+
+@pytest.mark.parametrize("answer", ["", "no such choice", "\0", "cook"])
+def test_a_question_has_choices_that_the_caller_may_see(router: Router, answer: str) -> None:
+    assert router.card.asks_base == isinstance(router, AsksBase)
+    if not isinstance(router, AsksBase):
+        return
+    allowed = frozenset(list(TOPICS)[:2])
+    asked = query("bake bread", allowed)
+    question = router.question(asked)
+    assert question is not None
+    assert question.choices
+    for hidden in TOPICS.keys() - allowed:
+        assert hidden.partition("@")[0] not in question.prompt + " ".join(question.choices)
+    for given in (*question.choices, answer):
+        decision = router.route(replace(asked, answer=given))
+        assert {each.expert_id for each in decision.experts} <= allowed
 
 
 # -- what a decision is -------------------------------------------------------------------------------------------
