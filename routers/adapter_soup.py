@@ -1,33 +1,68 @@
-"""Router `adapter_soup`: the five experts most similar to the prompt, averaged (Chronopoulou et al. 2023).
+"""Router `adapter_soup`: the five experts most similar to a task's prompts, averaged (Chronopoulou et al. 2023).
 
-    score(e) = mean over e's examples of their cosine to the prompt        (up to 100 examples)
+By cosine, over up to 100 examples of each expert:
 
-The paper compares 100 samples of a new domain with 100 of each expert's and then averages the weights of the best
-experts, A and B each by itself; that is ``fusion``. Here the soup is chosen for each prompt.
+    score(e) = mean over the prompts, and over e's examples, of their cosine
+
+By a mixture of Gaussians (``gmm``), fitted to up to 100 examples of each expert, with as many clusters as experts:
+
+    share(c, e) = part of e's examples that lie in cluster c, over the same summed over experts       (C, E)
+    score(e)    = mean of share(c(q), e) over the prompts q, c(q) being q's cluster
+
+so that experts win whose examples fill the clusters that are hit most; one with no example in a cluster that is hit is
+left out of the soup. Embeddings are projected on their principal components first (`routers.mixture`), and every
+expert counts as if all had as many examples. Clusters know no strangers: a prompt unlike all others still falls into
+one, so by ``gmm`` prompts are left to the base only where a cluster belongs to several experts.
+
+The prompts are the last ones of the caller's ``task_id``, or the present one alone without a ``task_id``; the paper
+takes 100 of a new domain. The weights of the best experts are averaged, A and B each by itself: ``fusion``. The
+threshold is calibrated on single prompts.
+
+Shapes: E experts, C clusters, t prompts, d dimensions. Cost: one product (t, d) with E means, or with C clusters.
+The work of fitting a mixture grows with the square of the number of experts, up to 256 clusters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
-from routers.base import MethodCard
-from routers.centroid import CentroidRouter, SelectionConfig
+from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
+from routers.centroid import CentroidConfig, CentroidRouter
+from routers.mixture import Mixture, fit_mixture
+from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig, evenly
+
+MAX_CLUSTERS = 256
+MAX_EXAMPLES = 100
 
 
-class AdapterSoupConfig(SelectionConfig):
+class AdapterSoupConfig(CentroidConfig):
     """Options of `adapter_soup`."""
 
+    selection_by: Literal["cosine", "gmm"] = Field(
+        "cosine",
+        description="Score by mean cosine, or by the clusters of a mixture of Gaussians that prompts fall into.",
+    )
     selection: Literal["top-1", "mixture", "fusion"] = Field(
         "fusion", description="fusion averages A and B as the paper does; mixture is the exact mean of the experts."
     )
     top_k: int = Field(5, ge=1, le=64, description="Experts in the soup.")
+    normalise: bool = Field(
+        False, description="By cosine: compare with the direction of the examples' mean instead of with the mean."
+    )
+    num_clusters: int | None = Field(
+        None, ge=1, le=MAX_CLUSTERS, description="By gmm: clusters; unset: as many as experts, at most 256."
+    )
+    num_axes: int = Field(32, ge=1, le=128, description="By gmm: principal components of the embeddings that count.")
 
 
 class AdapterSoupRouter(CentroidRouter):
-    """Mean cosine, uniform soup; see the module's docstring."""
+    """Experts of similar prompts, averaged; see the module's docstring."""
 
     card: ClassVar[MethodCard] = replace(
         CentroidRouter.card,
@@ -38,7 +73,58 @@ class AdapterSoupRouter(CentroidRouter):
         selection="top-k",
         aggregation="parameters",
         generalization="new domains, by averaging similar ones",
-        differences=("chosen for each prompt, not for a task", "it may abstain"),
+        reads_task=True,
+        cost="one product of the task's prompts with E means, or with the clusters of a mixture",
+        differences=(
+            "a task is the last prompts under one task_id, not 100 samples",
+            "the mixture of Gaussians is fitted to principal components",
+            "it may abstain",
+        ),
     )
-    config_class: ClassVar[type[SelectionConfig]] = AdapterSoupConfig
-    max_examples: ClassVar[int | None] = 100
+    config_class: ClassVar[type[ScoringConfig]] = AdapterSoupConfig
+    max_examples: ClassVar[int | None] = MAX_EXAMPLES
+
+    @classmethod
+    def learn(cls, config: AdapterSoupConfig, examples: Examples) -> Learned:
+        """The means, or the arrays of a mixture and the shares of its clusters, (C, E)."""
+        if config.selection_by == "cosine" or not examples.texts:
+            return super().learn(config, examples)
+        examples = examples.take(evenly(examples, MAX_EXAMPLES))
+        num_clusters = config.num_clusters or min(len(np.unique(examples.owner)), MAX_CLUSTERS)
+        arrays = fit_mixture(examples.embeddings, num_clusters, config.num_axes)
+        clusters = Mixture(arrays).clusters(examples.embeddings)
+        shares = cluster_shares(clusters, examples.owner, len(arrays["weights"]), len(examples.experts))
+        return Learned({**arrays, "shares": shares.astype(np.float32)})
+
+    def prepare(self, learned: Learned) -> None:
+        """Take the means or the mixture."""
+        if self.config.selection_by == "cosine":
+            return super().prepare(learned)
+        self._mixture = Mixture(learned.arrays)
+        self._shares = np.asarray(learned.arrays["shares"], np.float64)
+        if self._shares.shape != (len(learned.arrays["weights"]), len(self.experts)):
+            raise ValueError(f"shares of shape {self._shares.shape} for {len(self.experts)} experts")
+
+    def scores(self, prompts: Prompts) -> Scores:
+        """Cosines, or the shares of each prompt's cluster."""
+        if self.config.selection_by == "cosine":
+            return super().scores(prompts)
+        return np.asarray(self._shares[self._mixture.clusters(prompts.embeddings)])
+
+    def choose(self, ranked: Sequence[ScoredExpert]) -> tuple[tuple[WeightedExpert, ...], GateChoice | None]:
+        """The best, of those by ``gmm`` that have a share at all."""
+        if self.config.selection_by == "gmm":
+            ranked = [scored for scored in ranked if scored.score > 0] or ranked[:1]
+        return super().choose(ranked)
+
+
+def cluster_shares(
+    clusters: NDArray[np.int64], owner: NDArray[np.int32], num_clusters: int, num_experts: int
+) -> NDArray[np.float64]:
+    """Whose a cluster is, shape (C, E): rows sum to one, or are zero where no example lies; NaN without an example."""
+    counts = np.zeros((num_clusters, num_experts))
+    np.add.at(counts, (clusters, owner), 1)
+    with np.errstate(invalid="ignore"):
+        parts = counts / counts.sum(axis=0)  # 0/0: an expert without an example
+    totals = np.nansum(parts, axis=1, keepdims=True)
+    return np.asarray(parts / np.where(totals > 0, totals, 1.0))

@@ -10,12 +10,14 @@ vectors are averaged by length; here the embedder sees the prompt's view at once
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from routers.base import MethodCard
+from routers.centroid import CentroidRouter
 from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig, ScoringRouter, evenly
 
 
@@ -29,20 +31,13 @@ class AiroborosConfig(ScoringConfig):
 class AiroborosRouter(ScoringRouter):
     """Mean distance of an expert's k nearest examples; see the module's docstring."""
 
-    card: ClassVar[MethodCard] = MethodCard(
+    card: ClassVar[MethodCard] = replace(
+        CentroidRouter.card,
         name="airoboros",
         title="Mean distance of each expert's nearest examples",
         paper="Durbin, airoboros (LMoE), 2023, its code",
-        expert_training="independent",
         expert_data="private; example prompts are shared",
-        routing_dataset="example prompts of each expert",
-        input_granularity="example",
-        depth="model",
-        selection="top-1",
-        aggregation="none",
         generalization="in-domain prompts",
-        user_dataset="none",
-        needs=("examples",),
         cost="one product with all examples",
         differences=("the gateway's embedder instead of gte-small", "it may abstain"),
     )

@@ -15,10 +15,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
-from routers.centroid import CentroidRouter, SelectionConfig
+from routers.centroid import CentroidRouter, MeanConfig
+from routers.scoring import ScoringConfig
 
 
-class ArrowConfig(SelectionConfig):
+class ArrowConfig(MeanConfig):
     """Options of `arrow`."""
 
     num_retrieved: int = Field(8, ge=1, le=64, description="Experts that the gate chooses among.")
@@ -46,7 +47,7 @@ class ArrowRouter(CentroidRouter):
         cost="one product with E means; in the engine, k experts for each token",
         differences=("experts are retrieved first", "prototypes by an exact singular value decomposition"),
     )
-    config_class: ClassVar[type[SelectionConfig]] = ArrowConfig
+    config_class: ClassVar[type[ScoringConfig]] = ArrowConfig
 
     def choose(self, ranked: Sequence[ScoredExpert]) -> tuple[tuple[WeightedExpert, ...], GateChoice | None]:
         """The retrieved experts, and the gate over them."""

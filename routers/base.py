@@ -69,6 +69,8 @@ class RouteQuery:
         candidates: Ids (``name@sha8``) of the experts that this caller may use; None means all of them. A router
             must never return, score or quote an expert outside this set.
         task_id: The request's own ``task_id``: what the caller says that this prompt belongs to.
+        parts: For methods whose card says ``reads_parts``: embeddings of the prompt's `routers.segments.parts_of`,
+            shape (4, dim).
         window: For methods whose card says ``reads_task``: the task's last prompts; None without a ``task_id``.
         preference: The request's own ``preference``: how much each expert, by name, is wanted; weights are positive.
         threshold: What the caller wrote behind the policy's name (``policy:0.3``).
@@ -83,6 +85,7 @@ class RouteQuery:
     preference: Mapping[str, float] | None = None
     threshold: float | None = None
     answer: str | None = None
+    parts: Matrix | None = None
 
     def allows(self, expert_id: str) -> bool:
         """Whether the caller may use this expert."""
@@ -105,7 +108,8 @@ class GateChoice:
     """The decision's experts are weighted per token and layer inside the model, by a gate of the recipe language.
 
     Attributes:
-        kind: Name of the gate, for example ``arrow``.
+        kind: Name of the gate, for example ``arrow``; ``fixed`` takes the decision's own weights, which only the
+            aggregation ``ab`` makes another thing than a mix.
         k: Experts that a token may use in a layer; None for the gate's default.
         temperature: Of the softmax over their scores.
         aggregation: Of the experts' outputs, or of their A and their B each (``ab``).
@@ -246,6 +250,7 @@ class FitData:
         scores: The table that ``moergate score`` filled, if there is one.
         samples: Labelled prompts that were given for this policy (``moergate fit --data``).
         losses: The engine, for methods that search for weights; None where there is none.
+        embed: The embedder, for methods that embed texts of their own; blocking, for worker threads.
     """
 
     experts: tuple[LibraryExpert, ...]
@@ -256,6 +261,7 @@ class FitData:
     scores: ScoreTable | None = None
     samples: tuple[Sample, ...] = ()
     losses: Losses | None = None
+    embed: Callable[[Sequence[str]], Matrix] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +300,7 @@ class MethodCard:
         needs_embedding: Whether `route` reads ``query.embedding``.
         embedder: ``base`` for methods on the base model's own hidden states; empty for the gateway's embedder.
         reads_task: Whether `route` reads ``query.window``.
+        reads_parts: Whether `route` reads ``query.parts``.
         asks_base: Whether `route` wants the base's answer to `question` first (`AsksBase`).
         refit: ``cheap`` methods are refitted whenever the library changes; others are marked stale.
         cost: Cost per request, in words.
@@ -315,6 +322,7 @@ class MethodCard:
     needs_embedding: bool = True
     embedder: Literal["", "base"] = ""
     reads_task: bool = False
+    reads_parts: bool = False
     asks_base: bool = False
     refit: Literal["cheap", "costly"] = "cheap"
     cost: str = ""

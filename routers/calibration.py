@@ -7,7 +7,7 @@ holds. Nothing else is looked at. Used by `knn`; fits any router whose score gro
 
 The threshold t and slope b of P(known | s) = σ(b (s - t)) are a weighted logistic regression:
 
-* the two sets weigh share : 1 - share, share being the part of the traffic that is assumed to have an expert (0.8);
+* the two sets weigh share : 1 - share, share being the part of the traffic that is assumed to have an expert (0.9);
 * few examples say little, so twelve pseudo-scores are added, placed relative to the median u of `unknown`: six around
   u and six around u + 0.4 (1 - u), each weighing three. With 30 examples they hardly matter;
 * t is raised to the median of `unknown` (a bar that half of the strangers pass is none), unless more than a

@@ -5,18 +5,32 @@
 The mean is not brought to unit length: then the score is the mean pairwise cosine, which is small for an expert whose
 examples have little in common. With ``normalise`` it is the cosine to the mean's direction, as mttl and Mo'LoRA take
 it. `SelectionConfig` says what is made of the scores: the best expert, or a mix of the k best.
+
+Options come in two parts, so that a method takes only those that it reads: `MeanConfig` for methods that compare with
+means, `SelectionConfig` for those that turn scores into one expert or several.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
-from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig, ScoringRouter, evenly, softmax_weights
+from routers.scoring import (
+    FUSION,
+    Examples,
+    Learned,
+    Prompts,
+    Scores,
+    ScoringConfig,
+    ScoringRouter,
+    equal_weights,
+    evenly,
+    softmax_weights,
+)
 
 
 class SelectionConfig(ScoringConfig):
@@ -31,7 +45,16 @@ class SelectionConfig(ScoringConfig):
     temperature: float | None = Field(
         None, gt=0, description="Weights of a mixture are softmax(score / temperature); unset: all the same."
     )
+
+
+class MeanConfig(ScoringConfig):
+    """Options of routers that compare with the mean of an expert's examples."""
+
     normalise: bool = Field(False, description="Compare with the mean's direction instead of with the mean.")
+
+
+class CentroidConfig(SelectionConfig, MeanConfig):
+    """Options of `centroid`."""
 
 
 class CentroidRouter(ScoringRouter):
@@ -53,12 +76,12 @@ class CentroidRouter(ScoringRouter):
         needs=("examples",),
         cost="one product with E means",
     )
-    config_class: ClassVar[type[SelectionConfig]] = SelectionConfig
+    config_class: ClassVar[type[ScoringConfig]] = CentroidConfig
     max_examples: ClassVar[int | None] = None
     """Examples of an expert that count, evenly taken; None for all."""
 
     @classmethod
-    def learn(cls, config: SelectionConfig, examples: Examples) -> Learned:
+    def learn(cls, config: Any, examples: Examples) -> Learned:
         """The means, shape (E, d)."""
         if cls.max_examples is not None:
             examples = examples.take(evenly(examples, cls.max_examples))
@@ -83,8 +106,7 @@ class CentroidRouter(ScoringRouter):
             return super().choose(ranked)
         best = ranked[: self.config.top_k]
         if self.config.selection == "fusion":
-            same = tuple(WeightedExpert(scored.expert_id, 1 / len(best)) for scored in best)
-            return same, GateChoice("uniform", aggregation="ab")
+            return equal_weights(best), FUSION
         if self.config.temperature is None:
-            return tuple(WeightedExpert(scored.expert_id, 1 / len(best)) for scored in best), None
+            return equal_weights(best), None
         return softmax_weights(best, self.config.temperature), None

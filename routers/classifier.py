@@ -9,6 +9,7 @@ linear layer, trained with Adam on the task's name. Here the same model is fitte
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 
 from routers.base import MethodCard
+from routers.centroid import CentroidRouter
 from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 
 
@@ -30,20 +32,13 @@ class ClassifierConfig(ScoringConfig):
 class ClassifierRouter(ScoringRouter):
     """Linear classifier on embeddings; see the module's docstring."""
 
-    card: ClassVar[MethodCard] = MethodCard(
+    card: ClassVar[MethodCard] = replace(
+        CentroidRouter.card,
         name="classifier",
         title="Linear classifier on embeddings",
         paper="task classifier of mttl (Ostapenko et al., 2024)",
-        expert_training="independent",
         expert_data="private; example prompts are shared",
-        routing_dataset="example prompts of each expert",
-        input_granularity="example",
-        depth="model",
-        selection="top-1",
-        aggregation="none",
         generalization="in-domain prompts",
-        user_dataset="none",
-        needs=("examples",),
         refit="costly",
         cost="one product with E rows",
         differences=("fitted to the optimum by L-BFGS", "it may abstain"),

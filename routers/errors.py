@@ -5,6 +5,9 @@ RouterError
 ├── BadRouter          a registered class does not fit the router protocol
 ├── BadRouterConfig    an option that the method does not have, or a bad value
 ├── NotFittable        the library lacks what the method needs (with the command that makes it)
+├── BadSamples         a file of labelled prompts that cannot be used (with the lines)
+├── UnknownMetric      no metric of that name
+├── FitCancelled       somebody asked the fit to end
 ├── BadArtefact        a stored artefact is damaged or of another method
 └── EmbedderError      an embedder cannot be made or has failed (with what to do)
     └── EmbedderBusy   its queue is full: try again later
@@ -31,6 +34,18 @@ class BadRouterConfig(RouterError):
 
 class NotFittable(RouterError):
     """The library lacks what the method needs."""
+
+
+class BadSamples(RouterError):
+    """A file of labelled prompts cannot be read, or has bad rows."""
+
+
+class UnknownMetric(RouterError):
+    """No metric has this name."""
+
+
+class FitCancelled(RouterError):
+    """The fit was cancelled; what was fitted before stays."""
 
 
 class BadArtefact(RouterError):

@@ -7,7 +7,19 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from routers.base import Artefact, FitData, LibraryExpert, Matrix, MethodCard, Need, Progress, RouterConfig, no_progress
+from routers.base import (
+    Artefact,
+    FitData,
+    LibraryExpert,
+    Matrix,
+    MethodCard,
+    Need,
+    Progress,
+    RouterConfig,
+    Sample,
+    ScoreTable,
+    no_progress,
+)
 from routers.errors import NotFittable
 from routers.registry import router_class
 
@@ -37,11 +49,25 @@ def library_version(experts: Iterable[LibraryExpert], embedder: str) -> str:
             encoded = part.encode("utf-8", "surrogatepass")
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
 
-    add("moergate-library-2", embedder)
+    add("moergate-library-3", embedder)
     for expert in sorted(experts, key=lambda e: e.expert_id):
         add(expert.expert_id, expert.description, str(len(expert.tags)), *expert.tags)
+        add(str(len(expert.tasks)), *expert.tasks)
         add(str(len(expert.examples)), *expert.examples)
     return digest.hexdigest()
+
+
+def data_version(library: str, samples: Iterable[Sample] = (), table: ScoreTable | None = None) -> str:
+    """A library's version together with what else a policy learns from; the library's own where there is nothing."""
+    digest = hashlib.sha256(library.encode())
+    given = list(samples)
+    for sample in given:
+        digest.update(repr((sample.prompt, sample.answer, sample.task, sample.metric)).encode("utf-8", "surrogatepass"))
+    if table is not None:
+        digest.update(repr((table.models, table.samples)).encode("utf-8", "surrogatepass"))
+        for values in (table.scores, table.losses, table.prompt_losses, table.entropies):
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest() if given or table is not None else library
 
 
 def fit_data(
@@ -49,8 +75,12 @@ def fit_data(
     embeddings: Mapping[str, Matrix],
     embedder: str,
     bare: Mapping[str, Matrix] | None = None,
+    version: str | None = None,
 ) -> FitData:
-    """The library as fitters take it; raises `NotFittable` if an expert's examples are not embedded row by row."""
+    """The library as fitters take it; raises `NotFittable` if an expert's examples are not embedded row by row.
+
+    `version` is its `library_version`, for callers who have it already.
+    """
     ordered = tuple(sorted(experts, key=lambda e: e.expert_id))
     for expert in ordered:
         num_rows = len(embeddings[expert.expert_id]) if expert.expert_id in embeddings else 0
@@ -58,7 +88,7 @@ def fit_data(
             raise NotFittable(f"{expert.expert_id} has {len(expert.examples)} examples but {num_rows} embeddings")
         if bare and expert.expert_id in bare and len(bare[expert.expert_id]) != num_rows:
             raise NotFittable(f"{expert.expert_id} has {num_rows} examples but another number of bare ones")
-    return FitData(ordered, dict(embeddings), embedder, library_version(ordered, embedder), dict(bare or {}))
+    return FitData(ordered, dict(embeddings), embedder, version or library_version(ordered, embedder), dict(bare or {}))
 
 
 def unmet_needs(card: MethodCard, data: FitData) -> dict[Need, str]:

@@ -73,7 +73,7 @@ class KnnConfig(RouterConfig):
         description="Abstain below this score; unset: calibrated from the library's own examples.",
     )
     in_library_share: float = Field(
-        0.8,
+        0.9,
         gt=0,
         lt=1,
         description="Assumed part of the prompts that have an expert; lower it to abstain more often.",
@@ -165,14 +165,15 @@ class KnnRouter:
         (best, score), others = ranked[0], ranked[1:]
         margin = score - others[0][1] if others else None
         confidence = self._calibration.confidence(score, margin)
-        chosen = score >= self.threshold
+        threshold = self.threshold if query.threshold is None else query.threshold
+        chosen = score >= threshold
         relation = "reaches" if chosen else "is below"
         return Decision(
             experts=(WeightedExpert(best),) if chosen else (),
             confidence=confidence,
             candidates=tuple(ScoredExpert(e, s) for e, s in ranked[: self._config.max_candidates]),
             neighbours=self._library.quote(near, self._config.max_neighbours),
-            reason=f"Best score {score:.3f} ({best}) {relation} the threshold {self.threshold:.3f}.",
+            reason=f"Best score {score:.3f} ({best}) {relation} the threshold {threshold:.3f}.",
         )
 
 

@@ -16,10 +16,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from routers.base import MethodCard
-from routers.centroid import CentroidRouter, SelectionConfig
+from routers.centroid import CentroidConfig, CentroidRouter
+from routers.scoring import ScoringConfig
 
 
-class LoraRetrieverConfig(SelectionConfig):
+class LoraRetrieverConfig(CentroidConfig):
     """Options of `lora_retriever`."""
 
     selection: Literal["top-1", "mixture", "fusion"] = Field(
@@ -41,5 +42,5 @@ class LoraRetrieverRouter(CentroidRouter):
         generalization="in-domain and unseen tasks, by mixing neighbours",
         differences=("the encoder is not fine-tuned", "each expert keeps its own scaling", "it may abstain"),
     )
-    config_class: ClassVar[type[SelectionConfig]] = LoraRetrieverConfig
+    config_class: ClassVar[type[ScoringConfig]] = LoraRetrieverConfig
     max_examples: ClassVar[int | None] = 20

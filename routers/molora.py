@@ -19,7 +19,7 @@ from sklearn.cluster import KMeans
 
 from routers.base import MethodCard
 from routers.centroid import CentroidRouter, SelectionConfig
-from routers.scoring import Examples, Learned, Prompts, Scores
+from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig
 
 
 class MoLoraConfig(SelectionConfig):
@@ -40,10 +40,10 @@ class MoLoraRouter(CentroidRouter):
         paper="aicrumb, MoLora, 2023, its code",
         differences=("each expert's own examples are clustered", "it may abstain"),
     )
-    config_class: ClassVar[type[SelectionConfig]] = MoLoraConfig
+    config_class: ClassVar[type[ScoringConfig]] = MoLoraConfig
 
     @classmethod
-    def learn(cls, config: MoLoraConfig, examples: Examples) -> Learned:  # type: ignore[override]
+    def learn(cls, config: MoLoraConfig, examples: Examples) -> Learned:
         """All centres, shape (C, d), and the expert of each, shape (C,)."""
         centres, owner = [], []
         for expert in np.unique(examples.owner).tolist():

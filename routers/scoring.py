@@ -16,15 +16,15 @@ Shapes: n examples of all experts together, d dimensions, E experts, p prompts.
 Threshold and confidence come from the examples themselves (`routers.calibration`): the method learns five times from
 four fifths of each expert's examples and scores the rest, without their template (`routers.templates`). *Known* is the
 best score of a left-out example, *unknown* the best among the other experts. Scores must grow with evidence; their
-scale is the method's own.
+scale is the method's own. A method whose card says ``reads_task`` decides by the mean score of the task's last prompts.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,12 +48,19 @@ from routers.calibration import Calibration, calibrate
 from routers.errors import BadArtefact, NotFittable
 from routers.templates import bare_texts
 
+Floats = NDArray[np.float64]
 Scores = NDArray[np.float64]
 """Shape (p, E); NaN for an expert that the method can say nothing about."""
 
 NUM_FOLDS = 5
 MAX_CHOSEN = 64
 """Experts that a decision can use; a recipe holds no more."""
+
+FUSION = GateChoice("uniform", aggregation="ab")
+"""Experts with their A and their B averaged each by itself, in equal parts."""
+
+WEIGHTED_FUSION = GateChoice("fixed", aggregation="ab")
+"""The same with the decision's own weights."""
 
 
 class ScoringConfig(RouterConfig):
@@ -63,10 +70,14 @@ class ScoringConfig(RouterConfig):
         None, description="Abstain below this score; unset: calibrated from the library's own examples."
     )
     in_library_share: float = Field(
-        0.8, gt=0, lt=1, description="Assumed part of the prompts that have an expert; lower it to abstain more often."
+        0.9, gt=0, lt=1, description="Assumed part of the prompts that have an expert; lower it to abstain more often."
     )
     max_candidates: int = Field(10, ge=1, description="How many scored experts a decision lists.")
     max_calibration: int = Field(2048, ge=0, description="How many examples are scored to calibrate.")
+
+
+def _no_embedder(texts: Sequence[str]) -> Matrix:
+    raise NotFittable("this method embeds texts of its own, and no embedder was given (FitData.embed)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,7 @@ class Examples:
         embeddings: Shape (n, d), float32, unit rows.
         owner: Shape (n,): the expert of each example, as an index into `experts`.
         bare_texts, bare_embeddings: The examples without their template (`routers.templates`), which calibrate.
+        embed: Embeds further texts, shape (k, d); blocking.
     """
 
     experts: tuple[str, ...]
@@ -87,6 +99,7 @@ class Examples:
     owner: NDArray[np.int32]
     bare_texts: tuple[str, ...]
     bare_embeddings: Matrix
+    embed: Callable[[Sequence[str]], Matrix] = _no_embedder
 
     def take(self, rows: NDArray[np.int64]) -> Examples:
         """Some of the examples, of the same experts."""
@@ -111,10 +124,24 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Prompts to score: texts, and embeddings of shape (p, d)."""
+    """Prompts to score.
+
+    Attributes:
+        texts: Shape (p,).
+        embeddings: Shape (p, d).
+        parts: Of each prompt's `routers.segments.parts_of`, shape (p, 4, d); None if they are not known.
+    """
 
     texts: Sequence[str]
     embeddings: Matrix
+    parts: Matrix | None = None
+
+
+class Judgement(NamedTuple):
+    """What a method makes of prompts: scores that rank, and evidence that any expert fits, both of shape (p, E)."""
+
+    scores: Scores
+    evidence: Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +189,11 @@ class ScoringRouter(ABC):
     def scores(self, prompts: Prompts) -> Scores:
         """Score every expert for every prompt; thread-safe."""
 
+    def judge(self, prompts: Prompts) -> Judgement:
+        """Scores and evidence; the same unless a method says otherwise."""
+        scores = self.scores(prompts)
+        return Judgement(scores, scores)
+
     def choose(self, ranked: Sequence[ScoredExpert]) -> tuple[tuple[WeightedExpert, ...], GateChoice | None]:
         """From the experts that may be used, best first, to what is executed; the best one unless said otherwise."""
         return (WeightedExpert(ranked[0].expert_id),), None
@@ -200,29 +232,33 @@ class ScoringRouter(ABC):
 
     def route(self, query: RouteQuery) -> Decision:
         """Decide; see the module's docstring."""
-        embedding = query.embedding
-        if self.card.needs_embedding and (embedding is None or not np.isfinite(embedding).all()):
+        prompts = asked(query, self.card)
+        if not prompts.texts:
             return Decision((), 0.0, reason="The prompt has no text that could be compared.")
-        rows = np.zeros((1, 0), np.float32) if embedding is None else np.asarray(embedding, np.float32)[None]
-        scores = self.scores(Prompts((query.text,), rows))[0] if self.experts else np.empty(0)
+        if not self.experts:
+            return Decision((), 0.0, reason="The library is empty.")
+        judged = self.judge(prompts)
+        scores, evidence = (values.mean(axis=0) for values in judged)
         allowed = np.flatnonzero(np.isfinite(scores))
         if query.candidates is not None:
             mine = [self._number[expert] for expert in query.candidates if expert in self._number]
             allowed = np.intersect1d(allowed, mine)
         if not len(allowed):
             return Decision((), 0.0, reason="No expert that may be used can be compared with the prompt.")
-        order = allowed[np.argsort(-scores[allowed], kind="stable")]  # experts are sorted: ties go by name
-        order = order[: max(self.config.max_candidates, MAX_CHOSEN)]
+        order = _best_first(scores, allowed, max(self.config.max_candidates, MAX_CHOSEN))
         ranked = [ScoredExpert(self.experts[number], float(scores[number])) for number in order.tolist()]
-        best = ranked[0].score
-        margin = best - ranked[1].score if len(ranked) > 1 else None
-        chosen, gate = self.choose(ranked) if best >= self.threshold else ((), None)
+        best = float(evidence[allowed].max())
+        margin = None
+        if judged.evidence is judged.scores and len(ranked) > 1:
+            margin = ranked[0].score - ranked[1].score
+        threshold = self.threshold if query.threshold is None else query.threshold
+        chosen, gate = self.choose(ranked) if best >= threshold else ((), None)
         relation = "reaches" if chosen else "is below"
         return Decision(
             experts=chosen,
             confidence=self._calibration.confidence(best, margin),
             candidates=tuple(ranked[: self.config.max_candidates]),
-            reason=f"Best score {best:.3f} ({ranked[0].expert_id}) {relation} the threshold {self.threshold:.3f}.",
+            reason=f"Evidence {best:.3f} for {ranked[0].expert_id} {relation} the threshold {threshold:.3f}.",
             gate=gate,
         )
 
@@ -231,10 +267,10 @@ class ScoringRouter(ABC):
     @classmethod
     def _calibrated(cls, config: Any, examples: Examples, progress: Progress) -> Calibration:
         """Score each fold's examples by what was learnt from the others."""
-        known: list[float] = []
-        margins: list[float] = []
-        right: list[bool] = []
-        unknown: list[float] = []
+        known: list[Floats] = []
+        margins: list[Floats] = []
+        right: list[NDArray[np.bool_]] = []
+        unknown: list[Floats] = []
         fold_of = _folds(examples.owner)
         none = Calibration(0.0, 1.0, 1.0)
         sample = np.linspace(0, len(examples.texts) - 1, min(len(examples.texts), config.max_calibration))
@@ -246,23 +282,25 @@ class ScoringRouter(ABC):
             if not len(held_out) or not rest.texts:
                 continue
             router = cls(config.model_copy(update={"threshold": 0.0}), examples.experts, cls.learn(config, rest), none)
-            asked = examples.take(held_out)
-            found = router.scores(Prompts(asked.bare_texts, asked.bare_embeddings))
-            scores = np.where(np.isnan(found), -np.inf, found)
-            for row, own in zip(scores, asked.owner.tolist(), strict=True):
-                others = np.delete(row, own)
-                stranger = float(others.max(initial=-np.inf))
-                if np.isfinite(stranger):
-                    unknown.append(stranger)
-                if np.isfinite(row[own]):
-                    best = max(float(row[own]), stranger)
-                    second = min(float(row[own]), stranger) if row[own] >= stranger else _second(row)
-                    known.append(best)
-                    right.append(row[own] > stranger)
-                    margins.append(best - second if np.isfinite(second) else 1.0)
+            tried = examples.take(held_out)
+            judged = router.judge(Prompts(tried.bare_texts, tried.bare_embeddings))
+            scores, evidence = (np.where(np.isnan(values), -np.inf, values) for values in judged)
+            rows = np.arange(len(scores))
+            own = scores[rows, tried.owner].copy()
+            best = evidence.max(axis=1)
+            scores[rows, tried.owner] = evidence[rows, tried.owner] = -np.inf
+            stranger, others = scores.max(axis=1), evidence.max(axis=1)
+            second = np.partition(scores, -2, axis=1)[:, -2] if scores.shape[1] > 1 else np.full(len(rows), -np.inf)
+            unknown.append(others[np.isfinite(others)])
+            is_known = np.isfinite(own)
+            is_right = own > stranger
+            gap = np.where(is_right, own - stranger, stranger - np.maximum(own, second))
+            known.append(best[is_known])
+            right.append(is_right[is_known])
+            margins.append(np.where(np.isfinite(gap), gap, 1.0)[is_known])
         progress(NUM_FOLDS, NUM_FOLDS)
         return calibrate(
-            np.array(known), np.array(right, dtype=bool), np.array(margins), np.array(unknown), config.in_library_share
+            _joined(known), _joined(right).astype(bool), _joined(margins), _joined(unknown), config.in_library_share
         )
 
 
@@ -297,7 +335,27 @@ def examples_of(data: FitData) -> Examples:
         np.array(owner, np.int32),
         tuple(bare),
         np.concatenate(bare_rows) if bare_rows else nothing,
+        data.embed or _no_embedder,
     )
+
+
+def asked(query: RouteQuery, card: MethodCard) -> Prompts:
+    """What a decision is about: the prompt or, for methods that read the task, the task's last prompts.
+
+    For methods that need embeddings those without one are left out, so that nothing may be left.
+    """
+    window = query.window if card.reads_task else None
+    if window is not None and window.texts:
+        texts, rows = window.texts, np.asarray(window.embeddings, np.float32)
+    else:
+        row = np.zeros(0) if query.embedding is None else query.embedding
+        texts, rows = (query.text,), np.asarray(row, np.float32)[None]
+        if card.reads_parts and query.parts is not None and np.isfinite(query.parts).all():
+            return Prompts(texts, rows, np.asarray(query.parts, np.float32)[None])
+    if not card.needs_embedding:
+        return Prompts(texts, rows)
+    usable = np.isfinite(rows).all(axis=1) & (rows.shape[1] > 0)
+    return Prompts([text for text, kept in zip(texts, usable.tolist(), strict=True) if kept], rows[usable])
 
 
 def evenly(examples: Examples, most: int) -> NDArray[np.int64]:
@@ -307,6 +365,11 @@ def evenly(examples: Examples, most: int) -> NDArray[np.int64]:
         own = np.flatnonzero(examples.owner == expert)
         rows.append(own[np.linspace(0, len(own) - 1, min(most, len(own))).astype(np.int64)])
     return np.concatenate(rows) if rows else np.empty(0, np.int64)
+
+
+def equal_weights(ranked: Sequence[ScoredExpert]) -> tuple[WeightedExpert, ...]:
+    """Weights of a mix that are all the same and sum to one."""
+    return tuple(WeightedExpert(scored.expert_id, 1 / len(ranked)) for scored in ranked)
 
 
 def softmax_weights(ranked: Sequence[ScoredExpert], temperature: float) -> tuple[WeightedExpert, ...]:
@@ -327,5 +390,13 @@ def _folds(owner: NDArray[np.int32]) -> NDArray[np.int64]:
     return place % NUM_FOLDS
 
 
-def _second(row: NDArray[np.float64]) -> float:
-    return float(np.partition(row, -2)[-2]) if len(row) > 1 else float("-inf")
+def _best_first(scores: Floats, allowed: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most so many of the allowed experts, best first; ties go by number, which is by name."""
+    if len(allowed) > most:
+        least = -np.partition(-scores[allowed], most - 1)[most - 1]
+        allowed = allowed[scores[allowed] >= least]
+    return allowed[np.argsort(-scores[allowed], kind="stable")][:most]
+
+
+def _joined(blocks: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate(blocks) if blocks else np.empty(0)

@@ -1,14 +1,12 @@
-"""Example prompts without their template: about what people type who have never seen the examples.
+"""Templates: the words that many of an expert's examples begin or end with, and what is left of each without them.
 
 An expert's examples are often one template with the blanks filled differently: "Which intent of the kitchen assistant
-fits this request? …". Scored against its siblings, such an example looks far safer than a real prompt, which brings
-its content and none of the template. So routers calibrate on *bare* examples: words that stand in a sequence of four
-which two siblings share are left out.
+fits this request? …". People who have never seen the examples type the content alone, or with an instruction in their
+own words. Scored against its siblings, a whole example looks far safer than such a prompt will; so routers calibrate on
+*bare* examples, and some look for content and instruction apart (`two_part`).
 
-On public task data (11 experts, 32 examples each, 440 prompts in words that no expert has seen, 100 out of scope) this,
-with the assumed share of prompts that have an expert lowered from 0.9 to 0.8, took the threshold of `knn` from 0.40 to
-0.31: 70 % of those prompts reached their expert instead of 50 %, and 84 % of the others were left to the base instead
-of 94 %. Routing by bare examples got 79 % right, which foretold the 80 % of the prompts.
+A *template* is the longest beginning or end, in whole words, that at least an eighth of the examples share, and at
+least three.
 """
 
 from __future__ import annotations
@@ -16,41 +14,70 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
-NUM_WORDS = 4
-NUM_SIBLINGS = 2
-MIN_WORDS = 2
+SHARE = 0.12
+MIN_EXAMPLES = 3
+MAX_WORDS = 40
 
 _WORD = re.compile(r"\S+")
 
 
-def bare_texts(examples: Sequence[str]) -> tuple[str, ...]:
-    """Each of an expert's examples without what it shares with at least two others.
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An example taken apart: what it shares with others before and after, and its own content; all stripped."""
 
-    An example of which fewer than two words would be left stays whole; so do all where nothing is shared. Remembered,
-    since a library of many experts is fitted anew whenever one of them changes.
+    before: str
+    content: str
+    after: str
+
+    @property
+    def template(self) -> str:
+        """What it shares with others; empty if nothing."""
+        return f"{self.before} {self.after}".strip()
+
+
+def take_apart(examples: Sequence[str]) -> tuple[Example, ...]:
+    """Each of an expert's examples with its template; one of which nothing would be left has no template.
+
+    Remembered, since a library of many experts is fitted anew whenever one of them changes.
     """
-    return _bare_texts(tuple(examples))
+    return _take_apart(tuple(examples))
+
+
+def bare_texts(examples: Sequence[str]) -> tuple[str, ...]:
+    """Each of an expert's examples without its template."""
+    return tuple(example.content for example in take_apart(examples))
 
 
 @lru_cache(maxsize=16384)
-def _bare_texts(examples: tuple[str, ...]) -> tuple[str, ...]:
-    split = [_WORD.findall(text) for text in examples]
-    counts: Counter[tuple[str, ...]] = Counter()
-    for words in split:
-        counts.update(set(_sequences(words)))
+def _take_apart(examples: tuple[str, ...]) -> tuple[Example, ...]:
+    needed = max(MIN_EXAMPLES, SHARE * len(examples))
+    spans = [[match.span() for match in _WORD.finditer(text)] for text in examples]
+    words = [[text[a:b].lower() for a, b in places] for text, places in zip(examples, spans, strict=True)]
+    befores = _shared(words, needed)
+    afters = _shared([each[::-1] for each in words], needed)
     found = []
-    for text, words in zip(examples, split, strict=True):
-        shared = [False] * len(words)
-        for start, sequence in enumerate(_sequences(words)):
-            if counts[sequence] > NUM_SIBLINGS:
-                shared[start : start + NUM_WORDS] = [True] * NUM_WORDS
-        left = [word for word, is_shared in zip(words, shared, strict=True) if not is_shared]
-        found.append(" ".join(left) if any(shared) and len(left) >= MIN_WORDS else text)
+    for text, places, before, after in zip(examples, spans, befores, afters, strict=True):
+        if before + after >= len(places):
+            found.append(Example("", text, ""))
+            continue
+        start = places[before - 1][1] if before else 0
+        end = places[len(places) - after][0] if after else len(text)
+        found.append(Example(text[:start].strip(), text[start:end].strip(), text[end:].strip()))
     return tuple(found)
 
 
-def _sequences(words: Sequence[str]) -> list[tuple[str, ...]]:
-    lower = [word.lower() for word in words]
-    return [tuple(lower[start : start + NUM_WORDS]) for start in range(len(lower) - NUM_WORDS + 1)]
+def _shared(words: Sequence[Sequence[str]], needed: float) -> list[int]:
+    """How many first words of each text are shared by enough texts."""
+    lengths = [0] * len(words)
+    active = list(range(len(words)))
+    for num in range(1, MAX_WORDS + 1):
+        counts = Counter(tuple(words[row][:num]) for row in active if len(words[row]) >= num)
+        active = [row for row in active if len(words[row]) >= num and counts[tuple(words[row][:num])] >= needed]
+        if not active:
+            break
+        for row in active:
+            lengths[row] = num
+    return lengths

@@ -9,6 +9,7 @@ embedding blurs: markup, codes, the turn of phrase of a template. It does not se
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from routers.base import MethodCard
+from routers.centroid import CentroidRouter
 from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 
 
@@ -33,20 +35,12 @@ class TfidfConfig(ScoringConfig):
 class TfidfRouter(ScoringRouter):
     """Mean tf-idf of examples; see the module's docstring."""
 
-    card: ClassVar[MethodCard] = MethodCard(
+    card: ClassVar[MethodCard] = replace(
+        CentroidRouter.card,
         name="tfidf",
         title="Words, weighted by rarity",
         paper="baseline in mttl and in What the Weight (Holtermann et al., 2024)",
-        expert_training="independent",
-        expert_data="private; a few example prompts are shared",
-        routing_dataset="example prompts of each expert",
-        input_granularity="example",
-        depth="model",
-        selection="top-1",
-        aggregation="none",
         generalization="prompts in the examples' words",
-        user_dataset="none",
-        needs=("examples",),
         needs_embedding=False,
         cost="counting words; one sparse product with E means",
     )

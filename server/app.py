@@ -17,6 +17,7 @@ from server.api.admin import AdapterAdmin, admin_router
 from server.api.health import health_router
 from server.api.incoming import error_response, request_id_of
 from server.api.inference import PATHS, InferenceApp
+from server.api.policies import policies_router
 from server.api.public import public_router
 from server.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, from_lower
 from server.wiring import Gateway
@@ -37,6 +38,9 @@ def build_app(gateway: Gateway) -> Edge:
     app.include_router(public_router(gateway.pipeline, gateway.watcher, gateway.authenticator, settings.max_body_bytes))
     admin = AdapterAdmin(gateway.library, gateway.watcher, gateway.drainer, settings)
     app.include_router(admin_router(admin, gateway.library, gateway.authenticator, settings))
+    app.include_router(
+        policies_router(gateway.policies, gateway.scores, gateway.watcher, gateway.authenticator, settings)
+    )
     app.add_exception_handler(Exception, _on_error)
     for kind in (GatewayError, HTTPException, RequestValidationError, RegistryError, RouterError):
         app.add_exception_handler(kind, _on_error)

@@ -6,6 +6,7 @@ principal may not see is absent: unknown and hidden names give the same answer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,12 +24,16 @@ DEFAULT_POLICY = "auto"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a ``model`` means: something to execute, or a policy that will decide."""
+    """What a ``model`` means: something to execute, or a policy that will decide.
+
+    `threshold` is what the caller wrote behind the policy's name (``policy:0.3``).
+    """
 
     kind: Literal["base", "expert", "policy", "recipe"]
     asked: str
     recipe: Recipe | None = None
     policy: LivePolicy | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,9 @@ class Catalog:
         policy = self.policies.get(asked)
         if policy is not None:
             return Target("policy", asked, policy=policy)
+        policy = self.policies.get(asked.rpartition(":")[0])
+        if policy is not None:
+            return Target("policy", asked, policy=policy, threshold=_threshold(asked))
         record = self._by_name.get(asked) or self.experts.get(asked)
         if record is not None and principal.may_use(record.name):
             return Target("expert", asked, recipe=Single(record.expert_id))
@@ -133,6 +141,17 @@ class Catalog:
 
     def _names_seen_by(self, principal: Principal) -> Iterable[str]:
         return (record.name for record in self.experts.values() if principal.may_use(record.name))
+
+
+def _threshold(asked: str) -> float:
+    text = asked.rpartition(":")[2]
+    try:
+        threshold = float(text)
+    except ValueError:
+        threshold = math.nan
+    if not math.isfinite(threshold):
+        raise BadRequest(f"'{text[:40]}' is no threshold; write policy:NUMBER, for example auto:0.3.", param="model")
+    return threshold
 
 
 def _entry(name: str, kind: str, parent: str | None, details: dict[str, Any]) -> dict[str, Any]:

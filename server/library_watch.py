@@ -7,16 +7,17 @@ two steps: its experts at once, by name; its policies as soon as they are fitted
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import structlog
 
 from adapters_registry.errors import RegistryError
 from adapters_registry.library import Library
+from adapters_registry.records import AdapterRecord
 from server.catalog import Catalog
 from server.metrics import Metrics
-from server.policies import PolicyManager
+from server.policies import LivePolicy, PolicyManager
 
 POLL_S = 1.0
 
@@ -32,6 +33,8 @@ class LibraryWatcher:
         base_names: Names of the base, the shown one first.
         metrics: Shows the number of experts.
         on_change: Called when the library's revision has changed, also by a change of keys.
+
+    Policies wait for `may_fit`, which whoever registers a whole library clears meanwhile.
     """
 
     def __init__(
@@ -51,6 +54,9 @@ class LibraryWatcher:
         self._task: asyncio.Task[None] | None = None
         self._reading = asyncio.Lock()
         self.catalog = Catalog(base_names, text_of=library.texts.get)
+        policies.on_change = self._show_policies
+        self.may_fit = asyncio.Event()
+        self.may_fit.set()
         self.problem = "the library has not been read yet"
 
     def start(self) -> None:
@@ -76,6 +82,14 @@ class LibraryWatcher:
                 self._revision = revision
         self._wake.set()
 
+    @property
+    def records(self) -> tuple[AdapterRecord, ...]:
+        """The active experts."""
+        return tuple(self.catalog.experts.values())
+
+    def _show_policies(self, live: Mapping[str, LivePolicy]) -> None:
+        self.catalog = replace(self.catalog, policies=live)
+
     async def _watch(self) -> None:
         fitted_to = -1
         while True:
@@ -83,10 +97,9 @@ class LibraryWatcher:
                 await self.show_experts()
                 self._wake.clear()
                 self.problem = ""
-                if self._revision != fitted_to or self._policies.missing:
+                if self.may_fit.is_set() and (self._revision != fitted_to or self._policies.wants_retry):
                     revision = self._revision
-                    policies = await self._policies.refresh(tuple(self.catalog.experts.values()))
-                    self.catalog = replace(self.catalog, policies=policies)
+                    await self._policies.refresh(self.records)
                     fitted_to = revision
             except RegistryError as error:
                 self.problem = str(error)

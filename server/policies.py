@@ -1,36 +1,45 @@
 """Live policies: fits routers to the library and swaps them in without dropping a request.
 
-When the library changes, each policy is fitted anew in a worker thread, from embeddings of which only the new ones are
-computed; the result is published as an artefact and then replaces the old router in one assignment. An artefact of an
-earlier start is used again if it was fitted to the same library. A policy whose fit fails keeps its old router and is
-shown as stale.
+When the library changes, each policy of a cheap method is fitted anew in a worker thread, from embeddings of which only
+the new ones are computed; a policy of a costly method goes on with what it has and is marked stale until somebody fits
+it again. The result is published as an artefact and then replaces the old router in one assignment. An artefact of an
+earlier start is used again if it was fitted to the same data. A fit that fails leaves the old router in place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import structlog
 
 from adapters_registry.records import AdapterRecord
-from routers.artefacts import ArtefactStore
-from routers.base import Artefact, FitData, LibraryExpert, Matrix, RouteQuery, Router, RouterConfig, no_progress
+from routers.artefacts import ArtefactStore, code_version
+from routers.base import Artefact, FitData, LibraryExpert, Losses, Matrix, RouteQuery, Router, RouterConfig, ScoreTable
 from routers.embedders.base import Embedder
-from routers.errors import BadArtefact, RouterError
-from routers.fitting import fit_data, library_version
+from routers.errors import BadArtefact, FitCancelled, NotFittable, RouterError
+from routers.fitting import data_version, fit_data, fit_policy, library_version, unmet_needs
 from routers.registry import make_config, router_class
+from routers.subset import restrict, select
 from routers.templates import bare_texts
 from routers.views import example_view
+from server.embedders import Embedders
+from server.errors import BadRequest, NotFound
+from server.jobs import Job, Jobs
 from server.metrics import Metrics
-from server.settings import PolicySettings
+from server.policy_store import PolicySpec, PolicyStore
+from server.score_store import ScoreStore
 
 SLOW_ROUTE_S = 0.001
 """A router that takes longer than this for a decision is run in a worker thread."""
+
+EMBED_CHUNK = 256
+FIRST_RETRY_S, LAST_RETRY_S = 1.0, 300.0
 
 log = structlog.get_logger(__name__)
 
@@ -40,16 +49,23 @@ class LivePolicy:
     """A policy that can decide now.
 
     Attributes:
-        expert_ids: The experts that the router was fitted to.
+        version: Of the data that the router was fitted to.
+        expert_ids: The experts among them.
+        embedder: What its prompts are embedded with.
         slow: Whether a decision takes long enough to be worth a thread.
+        stale: Whether the library has changed since.
+        provenance: When and by which version of the code it was fitted.
     """
 
     name: str
     router_name: str
     router: Router
-    library_version: str
+    version: str
+    embedder: Embedder
     expert_ids: frozenset[str] = frozenset()
     slow: bool = False
+    stale: bool = False
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """The method's card, for people."""
@@ -57,112 +73,390 @@ class LivePolicy:
         return {"title": card.title, "paper": card.paper, "selection": card.selection, "cost": card.cost}
 
 
+@dataclass(slots=True)
+class _Entry:
+    """A policy that is to be: what it is, and what became of the last try."""
+
+    spec: PolicySpec
+    kind: type[Router]
+    config: RouterConfig
+    error: str = ""
+    failed_version: str = ""
+    num_failures: int = 0
+    retry_at: float = 0.0
+
+
 class PolicyManager:
-    """Keeps every configured policy fitted to the library.
+    """Keeps every policy fitted to the library.
 
     Args:
-        configured: Policies by name.
-        embedder: For the library's examples.
+        specs: The policies of the settings.
+        embedders: For the library's examples.
         artefacts: Where fitted artefacts are kept.
+        store: Where definitions are kept that were made while running.
+        scores: The table that some methods learn from.
         metrics: Shows stale policies.
+        losses: The engine, for methods that search for weights; None if there is none now.
     """
 
     def __init__(
         self,
-        configured: Mapping[str, PolicySettings],
-        embedder: Embedder,
+        specs: Sequence[PolicySpec],
+        embedders: Embedders,
         artefacts: ArtefactStore,
+        store: PolicyStore,
+        scores: ScoreStore,
         metrics: Metrics,
+        losses: Callable[[], Losses | None] = lambda: None,
     ) -> None:
-        self._embedder = embedder
+        self._embedders = embedders
         self._artefacts = artefacts
+        self._store = store
+        self._scores = scores
         self._metrics = metrics
-        self._configs: dict[str, tuple[type[Router], RouterConfig]] = {}
-        self._router_names = {name: policy.router for name, policy in configured.items()}
-        for name, policy in configured.items():
-            self._configs[name] = (router_class(policy.router), make_config(policy.router, policy.options))
-        self._vectors: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
+        self._losses = losses
+        self._entries = {spec.name: _entry(spec) for spec in specs}
+        self._required = frozenset(self._entries)
+        self._stored_read = False
+        self._vectors: dict[str, dict[str, np.ndarray[Any, np.dtype[np.float32]]]] = {}
         self._live: dict[str, LivePolicy] = {}
+        self._experts: tuple[LibraryExpert, ...] = ()
+        self._fitting = asyncio.Lock()
+        self._running: set[asyncio.Task[None]] = set()
+        self.jobs = Jobs()
+        self.on_change: Callable[[Mapping[str, LivePolicy]], None] = lambda _live: None
+
+    # -- following the library ------------------------------------------------------------------------------------
 
     async def refresh(self, records: Sequence[AdapterRecord]) -> dict[str, LivePolicy]:
         """Fit all policies to these experts; never raises, keeps what it had where a fit fails."""
-        experts = tuple(
-            LibraryExpert(r.expert_id, r.card.description, tuple(r.card.tags), tuple(r.examples))
+        await self._read_stored()
+        self._experts = tuple(
+            LibraryExpert(r.expert_id, r.card.description, tuple(r.card.tags), tuple(r.examples), tuple(r.card.tasks))
             for r in sorted(records, key=lambda record: record.expert_id)
         )
-        version = library_version(experts, self._embedder.name)
-        data: FitData | None = None
-        for name in self._configs:
-            if name in self._live and self._live[name].library_version == version:
-                continue
-            try:
-                router = await asyncio.to_thread(self._load_published, name, version)
-                if router is None:
-                    data = data or await self._fit_data(experts)
-                    router = await asyncio.to_thread(self._fit, name, data)
-                slow = await asyncio.to_thread(self._is_slow, router)
-            except Exception as error:
-                log.exception("policy not fitted", policy=name, error=str(error))
-                self._metrics.policy_stale.labels(name).set(1)
-                continue
-            ids = frozenset(expert.expert_id for expert in experts)
-            self._live[name] = LivePolicy(name, self._router_names[name], router, version, ids, slow)
-            self._metrics.policy_stale.labels(name).set(0)
-        return dict(self._live)
+        async with self._fitting:
+            gathered: dict[str, FitData] = {}
+            for name in list(self._entries):
+                entry = self._entries.get(name)
+                if entry is not None:
+                    await self._follow(entry, gathered)
+        return self._announce()
 
     @property
-    def missing(self) -> list[str]:
-        """Configured policies that cannot decide yet."""
-        return [name for name in self._configs if name not in self._live]
+    def missing(self) -> dict[str, str]:
+        """Policies of the settings that cannot decide yet, and why."""
+        absent = [name for name in self._required if name in self._entries and name not in self._live]
+        return {name: self._entries[name].error or "not fitted yet" for name in sorted(absent)}
 
-    def _load_published(self, name: str, version: str) -> Router | None:
-        kind, config = self._configs[name]
+    @property
+    def wants_retry(self) -> bool:
+        """Whether a fit that failed should be tried again now."""
+        now = time.monotonic()
+        return any(name not in self._live and entry.retry_at <= now for name, entry in self._entries.items())
+
+    async def _follow(self, entry: _Entry, gathered: dict[str, FitData]) -> None:
+        """Bring one policy up to date with the library, without a caller who waits for it."""
+        name, version = entry.spec.name, ""
         try:
-            artefact = self._artefacts.current(name)
-            if artefact is None or not self._fits(artefact, name, version):
-                return None
-            return kind.load(config, artefact)
-        except (BadArtefact, RouterError) as error:
-            log.warning("stored policy is damaged, fitting it again", policy=name, error=str(error))
-            return None
+            embedder = await self._embedders.get(entry.spec.settings.embedder or entry.kind.card.embedder)
+            version = await self._version(entry, embedder)
+            live = self._live.get(name)
+            if live is not None and live.version == version:
+                return
+            if entry.failed_version == version and time.monotonic() < entry.retry_at:
+                return
+            stored = await asyncio.to_thread(self._stored, entry)
+            if stored is not None and stored.library_version == version:
+                self._live[name] = await self._open(entry, stored, embedder)
+            elif entry.kind.card.refit == "costly" and (live is not None or stored is not None):
+                await self._keep_stale(entry, live, stored, embedder)
+            else:
+                if embedder.name not in gathered:
+                    gathered[embedder.name] = await self._gather(embedder)
+                await self._fit(entry, gathered[embedder.name], version, embedder, None)
+        except Exception as error:
+            self._note_failure(entry, error, version)
 
-    def _fits(self, artefact: Artefact, name: str, version: str) -> bool:
-        same_options = artefact.data.get("config") == self._configs[name][1].model_dump(mode="json")
-        return artefact.router == self._router_names[name] and artefact.library_version == version and same_options
+    async def _keep_stale(
+        self, entry: _Entry, live: LivePolicy | None, stored: Artefact | None, embedder: Embedder
+    ) -> None:
+        name = entry.spec.name
+        if live is None and stored is not None:
+            live = await self._open(entry, stored, embedder)
+        if live is not None and not live.stale:
+            log.warning("policy is stale: the library has changed", policy=name, fix=f"moergate fit {name} --again")
+            self._live[name] = replace(live, stale=True)
+            self._metrics.policy_stale.labels(name).set(1)
 
-    def _fit(self, name: str, data: FitData) -> Router:
-        kind, config = self._configs[name]
+    def _note_failure(self, entry: _Entry, error: Exception, version: str = "") -> None:
+        name = entry.spec.name
+        entry.failed_version = version
+        entry.error = str(error) or type(error).__name__
+        entry.num_failures += 1
+        entry.retry_at = time.monotonic() + min(FIRST_RETRY_S * 2**entry.num_failures, LAST_RETRY_S)
+        known = isinstance(error, (RouterError, OSError))
+        log.error("policy not fitted", policy=name, error=entry.error, exc_info=None if known else error)
+        self._metrics.policy_stale.labels(name).set(1)
+
+    # -- policies made while running ------------------------------------------------------------------------------
+
+    async def create(self, spec: PolicySpec, records: Sequence[AdapterRecord]) -> Job:
+        """Define or redefine a policy and fit it in the background.
+
+        Raises:
+            BadRequest: It stands in the settings, which this cannot change.
+            RouterError: The router, an option or a need is wrong, with what to do.
+        """
+        await self._read_stored()
+        if spec.name in self._required:
+            raise BadRequest(
+                f"The policy {spec.name!r} stands in the settings; change it there, or choose another name.",
+                param="name",
+            )
+        entry = _entry(spec)
+        if self._experts:
+            experts = {expert.expert_id: np.zeros((len(expert.examples), 1), np.float32) for expert in self._experts}
+            table = await asyncio.to_thread(self._table, np.zeros((0, 1), np.float32), ())
+            asked = FitData(self._experts, experts, "", "", scores=table, samples=spec.samples, losses=self._losses())
+            for sentence in unmet_needs(entry.kind.card, asked).values():
+                raise NotFittable(sentence)
+        await asyncio.to_thread(self._store.save, spec)
+        self._entries[spec.name] = entry
+        return self.refit(spec.name)
+
+    def refit(self, name: str) -> Job:
+        """Fit a policy anew in the background, whether or not anything has changed."""
+        if name not in self._entries:
+            raise NotFound(f"There is no policy {name[:100]!r}.")
+        job = self.jobs.open("fit", name)
+        task = asyncio.create_task(self._run(job, self._entries[name]))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return job
+
+    async def remove(self, name: str) -> None:
+        """Take a policy away with its artefacts; raises NotFound, or BadRequest for one of the settings."""
+        if name in self._required:
+            raise BadRequest(f"The policy {name!r} stands in the settings; remove it there.", param="name")
+        if self._entries.pop(name, None) is None:
+            raise NotFound(f"There is no policy {name[:100]!r}.")
+        self._live.pop(name, None)
+        self._announce()
+        await asyncio.to_thread(self._store.remove, name)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Every policy with its state, for operators."""
+        return [self._describe(entry) for entry in self._entries.values()]
+
+    def describe_one(self, name: str) -> dict[str, Any]:
+        """One of them; raises NotFound."""
+        if name not in self._entries:
+            raise NotFound(f"There is no policy {name[:100]!r}.")
+        return self._describe(self._entries[name])
+
+    async def close(self) -> None:
+        """End fits that are under way."""
+        for task in list(self._running):
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _run(self, job: Job, entry: _Entry) -> None:
+        try:
+            async with self._fitting:
+                job.begin("embedding examples")
+                embedder = await self._embedders.get(entry.spec.settings.embedder or entry.kind.card.embedder)
+                data = await self._gather(embedder, job)
+                await self._fit(entry, data, await self._version(entry, embedder), embedder, job)
+            job.end("succeeded")
+        except FitCancelled:
+            entry.error = "cancelled"
+            entry.retry_at = float("inf")
+            job.end("cancelled")
+        except asyncio.CancelledError:
+            job.end("cancelled", "the gateway is stopping")
+            raise
+        except Exception as error:
+            self._note_failure(entry, error)
+            job.end("failed", entry.error)
+        self._announce()
+
+    async def _read_stored(self) -> None:
+        if not self._stored_read:
+            self._stored_read = True
+            for spec in await asyncio.to_thread(self._store.load):
+                if spec.name in self._entries:
+                    log.warning("policy is in the settings too, which win", policy=spec.name)
+                    continue
+                try:
+                    self._entries[spec.name] = _entry(spec)
+                except RouterError as error:
+                    log.error("policy cannot be used", policy=spec.name, error=str(error))
+
+    def _announce(self) -> dict[str, LivePolicy]:
+        live = {name: self._live[name] for name in self._entries if name in self._live}
+        self.on_change(live)
+        return live
+
+    def _describe(self, entry: _Entry) -> dict[str, Any]:
+        live = self._live.get(entry.spec.name)
+        state = "failed" if entry.error else "fitting"
+        if live is not None:
+            state = "stale" if live.stale else "ready"
+        return {
+            "name": entry.spec.name,
+            "state": state,
+            "error": entry.error or None,
+            "origin": entry.spec.origin,
+            **entry.spec.settings.model_dump(mode="json", exclude={"data"}),
+            "options": entry.config.model_dump(mode="json"),
+            "num_samples": len(entry.spec.samples),
+            "num_experts": len(live.expert_ids) if live else None,
+            "data_version": live.version if live else None,
+            "embedded_by": live.embedder.name if live else None,
+            "provenance": dict(live.provenance) if live else None,
+        }
+
+    # -- fitting --------------------------------------------------------------------------------------------------
+
+    async def _fit(self, entry: _Entry, data: FitData, version: str, embedder: Embedder, job: Job | None) -> None:
+        """Fit, publish, and swap in."""
         started = time.perf_counter()
-        fitted = kind.fit(config, data, no_progress)
-        artefact = replace(fitted, data={**fitted.data, "config": config.model_dump(mode="json")})
-        self._artefacts.publish(name, artefact)
-        router = kind.load(config, artefact)
+        loop = asyncio.get_running_loop()
+        if job:
+            job.begin("fitting")
+
+        def progress(done: int, total: int) -> None:
+            if job:
+                job.progress(done, total)
+
+        def work() -> Artefact:
+            mine = replace(
+                data,
+                version=version,
+                samples=entry.spec.samples,
+                losses=self._losses(),
+                embed=_blocking(embedder, loop),
+            )
+            if entry.spec.settings.subset is not None:
+                mine = restrict(mine, select(entry.spec.settings.subset, mine))
+            fitted = fit_policy(entry.spec.settings.router, entry.config, mine, progress)
+            used = [expert.expert_id for expert in mine.experts]
+            made = {"code_version": code_version(), "fitted_at": datetime.now(UTC).isoformat(timespec="seconds")}
+            extra = {"config": _config_of(entry), "library": used, "provenance": made}
+            artefact = replace(fitted, data={**fitted.data, **extra})
+            self._artefacts.publish(entry.spec.name, artefact)
+            return artefact
+
+        artefact = await asyncio.to_thread(work)
+        self._live[entry.spec.name] = await self._open(entry, artefact, embedder)
+        entry.error, entry.num_failures, entry.failed_version = "", 0, ""
+        self._metrics.policy_stale.labels(entry.spec.name).set(0)
         took_ms = round((time.perf_counter() - started) * 1000)
-        log.info("policy fitted", policy=name, experts=len(data.experts), took_ms=took_ms)
-        return router
+        log.info("policy fitted", policy=entry.spec.name, experts=len(artefact.data["library"]), took_ms=took_ms)
 
-    def _is_slow(self, router: Router) -> bool:
-        embedding = np.zeros(self._embedder.dim, np.float32)
-        embedding[0] = 1.0
-        query = RouteQuery("", embedding)
-        router.route(query)
-        started = time.perf_counter()
-        router.route(query)
-        return time.perf_counter() - started > SLOW_ROUTE_S
+    async def _open(self, entry: _Entry, artefact: Artefact, embedder: Embedder) -> LivePolicy:
+        router = await asyncio.to_thread(entry.kind.load, entry.config, artefact)
+        slow = await asyncio.to_thread(_is_slow, router, embedder.dim)
+        ids = frozenset(map(str, artefact.data["library"]))
+        entry.error = ""
+        return LivePolicy(
+            entry.spec.name,
+            entry.spec.settings.router,
+            router,
+            artefact.library_version,
+            embedder,
+            ids,
+            slow,
+            provenance=artefact.data.get("provenance", {}),
+        )
 
-    async def _fit_data(self, experts: tuple[LibraryExpert, ...]) -> FitData:
+    def _stored(self, entry: _Entry) -> Artefact | None:
+        """The policy's artefact, if there is one of the same router, options and format."""
+        try:
+            artefact = self._artefacts.current(entry.spec.name)
+        except BadArtefact as error:
+            log.warning("stored policy is damaged, fitting it again", policy=entry.spec.name, error=str(error))
+            return None
+        if artefact is None or artefact.router != entry.spec.settings.router:
+            return None
+        same = artefact.data.get("config") == _config_of(entry) and isinstance(artefact.data.get("library"), list)
+        return artefact if same else None
+
+    async def _version(self, entry: _Entry, embedder: Embedder) -> str:
+        """Of everything that the policy learns from."""
+
+        def work() -> str:
+            version = library_version(self._experts, embedder.name)
+            table = None
+            if {"scores", "losses"} & set(entry.kind.card.needs) or entry.spec.settings.subset is not None:
+                table = self._table(np.zeros((0, 1), np.float32), self._scores.samples())
+            return data_version(version, entry.spec.samples, table)
+
+        return await asyncio.to_thread(work)
+
+    def _table(self, embeddings: Matrix, samples: Sequence[Any]) -> ScoreTable | None:
+        return self._scores.table([expert.expert_id for expert in self._experts], samples, embeddings)
+
+    async def _gather(self, embedder: Embedder, job: Job | None = None) -> FitData:
+        """The library with its examples and scored prompts embedded; vectors of an earlier call are used again."""
+        experts = self._experts
         bare = await asyncio.to_thread(lambda: {expert.expert_id: bare_texts(expert.examples) for expert in experts})
+        samples = await asyncio.to_thread(self._scores.samples)
         texts = {text for expert in experts for text in (*expert.examples, *bare[expert.expert_id])}
-        new = sorted(texts - self._vectors.keys())
-        if new:
-            rows = await self._embedder.embed([example_view(text) for text in new])
-            self._vectors.update(zip(new, rows, strict=True))
-        self._vectors = {text: self._vectors[text] for text in texts}
-        empty: Matrix = np.zeros((0, self._embedder.dim), np.float32)
+        texts |= {sample.prompt for sample in samples}
+        known = self._vectors.setdefault(embedder.name, {})
+        new = sorted(texts - known.keys())
+        for start in range(0, len(new), EMBED_CHUNK):
+            if job:
+                job.progress(start, len(new))
+            chunk = new[start : start + EMBED_CHUNK]
+            rows = await embedder.embed([example_view(text) for text in chunk])
+            known.update(zip(chunk, rows, strict=True))
+        for text in known.keys() - texts:
+            del known[text]
+        empty: Matrix = np.zeros((0, embedder.dim), np.float32)
 
         def rows_of(texts: Sequence[str]) -> Matrix:
-            return np.stack([self._vectors[text] for text in texts]) if texts else empty
+            return np.stack([known[text] for text in texts]) if texts else empty
 
-        embeddings = {expert.expert_id: rows_of(expert.examples) for expert in experts}
-        bare_rows = {expert: rows_of(texts) for expert, texts in bare.items()}
-        return await asyncio.to_thread(fit_data, experts, embeddings, self._embedder.name, bare_rows)
+        def work() -> FitData:
+            embeddings = {expert.expert_id: rows_of(expert.examples) for expert in experts}
+            bare_rows = {expert: rows_of(texts) for expert, texts in bare.items()}
+            data = fit_data(experts, embeddings, embedder.name, bare_rows, version="gathered")
+            return replace(data, scores=self._table(rows_of([sample.prompt for sample in samples]), samples))
+
+        return await asyncio.to_thread(work)
+
+
+def _entry(spec: PolicySpec) -> _Entry:
+    return _Entry(spec, router_class(spec.settings.router), make_config(spec.settings.router, spec.settings.options))
+
+
+def _config_of(entry: _Entry) -> dict[str, Any]:
+    """Everything about a policy that its artefact depends on, apart from the data."""
+    subset = entry.spec.settings.subset
+    return entry.config.model_dump(mode="json") | {"subset": subset.model_dump(mode="json") if subset else None}
+
+
+def _blocking(embedder: Embedder, loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[str]], Matrix]:
+    """The embedder for a worker thread."""
+
+    def embed(texts: Sequence[str]) -> Matrix:
+        rows = np.zeros((len(texts), embedder.dim), np.float32)
+        for start in range(0, len(texts), EMBED_CHUNK):
+            chunk = [example_view(text) for text in texts[start : start + EMBED_CHUNK]]
+            rows[start : start + len(chunk)] = asyncio.run_coroutine_threadsafe(embedder.embed(chunk), loop).result()
+        return rows
+
+    return embed
+
+
+def _is_slow(router: Router, dim: int) -> bool:
+    embedding = np.zeros(dim, np.float32)
+    embedding[0] = 1.0
+    query = RouteQuery("", embedding)
+    router.route(query)
+    started = time.perf_counter()
+    router.route(query)
+    return time.perf_counter() - started > SLOW_ROUTE_S

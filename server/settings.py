@@ -18,6 +18,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from routers.subset import SubsetConfig
+
 ENV_PREFIX = "MOERGATE_"
 
 CLIENT_VARIABLES = frozenset({"MOERGATE_URL", "MOERGATE_API_KEY", "MOERGATE_CONFIG"})
@@ -35,6 +37,14 @@ class PolicySettings(BaseModel):
 
     router: str = Field("knn", description="Name of the routing method.")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the router's own config.")
+    embedder: str | None = Field(
+        default=None,
+        description="Another embedder than the gateway's: as --embedder, or base for the base's hidden states.",
+    )
+    subset: SubsetConfig | None = Field(default=None, description="Use a part of the library only: method, size, seed.")
+    data: Path | None = Field(
+        default=None, description="JSON Lines of prompts with answers, for methods that need them."
+    )
 
 
 class Price(BaseModel):

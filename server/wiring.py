@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,22 +24,32 @@ from adapters_registry.limits import AdapterLimits
 from adapters_registry.recipe_texts import RecipeTexts
 from adapters_registry.records import parse_manifest
 from routers.artefacts import ArtefactStore
-from routers.embedders.base import Embedder, Encoder
+from routers.base import Losses
+from routers.embedders.base import Encoder
 from routers.embedders.batching import BatchingEmbedder
+from routers.embedders.factory import make_encoder
+from routers.embedders.hidden_states import HiddenStateEncoder
+from routers.errors import BadSamples
+from routers.samples import read_samples
 from server.admission import Admission
 from server.answer import Limits
 from server.auth import LOOPBACK_NAMES, Authenticator
+from server.base_model import default_cache_dir
 from server.draining import Drainer
+from server.embedders import BASE, Embedders
 from server.engine.connector import TimedConnector
 from server.engine.pool import EnginePool
 from server.engine.supervisor import EngineOptions, EngineSupervisor, engine_command
 from server.engine.vllm import VllmEngine
+from server.engine_losses import EngineLosses
 from server.library_watch import LibraryWatcher
 from server.logs import AccessLog
 from server.metrics import Metrics
 from server.pipeline import Pipeline
 from server.policies import PolicyManager
+from server.policy_store import PolicySpec, PolicyStore
 from server.routing import Planner
+from server.score_store import ScoreStore
 from server.settings import Settings, SettingsError
 
 IDLE_CONNECTION_S = 4.0
@@ -55,7 +66,9 @@ class Gateway:
     metrics: Metrics
     access_log: AccessLog
     library: Library
-    embedder: Embedder
+    embedders: Embedders
+    policies: PolicyManager
+    scores: ScoreStore
     pool: EnginePool
     watcher: LibraryWatcher
     authenticator: Authenticator
@@ -75,6 +88,7 @@ class Gateway:
         self.watcher.start()
         self._tasks.append(asyncio.create_task(self._clean_up()))
         if self.settings.library:
+            self.watcher.may_fit.clear()
             self._registering = asyncio.create_task(self._register_manifests(self.settings.library))
             self._tasks.append(self._registering)
 
@@ -87,9 +101,8 @@ class Gateway:
             missing["registry"] = self.watcher.problem
         elif self._registering and not self._registering.done():
             missing["registry"] = "the library's manifests are being registered"
-        absent = [name for name in self.settings.policies if name not in self.watcher.catalog.policies]
-        if absent:
-            missing["router"] = f"not fitted yet: {', '.join(absent)}"
+        if absent := self.policies.missing:
+            missing["router"] = "; ".join(f"{name}: {why}" for name, why in absent.items())
         return missing
 
     async def close(self) -> None:
@@ -100,12 +113,13 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.drainer.close()
         await self.watcher.close()
+        await self.policies.close()
         await self.pool.close()
         if self.supervisor:
             await self.supervisor.stop()
         await self.session.close()
         self.access_log.flush()
-        await self.embedder.close()
+        await self.embedders.close()
         await self.library.close()
 
     async def _clean_up(self) -> None:
@@ -119,6 +133,13 @@ class Gateway:
 
     async def _register_manifests(self, path: Path) -> None:
         """Register the experts that a library.json lists; one that is refused is logged and the others go on."""
+        try:
+            await self._register_all(path)
+        finally:
+            self.watcher.may_fit.set()
+            await self.watcher.show_experts()
+
+    async def _register_all(self, path: Path) -> None:
         try:
             manifests = [parse_manifest(entry) for entry in orjson.loads(await asyncio.to_thread(path.read_bytes))]
         except (OSError, orjson.JSONDecodeError, RegistryError, TypeError) as error:
@@ -134,7 +155,6 @@ class Gateway:
                 await self.library.register_folder(manifest, folder, actor="start-up")
             except RegistryError as error:
                 log.error("expert refused", expert=manifest.name, error=str(error))
-        await self.watcher.show_experts()
 
 
 async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gateway:
@@ -163,8 +183,18 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
     pool = EnginePool(engines, metrics)
     if supervisor:
         pool.on_ready = supervisor.note_ready
-    artefacts = ArtefactStore(settings.home / "policies")
-    policies = PolicyManager(settings.policies, embedder, artefacts, metrics)
+    embedders = Embedders(embedder, _encoder_opener(settings, model), settings.embed_cache_entries)
+    scores = ScoreStore(settings.home / "scores")
+    folder = settings.home / "policies"
+    loop = asyncio.get_running_loop()
+    results = settings.home / "scores" / "losses.sqlite"
+
+    def losses() -> Losses | None:
+        return EngineLosses(pool, loop, results, settings.served_base_name) if pool.ready else None
+
+    policies = PolicyManager(
+        policy_specs(settings), embedders, ArtefactStore(folder), PolicyStore(folder), scores, metrics, losses
+    )
     base_names = tuple(dict.fromkeys((settings.served_base_name, settings.base_model)))
     authenticator = Authenticator(library.keys)
     watcher = LibraryWatcher(library, policies, base_names, metrics, authenticator.forget)
@@ -175,7 +205,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         authenticator,
         admission,
         watcher,
-        Planner(embedder, pool, metrics),
+        Planner(pool, metrics),
         pool,
         metrics,
         Limits(settings.first_token_timeout_s, settings.total_timeout_s),
@@ -188,7 +218,9 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         metrics,
         access_log,
         library,
-        embedder,
+        embedders,
+        policies,
+        scores,
         pool,
         watcher,
         authenticator,
@@ -198,6 +230,32 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         session,
         supervisor,
     )
+
+
+def policy_specs(settings: Settings) -> list[PolicySpec]:
+    """The policies of the settings; raises SettingsError if a policy's data cannot be used."""
+    specs = []
+    for name, policy in settings.policies.items():
+        try:
+            samples = read_samples(policy.data)[0] if policy.data else []
+        except BadSamples as error:
+            raise SettingsError(f"policies.{name}.data: {error}") from None
+        specs.append(PolicySpec(name, policy, tuple(samples)))
+    return specs
+
+
+def _encoder_opener(settings: Settings, model: str) -> Callable[[str], Encoder]:
+    """How embedders are loaded that single policies ask for."""
+    cache_dir = settings.cache_dir or default_cache_dir()
+
+    def open_encoder(name: str) -> Encoder:
+        if name != BASE:
+            return make_encoder(name, cache_dir)
+        if settings.embedder.startswith("hashing"):
+            return make_encoder(settings.embedder, cache_dir)  # the double stands for both
+        return HiddenStateEncoder(model)
+
+    return open_encoder
 
 
 async def open_library(settings: Settings, model: str | None = None) -> Library:

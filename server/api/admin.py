@@ -91,8 +91,10 @@ class AdapterAdmin:
         self._check_name(order.name)
         recipe = self._watcher.catalog.recipe(order.recipe, principal)
         match recipe:
-            case Mix(weights):
+            case Mix(weights, "output"):
                 pass
+            case Mix():
+                raise BadRequest("Write the mix without agg=ab and choose the method ab_linear.", param="recipe")
             case Single(expert_id):
                 weights = ((expert_id, 1.0),)
             case _:

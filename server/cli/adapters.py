@@ -26,6 +26,9 @@ def add(
     examples_file: Annotated[
         Path | None, typer.Option(help="A file with one example prompt a line, or JSONL with 'prompt'.")
     ] = None,
+    max_examples: Annotated[
+        int | None, typer.Option(help="Take at most so many of the examples, evenly spaced.", min=1)
+    ] = None,
     upload: Annotated[bool, typer.Option(help="Send the files, for a gateway on another machine.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
@@ -33,6 +36,8 @@ def add(
 ) -> None:
     """Register an adapter, or a new version of one; it can be routed to seconds later."""
     examples = [*(example or []), *(_read_examples(examples_file) if examples_file else [])]
+    if max_examples is not None and len(examples) > max_examples:
+        examples = [examples[number * len(examples) // max_examples] for number in range(max_examples)]
     manifest: dict[str, Any] = {
         "name": name,
         "card": {"description": description, "tags": tag or []},

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from server.cli import adapters, compose, config, fake_engine, keys, route, serve
+from server.cli import adapters, compare, compose, config, fake_engine, fit, keys, policies, route, score, serve
 from server.cli.client import ClientError
 
 app = typer.Typer(
@@ -25,6 +25,12 @@ app = typer.Typer(
 app.command("serve", help=serve.HELP)(serve.command())
 app.add_typer(adapters.app, name="adapters", help="Register, list, show and remove adapters of a running gateway.")
 app.command("compose", help=compose.HELP)(compose.compose)
+app.command("fit", help=fit.HELP)(fit.fit)
+app.add_typer(
+    policies.app, name="policies", help="List, show and remove policies, and the methods they can be made of."
+)
+app.command("score", help=score.HELP)(score.score)
+app.command("compare", help=compare.HELP)(compare.compare)
 app.command("route", help=route.HELP)(route.route)
 app.add_typer(keys.app, name="keys", help="Create, list and revoke API keys in a home folder.")
 app.add_typer(config.app, name="config", help="Show the settings and where they come from.")

@@ -109,7 +109,7 @@ class FakeEngine:
         if path == "/detokenize":
             await _json(send, {"prompt": " ".join(f"word{i}" for i in body.get("tokens", []))})
         elif path == "/tokenize":
-            num = len(str(body.get("prompt", "")).split())
+            num = len(_asked_text(body).split())
             await _json(send, {"count": num, "max_model_len": 4096, "tokens": list(range(num))})
         elif path == "/v1/messages/count_tokens":
             await _json(send, {"input_tokens": 7})
@@ -141,7 +141,8 @@ class FakeEngine:
             return
         if self.tokens_per_s:
             await asyncio.sleep((num_tokens - 1) / self.tokens_per_s)
-        text = " ".join(f"word{i}" for i in range(num_tokens))
+        choices = (body.get("structured_outputs") or {}).get("choice")
+        text = choices[0] if choices else " ".join(f"word{i}" for i in range(num_tokens))
         usage = {"prompt_tokens": 5, "total_tokens": 5 + num_tokens, "completion_tokens": num_tokens}
         if path == "/v1/chat/completions":
             choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}}
@@ -149,6 +150,8 @@ class FakeEngine:
             choice = {"index": 0, "text": text}
         choice["finish_reason"] = "length"
         answer = {"id": "fake-1", "object": "chat.completion", "created": 1, "model": model, "choices": [choice]}
+        if body.get("prompt_logprobs") is not None:
+            answer["prompt_logprobs"] = _prompt_logprobs(model, body)
         await _json(send, answer | {"usage": usage})
 
     async def _stream(self, path: str, body: dict[str, Any], model: str, num_tokens: int, send: Send) -> None:
@@ -174,6 +177,18 @@ class FakeEngine:
             if index and self.tokens_per_s:
                 await asyncio.sleep(1 / self.tokens_per_s)
             yield index
+
+
+def _asked_text(body: dict[str, Any]) -> str:
+    messages = body.get("messages") or [{"content": body.get("prompt", "")}]
+    return " ".join(str(message.get("content", "")) for message in messages)
+
+
+def _prompt_logprobs(model: str, body: dict[str, Any]) -> list[dict[str, Any] | None]:
+    """One token a word; each costs as many nats as the model's name has letters, so that models differ."""
+    words = _asked_text(body).split()
+    place = {"0": {"logprob": -0.1 * len(model), "rank": 1, "decoded_token": "word"}}
+    return [None, *([place] * (len(words) - 1))]
 
 
 async def _read(receive: Receive) -> bytes:

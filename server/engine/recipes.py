@@ -6,6 +6,7 @@ it without being told first. This module is imported by the vLLM plugin and ther
     base                                                        the base model
     sql@1f3a9c02                                                one expert in one immutable version
     mix(math@77ab01cd*0.38,sql@1f3a9c02*0.62)                   Σ weight · expert, constant for the request
+    mix(math@77ab01cd*0.9,sql@1f3a9c02*-0.2;agg=ab)             (Σ weight · B)(Σ weight · A), LoraHub's merge
     gate(arrow,k=2,t=1;math@77ab01cd,sql@1f3a9c02)              weights per token and module, by a gate
     ensemble(math@77ab01cd*0.5,sql@1f3a9c02*0.5)                output distributions mixed; parsed, not executed yet
     set:9c0f4b1e22d07a35                                        a long recipe by the hash of its text
@@ -19,7 +20,6 @@ every text gives a recipe or a `RecipeError` with a position. A caller may leave
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -53,6 +53,9 @@ class RecipeError(ValueError):
         self.reason = reason
 
 
+Aggregation = Literal["output", "ab"]
+
+
 @dataclass(frozen=True, slots=True)
 class Base:
     """The base model, no expert."""
@@ -73,12 +76,19 @@ class Single:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Experts with constant weights; use `mix_of`, which makes the canonical form."""
+    """Experts with constant weights; use `mix_of`, which makes the canonical form.
+
+    Attributes:
+        weights: Sorted by expert; negative ones take an expert's effect away.
+        aggregation: ``output`` adds up the experts' updates; ``ab`` adds up their A and their B, then multiplies.
+    """
 
     weights: tuple[tuple[str, float], ...]
+    aggregation: Aggregation = "output"
 
     def __str__(self) -> str:
-        return f"mix({_weights_text(self.weights)})"
+        extra = "" if self.aggregation == "output" else f";agg={self.aggregation}"
+        return f"mix({_weights_text(self.weights)}{extra})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +107,7 @@ class Gate:
     experts: tuple[str, ...]
     k: int
     temperature: float = 1.0
-    aggregation: Literal["output", "ab"] = "output"
+    aggregation: Aggregation = "output"
 
     def __str__(self) -> str:
         extra = "" if self.aggregation == "output" else f",agg={self.aggregation}"
@@ -140,16 +150,16 @@ def experts_of(recipe: Recipe) -> tuple[str, ...]:
             return ()
 
 
-def mix_of(weights: Mapping[str, float]) -> Recipe:
+def mix_of(weights: Mapping[str, float], aggregation: Aggregation = "output") -> Recipe:
     """The canonical recipe of a weighted sum; one expert with weight 1 is that expert.
 
     Raises:
-        ValueError: A weight is negative, not finite or too large, none is left after rounding, or there are too many.
+        ValueError: A weight is not finite or too large, none is left after rounding, or there are too many.
     """
-    rounded = _rounded(weights)
+    rounded = _rounded(weights, least=-MAX_WEIGHT)
     if len(rounded) == 1 and rounded[0][1] == 1.0:
         return Single(rounded[0][0])
-    return Mix(rounded)
+    return Mix(rounded, aggregation)
 
 
 def gate_of(
@@ -157,7 +167,7 @@ def gate_of(
     experts: Iterable[str],
     k: int | None = None,
     temperature: float = 1.0,
-    aggregation: Literal["output", "ab"] = "output",
+    aggregation: Aggregation = "output",
 ) -> Recipe:
     """The canonical recipe of a gate; over one expert it is that expert, whose weight is always 1.
 
@@ -206,8 +216,8 @@ def bind(recipe: Recipe, id_of: Callable[[str], str]) -> Recipe:
     match recipe:
         case Single(expert_id):
             return Single(id_of(expert_id))
-        case Mix(weights):
-            return mix_of(_bound(weights, id_of))
+        case Mix(weights, aggregation):
+            return mix_of(_bound(weights, id_of), aggregation)
         case Ensemble(weights):
             return Ensemble(_rounded(_bound(weights, id_of)))
         case Gate():
@@ -234,13 +244,13 @@ def _bound(weights: Iterable[tuple[str, float]], id_of: Callable[[str], str]) ->
     return bound
 
 
-def _rounded(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+def _rounded(weights: Mapping[str, float], least: float = 0.0) -> tuple[tuple[str, float], ...]:
     if len(weights) > MAX_EXPERTS:
         raise ValueError(f"{len(weights)} experts are too many; at most {MAX_EXPERTS}")
     for expert, weight in weights.items():
-        if not math.isfinite(weight) or weight < 0 or weight > MAX_WEIGHT:
-            raise ValueError(f"the weight of {expert}, {weight:g}, must be from 0 to {MAX_WEIGHT:g}")
-    kept = tuple((expert, round(weight, 2)) for expert, weight in sorted(weights.items()) if round(weight, 2) > 0)
+        if not least <= weight <= MAX_WEIGHT:
+            raise ValueError(f"the weight of {expert}, {weight:g}, must be from {least:g} to {MAX_WEIGHT:g}")
+    kept = tuple((expert, round(weight, 2)) for expert, weight in sorted(weights.items()) if round(weight, 2) != 0)
     if not kept:
         raise ValueError("no weight is left; each is rounded to two decimals")
     return kept
@@ -269,9 +279,9 @@ class _Reader:
         if self._text == "base":
             return Base()
         if self._take("mix("):
-            return self._made(lambda: mix_of(self._weights()))
+            return self._made(self._mix)
         if self._take("ensemble("):
-            return self._made(lambda: Ensemble(_rounded(self._weights())))
+            return self._made(self._ensemble)
         if self._take("gate("):
             return self._made(self._gate)
         if self._take("set:"):
@@ -293,6 +303,27 @@ class _Reader:
             self._at = started
             self._fail(str(error))
 
+    def _mix(self) -> Recipe:
+        weights = self._weights()
+        aggregation: Aggregation = "output"
+        if self._take(";"):
+            self._expect("agg=", "the option agg= is expected")
+            aggregation = self._aggregation()
+        self._close()
+        return mix_of(weights, aggregation)
+
+    def _ensemble(self) -> Recipe:
+        weights = self._weights()
+        self._close()
+        return Ensemble(_rounded(weights))
+
+    def _aggregation(self) -> Aggregation:
+        word = self._match(_WORD, "agg is output or ab")
+        if word not in ("output", "ab"):
+            self._at -= len(word)
+            self._fail("agg is output or ab")
+        return "ab" if word == "ab" else "output"
+
     def _weights(self) -> dict[str, float]:
         weights: dict[str, float] = {}
         while True:
@@ -302,19 +333,16 @@ class _Reader:
                 self._at = started
                 self._fail(f"{expert} comes twice")
             self._expect("*", "a weight is expected, as in name*0.5")
-            if self._text.startswith("-", self._at):
-                self._fail("a weight cannot be negative")
-            weights[expert] = float(self._match(_NUMBER, "a weight is a number such as 0.5"))
+            sign = -1.0 if self._take("-") else 1.0
+            weights[expert] = sign * float(self._match(_NUMBER, "a weight is a number such as 0.5"))
             if not self._take(","):
-                break
-        self._close()
-        return weights
+                return weights
 
     def _gate(self) -> Recipe:
         kind = self._match(_WORD, f"a gate begins with its kind: {', '.join(GATES)}")
         k: int | None = None
         temperature = 1.0
-        aggregation: Literal["output", "ab"] = "output"
+        aggregation: Aggregation = "output"
         seen: set[str] = set()
         while self._take(","):
             started = self._at
@@ -329,12 +357,7 @@ class _Reader:
             elif name == "t":
                 temperature = float(self._match(_NUMBER, "t is a positive number"))
             else:
-                word = self._match(_WORD, "agg is output or ab")
-                if word == "ab":
-                    aggregation = "ab"
-                elif word != "output":
-                    self._at -= len(word)
-                    self._fail("agg is output or ab")
+                aggregation = self._aggregation()
         self._expect(";", "';' and the experts are expected")
         experts = [self._expert()]
         while self._take(","):

@@ -24,7 +24,7 @@ from torch.nn.functional import linear
 
 from server.vllm_plugin.batch import Batch, Rows
 from server.vllm_plugin.gates.base import GATES, top_k_weights
-from server.vllm_plugin.plans import GateSpec, Plan
+from server.vllm_plugin.plans import FIXED, GateSpec, Plan
 
 MAX_BUNDLES = 4
 """Recipes of several experts that a module keeps ready for prefill."""
@@ -51,11 +51,11 @@ class _Part:
 
     Attributes:
         columns: Where this slice's R columns are in the product with the bundle's A.
-        b: Shape (R, d_out), constant weights multiplied in.
+        b: Shape (R, d_out), constant weights multiplied in where there is no gate.
         owner: Shape (R,): which of the slice's experts a column belongs to.
         position: Shape (R,): which rank of that expert it is.
         max_rank: Largest rank.
-        vectors: Shape (num_experts, d_in), or None without a gate.
+        vectors: Shape (num_experts, d_in), or None without a gate; of a fixed one the weights, (num_experts, 1).
     """
 
     columns: slice
@@ -182,11 +182,15 @@ class ExpertLinear:
             columns = slice(start, start + sum(ranks))
             start = columns.stop
             all_a += [expert.a for _, expert, _ in chosen]
-            b = [expert.b if weight == 1.0 else expert.b * weight for _, expert, weight in chosen]
+            b = [expert.b if weight == 1.0 or plan.gate else expert.b * weight for _, expert, weight in chosen]
             device = chosen[0][1].a.device
             owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks))
             position = torch.cat([torch.arange(rank) for rank in ranks])
-            vectors = self._vectors([name for name, _, _ in chosen], number).to(dtype) if plan.gate else None
+            vectors = None
+            if plan.gate is not None and plan.gate.kind == FIXED:
+                vectors = torch.tensor([[weight] for _, _, weight in chosen], dtype=dtype, device=device)
+            elif plan.gate is not None:
+                vectors = self._vectors([name for name, _, _ in chosen], number).to(dtype)
             stacked = b[0] if len(b) == 1 else torch.cat(b)
             parts.append(_Part(columns, stacked, owner.to(device), position.to(device), max(ranks), vectors))
         if not all_a:
@@ -311,5 +315,7 @@ def _averaged(weighted: torch.Tensor, part: _Part) -> torch.Tensor:
 
 def _gains(x: torch.Tensor, vectors: torch.Tensor, spec: GateSpec) -> torch.Tensor:
     """A gate's weights, shape (num_rows, num_experts), of x's dtype."""
+    if spec.kind == FIXED:
+        return vectors.T.expand(len(x), -1)
     scores = GATES[spec.kind].scores(x, vectors)
     return top_k_weights(scores, spec.k, spec.temperature).to(x.dtype)

@@ -8,6 +8,9 @@ from typing import Literal
 
 from server.engine.recipes import Gate, Mix, Recipe, RecipeError, Single, parse
 
+FIXED = "fixed"
+"""The gate of a mix whose A and B are added up each by itself: its weights are the plan's, whatever the token."""
+
 
 class RecipeRefused(Exception):
     """A recipe cannot be executed; the text says why, for the caller."""
@@ -29,7 +32,7 @@ class Plan:
 
     Attributes:
         experts: Ids, without repetition.
-        weights: One for each expert; all 1 under a gate, which multiplies its own.
+        weights: One for each expert; all 1 under a gate, which multiplies its own, unless that is ``fixed``.
         gate: How weights are found for each token and module, or None for constant ones.
     """
 
@@ -47,8 +50,9 @@ def plan_of(recipe: Recipe) -> Plan:
     match recipe:
         case Single(expert_id):
             return Plan((expert_id,), (1.0,))
-        case Mix(weights):
-            return Plan(tuple(e for e, _ in weights), tuple(w for _, w in weights))
+        case Mix(weights, aggregation):
+            fixed = GateSpec(FIXED, len(weights), 1.0, "ab") if aggregation == "ab" else None
+            return Plan(tuple(e for e, _ in weights), tuple(w for _, w in weights), fixed)
         case Gate(kind, experts, k, temperature, aggregation):
             return Plan(experts, (1.0,) * len(experts), GateSpec(kind, k, temperature, aggregation))
         case _:

@@ -35,6 +35,7 @@ from routers.embedders.hashing import HashingEncoder
 from routers.errors import BadArtefact, BadRouterConfig
 from routers.fitting import SUPPLIED_BY, fit_data, fit_policy
 from routers.registry import make_config, router_class, router_names
+from routers.segments import parts_of
 
 ENCODER = HashingEncoder(64)
 
@@ -65,9 +66,10 @@ def library(topics: dict[str, list[str]] = TOPICS) -> FitData:
     ]
     data = fit_data(experts, {name: ENCODER.encode(examples) for name, examples in topics.items()}, ENCODER.name)
     samples = tuple(
-        Sample(text, text.upper(), name.partition("@")[0]) for name, texts in sorted(topics.items()) for text in texts
+        Sample(text, text.upper(), name.partition("@")[0]) for name, texts in sorted(TOPICS.items()) for text in texts
     )
-    return replace(data, scores=table(sorted(topics), samples), samples=samples, losses=losses)
+    scores = table(sorted(topics), samples)
+    return replace(data, scores=scores, samples=samples, losses=losses, embed=ENCODER.encode)
 
 
 def table(experts: list[str], samples: tuple[Sample, ...]) -> ScoreTable:
@@ -91,7 +93,9 @@ def losses(weights: Mapping[str, float], samples: Sequence[Sample], formula: str
 def query(prompt: str, candidates: frozenset[str] | None = None) -> RouteQuery:
     embedding = ENCODER.encode([prompt])[0]
     window = TaskWindow((prompt,), embedding[None])
-    return RouteQuery(prompt, embedding, candidates, "cook", window, {"cook": 0.7, "sail": 0.3, "gone": 1.0})
+    wanted = {"cook": 0.7, "sail": 0.3, "gone": 1.0}
+    parts = ENCODER.encode(parts_of(prompt))
+    return RouteQuery(prompt, embedding, candidates, "cook", window, wanted, parts=parts)
 
 
 def fit(name: str, data: FitData) -> tuple[Router, Artefact]:

@@ -244,6 +244,7 @@ def recipes(world: World) -> list[Recipe]:
         gate_of("arrow", [r[1], r[3], r[5]], 2, 1.0, "ab"),
         gate_of("arrow", t, 4, 1.0, "ab"),
         gate_of("uniform", [r[1], r[3], r[5]], aggregation="ab"),
+        mix_of({r[0]: 0.9, r[3]: -0.3, r[5]: 0.55, t[1]: 0.4}, "ab"),
     ]
 
 

@@ -137,8 +137,10 @@ class Reference:
                     return output
                 case Single(expert):
                     return output + self._weighted({expert: 1.0}, name, x)
-                case Mix(weights):
+                case Mix(weights, "output"):
                     return output + self._weighted(dict(weights), name, x)
+                case Mix(weights):
+                    return output + self._merged(dict(weights), name, x)
                 case Gate():
                     return output + self._gated(recipe, name, x, swaps, ties)
             raise ValueError(f"no formula for {recipe}")
@@ -151,6 +153,17 @@ class Reference:
             if (f := self.experts[expert].get(name)) is not None:
                 total = total + weight * f.scaling * (x @ f.a.T @ f.b.T)
         return total
+
+    def _merged(self, weights: dict[str, float], name: str, x: torch.Tensor) -> torch.Tensor | float:
+        """(Σ w B) (Σ w A) x, with the scaling on B, shorter ranks filled with zeros."""
+        chosen = [(w, f) for expert, w in weights.items() if (f := self.experts[expert].get(name)) is not None]
+        if not chosen:
+            return 0.0
+        rank = max(len(f.a) for _, f in chosen)
+        pad = torch.nn.functional.pad
+        a = torch.stack([w * pad(f.a, (0, 0, 0, rank - len(f.a))) for w, f in chosen]).sum(dim=0)
+        b = torch.stack([w * pad(f.b * f.scaling, (0, rank - f.b.shape[1])) for w, f in chosen]).sum(dim=0)
+        return x @ a.T @ b.T
 
     def _gated(
         self, gate: Gate, name: str, x: torch.Tensor, swaps: Collection[Tie], ties: list[Tie]

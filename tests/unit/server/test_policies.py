@@ -1,19 +1,29 @@
 """Live policies: fitted artefacts are used again, failures keep the old router, swaps are whole."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import errno
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from adapters_registry.records import AdapterRecord, AdapterState, Card, utc_now
 from routers.artefacts import ArtefactStore
-from routers.base import RouteQuery
+from routers.base import Artefact, Progress, RouteQuery
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
-from routers.errors import BadRouterConfig, UnknownRouter
+from routers.errors import BadRouterConfig, NotFittable, UnknownRouter
 from routers.knn import KnnRouter
+from routers.subset import SubsetConfig
+from server.embedders import Embedders
+from server.errors import BadRequest, NotFound
+from server.jobs import Job
 from server.metrics import Metrics
-from server.policies import PolicyManager
+from server.policies import LivePolicy, PolicyManager
+from server.policy_store import PolicySpec, PolicyStore
+from server.score_store import Figures, ScoreRow, ScoreStore
 from server.settings import PolicySettings
 
 
@@ -43,9 +53,21 @@ async def embedder() -> AsyncIterator[BatchingEmbedder]:
     await opened.close()
 
 
-def manager(root: Path, embedder: BatchingEmbedder, **options: object) -> PolicyManager:
-    policies = {"auto": PolicySettings(router="knn", options=dict(options))}
-    return PolicyManager(policies, embedder, ArtefactStore(root), Metrics(max_experts=3, prices={}))
+def manager(root: Path, embedder: BatchingEmbedder, router: str = "knn", **options: object) -> PolicyManager:
+    return PolicyManager(
+        [PolicySpec("auto", PolicySettings(router=router, options=dict(options)))],
+        Embedders(embedder, lambda name: HashingEncoder(16), 10),
+        ArtefactStore(root / "policies"),
+        PolicyStore(root / "policies"),
+        ScoreStore(root / "scores"),
+        Metrics(max_experts=3, prices={}),
+    )
+
+
+async def ended(policies: PolicyManager, job: Job) -> Job:
+    while not job.ended:
+        await asyncio.sleep(0.001)
+    return job
 
 
 async def test_an_unchanged_library_is_not_fitted_again(
@@ -60,7 +82,7 @@ async def test_an_unchanged_library_is_not_fitted_again(
 
     monkeypatch.setattr(KnnRouter, "fit", refuse)
     again = await manager(tmp_path, embedder).refresh(records)
-    assert again["auto"].library_version == live["auto"].library_version
+    assert again["auto"].version == live["auto"].version
     query = RouteQuery("list all orders", (await embedder.embed(["list all orders"]))[0])
     assert again["auto"].router.route(query) == live["auto"].router.route(query)
 
@@ -104,6 +126,131 @@ async def test_bad_policies_are_refused_at_once(tmp_path: Path, embedder: Batchi
     with pytest.raises(BadRouterConfig, match="kk"):
         manager(tmp_path, embedder, kk=3)
     with pytest.raises(UnknownRouter, match="knn"):
-        PolicyManager(
-            {"auto": PolicySettings(router="knm")}, embedder, ArtefactStore(tmp_path), Metrics(max_experts=1, prices={})
-        )
+        manager(tmp_path, embedder, router="knm")
+
+
+async def test_a_costly_policy_goes_stale_and_is_fitted_on_demand(tmp_path: Path, embedder: BatchingEmbedder) -> None:
+    policies = manager(tmp_path, embedder, "classifier")
+    first = [record("sql", "list all orders"), record("dates", "convert to ISO")]
+    assert not (await policies.refresh(first))["auto"].stale
+    grown = [*first, record("poems", "write a sonnet")]
+    stale = (await policies.refresh(grown))["auto"]
+    assert stale.stale
+    assert len(stale.expert_ids) == 2
+    assert policies.describe_one("auto")["state"] == "stale"
+    reopened = (await manager(tmp_path, embedder, "classifier").refresh(grown))["auto"]
+    assert reopened.stale
+    assert (await ended(policies, policies.refit("auto"))).state == "succeeded"
+    shown = policies.describe_one("auto")
+    assert (shown["state"], shown["num_experts"]) == ("ready", 3)
+    assert policies._metrics.registry.get_sample_value("moergate_policy_stale", {"policy": "auto"}) == 0
+
+
+async def test_policies_made_while_running_survive_a_restart(tmp_path: Path, embedder: BatchingEmbedder) -> None:
+    records = [record("sql", "list all orders"), record("dates", "convert to ISO")]
+    policies = manager(tmp_path, embedder)
+    await policies.refresh(records)
+    shown: list[Mapping[str, LivePolicy]] = []
+    policies.on_change = shown.append
+    job = await policies.create(PolicySpec("mine", PolicySettings(router="centroid"), origin="admin"), records)
+    assert (await ended(policies, job)).state == "succeeded"
+    assert set(shown[-1]) == {"auto", "mine"}
+    assert set(await manager(tmp_path, embedder).refresh(records)) == {"auto", "mine"}
+    await policies.remove("mine")
+    assert set(shown[-1]) == {"auto"}
+    assert set(await manager(tmp_path, embedder).refresh(records)) == {"auto"}
+    assert not (tmp_path / "policies" / "mine").exists()
+
+
+async def test_a_fit_that_was_killed_begins_again_at_the_next_start(tmp_path: Path, embedder: BatchingEmbedder) -> None:
+    PolicyStore(tmp_path / "policies").save(PolicySpec("mine", PolicySettings(router="centroid"), origin="admin"))
+    half = tmp_path / "policies" / "mine" / ".new-half"
+    half.mkdir()
+    (half / "artefact.safetensors").write_bytes(b"half an arte")
+    (tmp_path / "policies" / "bad").mkdir()
+    (tmp_path / "policies" / "bad" / "policy.json").write_text('{"router": "kn')
+    live = await manager(tmp_path, embedder).refresh([record("sql", "list all orders")])
+    assert set(live) == {"auto", "mine"}
+
+
+async def test_what_a_policy_lacks_is_said_with_the_command_that_makes_it(
+    tmp_path: Path, embedder: BatchingEmbedder
+) -> None:
+    policies = manager(tmp_path, embedder)
+    await policies.refresh([record("sql", "list all orders")])
+    for router, command in [("best_single", "moergate score"), ("lora_hub", "--data")]:
+        with pytest.raises(NotFittable, match=command):
+            await policies.create(PolicySpec("mine", PolicySettings(router=router)), [])
+    with pytest.raises(BadRequest, match="settings"):
+        await policies.create(PolicySpec("auto", PolicySettings(router="centroid")), [])
+    with pytest.raises(BadRequest, match="settings"):
+        await policies.remove("auto")
+    with pytest.raises(NotFound):
+        policies.refit("none")
+    assert set(policies._live) == {"auto"}
+
+
+async def test_a_fit_can_be_cancelled_and_what_was_before_stays(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = manager(tmp_path, embedder)
+    before = (await policies.refresh([record("sql", "list all orders")]))["auto"]
+    fitting = threading.Event()
+
+    def slow(config: object, data: object, progress: Progress) -> Artefact:
+        fitting.set()
+        while True:
+            progress(1, 2)
+            time.sleep(0.001)
+
+    monkeypatch.setattr(KnnRouter, "fit", slow)
+    job = policies.refit("auto")
+    await asyncio.to_thread(fitting.wait)
+    assert (job.phase, job.state) == ("fitting", "running")
+    job.cancel()
+    assert (await ended(policies, job)).state == "cancelled"
+    assert policies._live["auto"] is before
+
+
+async def test_a_disk_that_is_full_is_said_and_changes_nothing(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = manager(tmp_path, embedder)
+    before = (await policies.refresh([record("sql", "list all orders")]))["auto"]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("routers.artefacts._write", full)
+        job = await ended(policies, policies.refit("auto"))
+    assert (job.state, "No space left" in job.error) == ("failed", True)
+    assert policies._live["auto"] is before
+    assert (await ended(policies, policies.refit("auto"))).state == "succeeded"
+
+
+async def test_a_subset_restricts_a_policy(tmp_path: Path, embedder: BatchingEmbedder) -> None:
+    records = [record(name, f"{name} {word}") for name in ("sql", "dates", "poems") for word in ("one",)]
+    policies = manager(tmp_path, embedder)
+    await policies.refresh(records)
+    settings = PolicySettings(router="knn", subset=SubsetConfig(method="cluster", size=2))
+    job = await ended(policies, await policies.create(PolicySpec("few", settings), records))
+    assert job.state == "succeeded", job.error
+    assert len(policies._live["few"].expert_ids) == 2
+    assert len(policies._live["auto"].expert_ids) == 3
+
+
+async def test_scores_make_policies_that_learn_from_them(tmp_path: Path, embedder: BatchingEmbedder) -> None:
+    records = [record("sql", "list all orders"), record("dates", "convert to ISO")]
+    policies = manager(tmp_path, embedder)
+    await policies.refresh(records)
+    figures = {"base": Figures(score=0), "sql@00000000": Figures(score=1), "dates@00000000": Figures(score=0.5)}
+    policies._scores.report([ScoreRow(task="sql", prompt="list orders", answer="x", models=figures)])
+    job = await policies.create(PolicySpec("best", PolicySettings(router="best_single"), origin="admin"), records)
+    assert (await ended(policies, job)).state == "succeeded", job.error
+    (chosen,) = policies._live["best"].router.route(RouteQuery("anything")).experts
+    assert chosen.expert_id == "sql@00000000"
+    again = (await manager(tmp_path, embedder).refresh(records))["best"]
+    assert again.version == policies._live["best"].version
+    policies._scores.report([ScoreRow(task="t", prompt="p", answer="x", models={"base": Figures(score=1)})])
+    assert (await policies.refresh(records))["best"].version != again.version

@@ -27,7 +27,8 @@ from server.engine.recipes import (
 A, B, C = "math@77ab01cd", "sql@1f3a9c02", "sum@00000000"
 
 expert_ids = st.from_regex(EXPERT_ID, fullmatch=True)
-weights = st.dictionaries(expert_ids, st.floats(0.01, 100.0), min_size=1, max_size=8)
+sizes = st.floats(0.01, 100.0) | st.floats(-100.0, -0.01)
+weights = st.dictionaries(expert_ids, sizes, min_size=1, max_size=8)
 
 
 @st.composite
@@ -40,7 +41,7 @@ def gates(draw: st.DrawFn) -> Recipe:
 recipes = st.one_of(
     st.just(Base()),
     expert_ids.map(Single),
-    weights.map(mix_of),
+    st.builds(mix_of, weights, st.sampled_from(["output", "ab"])),
     gates(),
     st.text("0123456789abcdef", min_size=16, max_size=16).map(SetRef),
 )
@@ -83,6 +84,10 @@ def test_a_damaged_recipe_never_crashes(recipe: Recipe, data: st.DataObject) -> 
         (f"mix({A}*0.004,{B}*0.5)", f"mix({B}*0.5)"),
         (f"mix({A}*1)", A),
         (f"mix({A}*1.00,{B}*0.001)", A),
+        (f"mix({A}*-0.50)", f"mix({A}*-0.5)"),
+        (f"mix({B}*0.5,{A}*-0.004)", f"mix({B}*0.5)"),
+        (f"mix({B}*0.50,{A}*-0.25;agg=ab)", f"mix({A}*-0.25,{B}*0.5;agg=ab)"),
+        (f"mix({B}*0.5,{A}*0.25;agg=output)", f"mix({A}*0.25,{B}*0.5)"),
         (f"gate(arrow;{B},{A})", f"gate(arrow,k=2,t=1;{A},{B})"),
         (f"gate(arrow,t=0.50,agg=output,k=1;{B},{A})", f"gate(arrow,k=1,t=0.5;{A},{B})"),
         (f"gate(arrow,agg=ab;{A},{B})", f"gate(arrow,k=2,t=1,agg=ab;{A},{B})"),
@@ -107,11 +112,15 @@ def test_equal_recipes_are_equal_texts(text: str, canonical: str) -> None:
         ("a/../b@1f3a9c02", 1, "cannot stand"),
         ("mix()", 4, "an expert is expected"),
         (f"mix({A})", 17, "a weight is expected"),
-        (f"mix({A}*-0.5)", 18, "cannot be negative"),
+        (f"mix({A}*--0.5)", 19, "a weight is a number"),
+        (f"ensemble({A}*-0.5)", 9, "from 0 to 100"),
+        (f"mix({A}*0.5;agg=max)", 26, "agg is output or ab"),
+        (f"mix({A}*0.5;k=2)", 22, "the option agg= is expected"),
         (f"mix({A}*nan)", 18, "a weight is a number"),
         (f"mix({A}*1e9)", 19, "',' or '\\)'"),
         (f"mix({A}*0,{B}*0)", 4, "no weight is left"),
-        (f"mix({A}*101)", 4, "from 0 to 100"),
+        (f"mix({A}*101)", 4, "from -100 to 100"),
+        (f"mix({A}*-101)", 4, "from -100 to 100"),
         (f"mix({A}*0.5,{A}*0.5)", 22, "comes twice"),
         (f"mix({A}*0.5", 21, "'\\)' is expected"),
         (f"mix({A}*0.5)x", 22, "goes on"),
@@ -143,6 +152,8 @@ def test_too_many_experts_are_refused() -> None:
 
 def test_a_caller_may_leave_versions_away() -> None:
     versions = {"math": A, "sql": B, B: B}
+    assert bind(parse_asked("mix(sql*1;agg=ab)"), versions.__getitem__) == Single(B)
+    assert bind(parse_asked("mix(sql*-1;agg=ab)"), versions.__getitem__) == Mix(((B, -1.0),), "ab")
     asked = parse_asked(f"mix({B}*0.25,math*0.75)")
     assert bind(asked, versions.__getitem__) == Mix(((A, 0.75), (B, 0.25)))
     assert bind(parse_asked("gate(arrow,k=1;sql,math)"), versions.__getitem__) == Gate("arrow", (A, B), 1)

@@ -13,7 +13,9 @@ MANY = {f"e{number:03d}@{number:08x}": 0.1 + number / 1000 for number in range(1
     ("weights", "gate", "recipe"),
     [
         ({}, None, "base"),
-        ({A: 0.3}, None, A),
+        ({A: 1.0}, None, A),
+        ({A: 0.3}, None, f"mix({A}*0.3)"),
+        ({A: 0.9, B: -0.2}, GateChoice("fixed", aggregation="ab"), f"mix({A}*0.9,{B}*-0.2;agg=ab)"),
         ({B: 0.6, A: 0.3}, None, f"mix({A}*0.3,{B}*0.6)"),
         ({A: 0.001, B: 0.002}, None, "base"),
         ({B: 1.0, A: 1.0, C: 1.0}, GateChoice("arrow", 2), f"gate(arrow,k=2,t=1;{A},{B},{C})"),

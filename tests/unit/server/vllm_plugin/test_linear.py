@@ -11,7 +11,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 from server.engine.recipes import parse  # noqa: E402
 from server.vllm_plugin.batch import MAX_DENSE_ROWS, Batch, group_rows  # noqa: E402
 from server.vllm_plugin.linear import ExpertLinear, SliceWeights  # noqa: E402
-from server.vllm_plugin.plans import Plan, plan_of  # noqa: E402
+from server.vllm_plugin.plans import FIXED, Plan, plan_of  # noqa: E402
 
 D_IN, SLICES = 24, (16, 8, 12)
 RANKS = {"a": 2, "b": 4, "c": 8, "d": 1, "e": 3}
@@ -32,6 +32,8 @@ RECIPES = [
     f"mix({E}*0.31)",
     f"gate(arrow,k=4,t=1;{A},{B},{C},{E})",
     f"gate(uniform,agg=ab;{A},{C},{E})",
+    f"mix({A}*1.1,{C}*-0.4,{E}*0.25;agg=ab)",
+    f"mix({A}*-0.5,{C}*0.75)",
 ]
 
 
@@ -87,6 +89,8 @@ class World:
                 gains = np.zeros(len(chosen))
                 gains[kept] = np.exp((scores[kept] - scores[kept].max()) / plan.gate.temperature)
                 gains /= gains.sum()
+                if plan.gate.kind == FIXED:
+                    gains = np.array([weight for weight, _ in chosen])
                 if plan.gate.aggregation == "output":
                     for gain, (_, (a, b, _)) in zip(gains, chosen, strict=True):
                         total += gain * (b @ (a @ x))

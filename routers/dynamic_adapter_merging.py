@@ -1,0 +1,65 @@
+"""Router `dynamic_adapter_merging`: the two experts whose data the base sees most alike, merged (Cheng et al. 2024).
+
+    h(x)     = mean of the base's hidden states over x's tokens, as a unit vector        (d,)
+    score(e) = h(q) · c_e,   c_e = mean of h over e's examples, as a unit vector         (E,)
+    weight   = softmax(score / T) over the k = 2 best,   T = 0.01
+
+No encoder besides the base is needed, and nothing is trained. The code keeps the k best scores, sets the others to
+-inf and takes the softmax, as here. It then averages the adapters' down- and up-projections each by itself with these
+weights: ``merge`` is ``ab``. The default is the weighted sum of the experts' updates (``exact``), which does not mix
+one expert's A with another's B. There, examples count with the length of their hidden states; here all have length one.
+Hidden states point much the same way, so scores lie close together, hence the small T; the threshold is calibrated as
+for every scoring router, where the paper never abstains.
+
+Cost: the prompt's hidden states (the embedder of the policy is the base) and one product with E centroids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
+from routers.centroid import CentroidRouter, MeanConfig
+from routers.scoring import WEIGHTED_FUSION, ScoringConfig, softmax_weights
+
+
+class DynamicAdapterMergingConfig(MeanConfig):
+    """Options of `dynamic_adapter_merging`."""
+
+    merge: Literal["exact", "ab"] = Field(
+        "exact", description="Sum the experts' updates with the weights, or their A and their B each (the paper's way)."
+    )
+    top_k: int = Field(2, ge=1, le=64, description="Experts that are merged.")
+    temperature: float = Field(0.01, gt=0, description="Weights are softmax(score / temperature).")
+    normalise: bool = Field(True, description="Compare with the mean's direction instead of with the mean.")
+
+
+class DynamicAdapterMergingRouter(CentroidRouter):
+    """Nearest means of the base's hidden states, merged; see the module's docstring."""
+
+    card: ClassVar[MethodCard] = replace(
+        CentroidRouter.card,
+        name="dynamic_adapter_merging",
+        title="Dynamic Adapter Merging: nearest means of hidden states",
+        paper="Cheng et al., DAM, 2024 (arXiv:2403.08755), and its code",
+        selection="top-k",
+        aggregation="parameters",
+        generalization="in-domain prompts and those between two domains",
+        embedder="base",
+        cost="the prompt's hidden states; one product with E means",
+        differences=(
+            "the experts' updates are summed; A and B each by itself is the option merge=ab",
+            "each example's hidden states are brought to unit length before the mean",
+            "it may abstain",
+        ),
+    )
+    config_class: ClassVar[type[ScoringConfig]] = DynamicAdapterMergingConfig
+
+    def choose(self, ranked: Sequence[ScoredExpert]) -> tuple[tuple[WeightedExpert, ...], GateChoice | None]:
+        """The best k, weighted."""
+        weights = softmax_weights(ranked[: self.config.top_k], self.config.temperature)
+        return weights, WEIGHTED_FUSION if self.config.merge == "ab" else None

@@ -1,0 +1,65 @@
+"""The base model's own view of a prompt: the mean of its hidden states over the prompt's tokens, at one layer.
+
+    h(x) = mean over tokens t of H_layer(x)_t,  scaled to unit length
+
+For methods that route by what the base makes of a prompt (Dynamic Adapter Merging, Twin-Merging). The model is loaded
+a second time, in this process, up to that layer only: vLLM generates or pools, not both. Needs torch and transformers,
+imported when an encoder is made. Long prompts are cut to `MAX_TOKENS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from routers.base import Matrix
+from routers.embedders.base import clean_text, unit_rows
+from routers.errors import EmbedderError
+
+MAX_TOKENS = 512
+
+
+class HiddenStateEncoder:
+    """A causal language model without its last layer, read as a sentence encoder."""
+
+    def __init__(self, model: str | Path, *, layer: int = -2, device: str | None = None) -> None:
+        """Load `model`, a folder or hub name; `layer` counts as ``hidden_states`` does. Raises `EmbedderError`."""
+        try:
+            self._torch: Any = importlib.import_module("torch")
+            transformers: Any = importlib.import_module("transformers")
+        except ImportError as error:
+            fix = "pip install torch transformers, or choose a router that needs no hidden states"
+            raise EmbedderError("hidden states of the base need torch and transformers", fix) from error
+        try:
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(model))
+            self._model: Any = transformers.AutoModel.from_pretrained(str(model), dtype=self._torch.float32)
+        except Exception as error:
+            raise EmbedderError(f"transformers cannot load {str(model)!r} ({error})", "check the folder") from error
+        num_layers = self._model.config.num_hidden_layers
+        self._layer = layer if layer >= 0 else num_layers + 1 + layer
+        if not 0 < self._layer <= num_layers:
+            raise EmbedderError(f"{model} has no hidden states at layer {layer}", f"choose 1 to {num_layers}")
+        self._model.eval().to(device or "cpu")
+        self.name = f"hidden-states-{self._layer}:{Path(str(model)).name}"
+        self.dim = int(self._model.config.hidden_size)
+
+    def encode(self, texts: Sequence[str]) -> Matrix:
+        """Shape (len(texts), dim), unit rows; one text at a time, so that no padding counts."""
+        if self._model is None:
+            raise EmbedderError("this encoder is closed")
+        rows = np.zeros((len(texts), self.dim), np.float32)
+        for row, text in enumerate(texts):
+            cut = {"truncation": True, "max_length": MAX_TOKENS}
+            tokens = self._tokenizer(clean_text(text) or " ", return_tensors="pt", **cut)
+            with self._torch.inference_mode():
+                states = self._model(**tokens, output_hidden_states=True).hidden_states[self._layer]
+            rows[row] = states[0].mean(dim=0).float().cpu().numpy()
+        return unit_rows(rows) if len(texts) else rows
+
+    def close(self) -> None:
+        """Free the model."""
+        self._model = None

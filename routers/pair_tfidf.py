@@ -1,0 +1,65 @@
+"""Cosines of one text to many by tf-idf, the idf of each pair being counted over the two texts alone.
+
+Shapes: E known texts, V terms in them. With term counts a of a known text and b of the text that is asked about:
+
+    idf(t) = 1 if both have t, else i = 1 + log(3/2)          (scikit-learn's smooth idf over two documents)
+    cosine = Σ_both a_t b_t / (‖a'‖ ‖b'‖)
+    ‖a'‖²  = i² Σ a_t² + (1 - i²) Σ_both a_t²,   ‖b'‖² alike
+
+so nothing has to be fitted for a pair: all E cosines come from one selection of rows of the counts (V, E). Terms are
+words of two letters or more in lower case without English stop words (scikit-learn's list).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import CountVectorizer
+
+Floats = NDArray[np.float64]
+
+_RARE = (1 + np.log(3 / 2)) ** 2
+"""i² of a term that only one of two texts has."""
+
+
+def count_terms(texts: Sequence[str]) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """The arrays of the sparse counts (V, E), and the terms."""
+    vectorizer = _vectorizer()
+    try:
+        counts = csr_matrix(vectorizer.fit_transform(texts).T)
+        terms = vectorizer.get_feature_names_out().tolist()
+    except ValueError:  # there is no word in any text
+        counts, terms = csr_matrix((0, len(texts))), []
+    return {"values": counts.data, "columns": counts.indices, "bounds": counts.indptr}, terms
+
+
+class PairTfidf:
+    """Known texts, by `count_terms`; KeyError and ValueError say that arrays are not as it gave them."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], terms: Sequence[str], num_texts: int) -> None:
+        self._analyse: Callable[[str], list[str]] = _vectorizer().build_analyzer()
+        self._row = {term: row for row, term in enumerate(terms)}
+        parts = tuple(np.asarray(arrays[name]) for name in ("values", "columns", "bounds"))
+        self._counts = csr_matrix(parts, shape=(len(terms), num_texts), dtype=np.float64)
+        self._squares = np.asarray(self._counts.power(2).sum(axis=0)).ravel()
+
+    def cosines(self, text: str) -> Floats:
+        """To each known text, shape (E,), in [0, 1]; 0 where one of the two has no term."""
+        counted = Counter(self._analyse(text))
+        known = sorted((self._row[term], count) for term, count in counted.items() if term in self._row)
+        b = np.array([count for _, count in known], np.float64)
+        a = self._counts[[row for row, _ in known]]
+        squares_of_text = float(sum(count * count for count in counted.values()))
+        norms_a = _RARE * self._squares + (1 - _RARE) * np.asarray(a.power(2).sum(axis=0)).ravel()
+        norms_b = _RARE * squares_of_text + (1 - _RARE) * ((a > 0).T @ np.square(b))
+        product = np.sqrt(norms_a * norms_b)
+        return np.asarray(np.where(product > 0, (a.T @ b) / np.where(product > 0, product, 1.0), 0.0))
+
+
+def _vectorizer() -> CountVectorizer:
+    return CountVectorizer(stop_words="english")

@@ -1,0 +1,242 @@
+"""What methods share that find one mix of experts for a task: the samples, the search, the constant decision.
+
+    w* = argmin_w  mean over samples of L(sample; w) + R(w)
+
+L is the cross-entropy of the wanted answer under the experts merged with w, which the engine computes (`Losses`); a
+method says within which bounds and from where it searches (`StaticMixRouter.find`). Deciding is looking up: every
+prompt of a task gets the same weights. If the caller may not use some of the experts, the others keep their weights.
+A decision's confidence is the share of its first expert in all weights, forbidden ones included; it says nothing about
+the prompt.
+
+The search is nevergrad's NGOpt, which needs no gradients: each step costs one evaluation of all samples.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from routers.artefacts import check_router
+from routers.base import (
+    Artefact,
+    Decision,
+    FitData,
+    Losses,
+    MethodCard,
+    Progress,
+    RouteQuery,
+    RouterConfig,
+    Sample,
+    ScoredExpert,
+    WeightedExpert,
+)
+from routers.errors import BadArtefact, NotFittable
+from routers.scoring import WEIGHTED_FUSION
+
+Weights = NDArray[np.float64]
+"""Shape (k,), one of each expert that takes part."""
+
+NEGLIGIBLE = 0.005
+"""Smaller weights would vanish from a recipe, which keeps two decimals."""
+
+_WORST_LOSS = 1e6
+"""Stands for a loss that is not finite: searches want numbers."""
+
+_MAX_PER_WEIGHT = 50
+
+_NOISY = r"(nevergrad|scipy|sklearn|cma|bayes_opt)\b"
+"""Modules whose remarks on the search are of no use to whoever fits a policy."""
+
+
+class StaticMixConfig(RouterConfig):
+    """Options of every static mix."""
+
+    formula: Literal["exact", "ab"] = Field(
+        "exact",
+        description="How experts are merged: the weighted sum of their updates (exact), or of their A and of their B "
+        "each (ab).",
+    )
+    num_experts: int = Field(
+        20, ge=1, le=64, description="Experts that take part; of a larger library so many drawn at random."
+    )
+    max_samples: int = Field(5, ge=1, description="Samples of a task that count, evenly taken.")
+    budget: int = Field(
+        40, ge=1, description="Weights that are tried for a task, each on all its samples; at most 50 an expert."
+    )
+    seed: int = Field(0, ge=0, description="Of the draw, and of what chance there is in the search.")
+
+
+class MeanLoss:
+    """Mean loss of samples, as a function of the weights; counts its calls.
+
+    Attributes:
+        least: The least loss so far.
+        num_calls: How often it was called.
+    """
+
+    def __init__(
+        self,
+        losses: Losses,
+        experts: Sequence[str],
+        samples: Sequence[Sample],
+        formula: Literal["exact", "ab"],
+        report: Callable[[int], None],
+    ) -> None:
+        self._losses, self._experts, self._samples = losses, tuple(experts), tuple(samples)
+        self._formula, self._report = formula, report
+        self.least, self.num_calls = _WORST_LOSS, 0
+
+    def __call__(self, weights: Weights) -> float:
+        """Nats a token; a large number where it is not finite."""
+        by_expert = dict(zip(self._experts, np.asarray(weights, np.float64).tolist(), strict=True))
+        mean = float(np.mean(self._losses(by_expert, self._samples, self._formula)))
+        loss = min(mean, _WORST_LOSS) if np.isfinite(mean) else _WORST_LOSS
+        self.least = min(self.least, loss)
+        self.num_calls += 1
+        self._report(self.num_calls)
+        return loss
+
+
+class StaticMixRouter(ABC):
+    """The same weights for all prompts of a task; see the module's docstring."""
+
+    card: ClassVar[MethodCard]
+    config_class: ClassVar[type[StaticMixConfig]]
+    by_task: ClassVar[bool] = False
+    """Whether each task of the samples gets weights of its own, besides those over all samples."""
+
+    def __init__(
+        self,
+        formula: Literal["exact", "ab"],
+        overall: Mapping[str, float],
+        tasks: Mapping[str, Mapping[str, float]],
+    ) -> None:
+        self._gate = WEIGHTED_FUSION if formula == "ab" else None
+        self._overall, self._tasks = _by_weight(overall), {task: _by_weight(mix) for task, mix in tasks.items()}
+
+    @classmethod
+    @abstractmethod
+    def find(cls, config: Any, loss: MeanLoss, num_experts: int) -> Weights:
+        """The weights for one task, by at most ``config.budget`` calls of `loss`."""
+
+    @classmethod
+    def fit(cls, config: Any, data: FitData, progress: Progress) -> Artefact:
+        """Search; raises `NotFittable` without an engine, samples, finite losses, or nevergrad."""
+        if data.losses is None or not data.samples:
+            raise NotFittable(f"Router {cls.card.name!r} needs prompts with answers, and an engine that scores them.")
+        experts = drawn([expert.expert_id for expert in data.experts], config.num_experts, config.seed)
+        groups = _groups(data.samples, config.max_samples, cls.by_task)
+        total = len(groups) * config.budget
+        found = {}
+        for number, (task, samples) in enumerate(groups.items()):
+            report = partial(_advance, progress, number * config.budget, total)
+            loss = MeanLoss(data.losses, experts, samples, config.formula, report)
+            weights = cls.find(config, loss, len(experts)) if experts else np.empty(0)
+            if loss.num_calls and loss.least >= _WORST_LOSS:
+                raise NotFittable("The engine has no finite loss for the samples; has one of them an empty answer?")
+            found[task] = dict(zip(experts, weights.tolist(), strict=True))
+        overall = found.pop("")
+        progress(total, total)
+        return Artefact(
+            router=cls.card.name,
+            arrays={},
+            data={"formula": config.formula, "weights": overall, "tasks": found},
+            library_version=data.version,
+            embedder=data.embedder,
+        )
+
+    @classmethod
+    def load(cls, config: Any, artefact: Artefact) -> Self:
+        """From `fit`; raises `BadArtefact`."""
+        check_router(artefact, cls.card.name)
+        try:
+            formula = artefact.data["formula"]
+            overall = _finite(artefact.data["weights"])
+            tasks = {str(task): _finite(mix) for task, mix in artefact.data["tasks"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadArtefact(f"a {cls.card.name} artefact lacks or garbles {error}") from error
+        if formula not in ("exact", "ab"):
+            raise BadArtefact(f"a {cls.card.name} artefact merges by {formula!r}, neither exact nor ab")
+        return cls(formula, overall, tasks)
+
+    def route(self, query: RouteQuery) -> Decision:
+        """The task's mix, of the experts that may be used."""
+        own = self._tasks.get(query.task_id) if query.task_id is not None else None
+        learnt = self._overall if own is None else own
+        kept = [(expert, weight) for expert, weight in learnt if query.allows(expert)]
+        if not kept:
+            return Decision((), 0.0, reason="No expert that may be used has a weight in the mix.")
+        return Decision(
+            experts=tuple(WeightedExpert(expert, weight) for expert, weight in kept),
+            confidence=abs(kept[0][1]) / sum(abs(weight) for _, weight in learnt),
+            candidates=tuple(ScoredExpert(expert, weight) for expert, weight in kept),
+            reason=f"The mix that was found for {'all samples' if own is None else 'this task'}, whatever the prompt.",
+            gate=self._gate,
+        )
+
+
+def drawn(experts: Sequence[str], most: int, seed: int) -> tuple[str, ...]:
+    """At most so many of the experts, drawn at random, sorted."""
+    ordered = sorted(experts)
+    chosen = np.random.default_rng(seed).choice(len(ordered), min(most, len(ordered)), replace=False)
+    return tuple(ordered[number] for number in np.sort(chosen).tolist())
+
+
+def search(
+    objective: Callable[[Weights], float], num: int, bounds: tuple[float, float], budget: int, seed: int
+) -> Weights:
+    """nevergrad's NGOpt from zero within bounds; what it recommends after `budget` evaluations, shape (num,).
+
+    There are at most 50 evaluations a weight: with more NGOpt turns to a method whose random numbers cannot be fixed.
+    """
+    try:
+        nevergrad = importlib.import_module("nevergrad")
+    except ImportError as error:
+        raise NotFittable(f"The search for weights needs nevergrad ({error}): pip install nevergrad") from error
+    low, high = bounds
+    space = nevergrad.p.Array(init=np.zeros(num), lower=low, upper=high)
+    space.random_state = np.random.RandomState(seed)
+    optimizer = nevergrad.optimizers.NGOpt(parametrization=space, budget=min(budget, _MAX_PER_WEIGHT * num))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=_NOISY)
+        return np.asarray(optimizer.minimize(objective).value, np.float64)
+
+
+def _advance(progress: Progress, start: int, total: int, num_calls: int) -> None:
+    progress(min(start + num_calls, total), total)
+
+
+def _groups(samples: Sequence[Sample], most: int, by_task: bool) -> dict[str, tuple[Sample, ...]]:
+    """Samples of each task, and of all under ``""``; a single task is all."""
+    names = sorted({sample.task for sample in samples}) if by_task else []
+    tasks = {name: _evenly([s for s in samples if s.task == name], most) for name in names}
+    if len(tasks) < 2:
+        return {"": _evenly(samples, most)}
+    together = tuple(sample for own in tasks.values() for sample in own)
+    return {**{name: own for name, own in tasks.items() if name}, "": together}
+
+
+def _evenly(samples: Sequence[Sample], most: int) -> tuple[Sample, ...]:
+    rows = np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(np.int64)
+    return tuple(samples[row] for row in rows.tolist())
+
+
+def _by_weight(mix: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    """Largest weight first; those that would do nothing are left out."""
+    kept = [(expert, weight) for expert, weight in mix.items() if abs(weight) >= NEGLIGIBLE]
+    return tuple(sorted(kept, key=lambda pair: (-pair[1], pair[0])))
+
+
+def _finite(mix: Mapping[str, Any]) -> dict[str, float]:
+    weights = {str(expert): float(weight) for expert, weight in mix.items()}
+    if not np.isfinite(list(weights.values())).all():
+        raise ValueError("weights that are not finite")
+    return weights

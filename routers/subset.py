@@ -1,0 +1,135 @@
+"""Choosing K experts of a library, in front of any policy (Lotfi et al., 2026: subsets keep most of the quality).
+
+``cluster``: k-means on the directions of the experts' mean example embeddings; of each cluster its medoid, the expert
+with the least summed squared distance to the others of its cluster, which is the one nearest to the cluster's mean.
+Experts without an example are never chosen, and where several are the same there are fewer clusters than K.
+
+``greedy``: forward selection on the score table. With s the metric's value of model m on sample i,
+
+    F(S) = mean over tasks of the mean over their samples of max(s_i,base, max over e in S of s_i,e)
+
+is what a router that is always right would score with the experts S. It is monotone and submodular (facility location),
+so adding K times the expert that gains most gives at least 1 − 1/e of the best gain over the base that K experts can
+give (Nemhauser et al., 1978). An unknown score counts as zero. Ties go by id. Cost: K · E · n additions.
+
+The method is described in one paper of which only the abstract was at hand; these are the readings of it that need no
+training. What is chosen is handed to a policy with `restrict`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from sklearn.cluster import KMeans
+
+from routers.base import FitData, ScoreTable
+from routers.errors import NotFittable
+from routers.fitting import SUPPLIED_BY
+from routers.scoring import examples_of
+
+
+class SubsetConfig(BaseModel):
+    """How experts are chosen, and how many."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["cluster", "greedy"] = Field(
+        "greedy", description="Medoids of clusters of examples, or forward selection on the score table."
+    )
+    size: int = Field(ge=1, description="Experts to keep; a smaller library is kept whole.")
+    seed: int = Field(0, ge=0, description="Of k-means.")
+
+
+def select(config: SubsetConfig, data: FitData) -> tuple[str, ...]:
+    """Ids of at most ``config.size`` experts, sorted; raises `NotFittable` without examples or scores to go by."""
+    everyone = tuple(sorted(expert.expert_id for expert in data.experts))
+    if len(everyone) <= config.size:
+        return everyone
+    return cluster(config, data) if config.method == "cluster" else greedy(config, data)
+
+
+def restrict(data: FitData, ids: Iterable[str]) -> FitData:
+    """The same library as if it had only these experts; raises ValueError for one that it lacks.
+
+    Samples stay, and so does the version: it is that of everything that the choice was made from.
+    """
+    kept = frozenset(ids)
+    experts = tuple(expert for expert in data.experts if expert.expert_id in kept)
+    if unknown := kept - {expert.expert_id for expert in experts}:
+        raise ValueError(f"the library has no {', '.join(sorted(unknown))}")
+    return replace(
+        data,
+        experts=experts,
+        embeddings={expert: rows for expert, rows in data.embeddings.items() if expert in kept},
+        bare={expert: rows for expert, rows in data.bare.items() if expert in kept},
+        scores=None if data.scores is None else _columns(data.scores, kept),
+    )
+
+
+def cluster(config: SubsetConfig, data: FitData) -> tuple[str, ...]:
+    """Medoids of the clusters, sorted."""
+    examples = examples_of(data)
+    if not examples.texts:
+        raise NotFittable("Experts are clustered by their examples, but {}. Supply it with: {}".format(*_EXAMPLES))
+    means = examples.mean_of_experts().astype(np.float64)
+    known = np.flatnonzero(np.isfinite(means).all(axis=1))
+    points = means[known] / np.maximum(np.linalg.norm(means[known], axis=1, keepdims=True), 1e-12)
+    num = min(config.size, len(np.unique(points, axis=0)))
+    model = KMeans(num, n_init=10, random_state=config.seed).fit(points)
+    distances = ((points - model.cluster_centers_[model.labels_]) ** 2).sum(axis=1)
+    members = [np.flatnonzero(model.labels_ == number) for number in range(num)]
+    medoids = [own[_first_largest(-distances[own])] for own in members]
+    return tuple(sorted(examples.experts[known[row]] for row in medoids))
+
+
+def greedy(config: SubsetConfig, data: FitData) -> tuple[str, ...]:
+    """Forward selection, sorted."""
+    table = data.scores
+    if table is None or not len(table.samples):
+        raise NotFittable("Experts are chosen by their scores, but {}. Supply it with: {}".format(*_SCORES))
+    experts = sorted(expert.expert_id for expert in data.experts)
+    column = {model: number for number, model in enumerate(table.models)}
+    scores = np.nan_to_num(table.scores)
+    nothing = np.zeros(len(scores))
+    of_expert = np.stack([scores[:, column[e]] if e in column else nothing for e in experts], axis=1)
+    share = macro_shares([sample.task for sample in table.samples])
+    best = scores[:, column["base"]] if "base" in column else nothing
+    left = list(range(len(experts)))
+    chosen: list[str] = []
+    while left and len(chosen) < config.size:
+        values = share @ np.maximum(best[:, None], of_expert[:, left])
+        number = left.pop(_first_largest(values))
+        best = np.maximum(best, of_expert[:, number])
+        chosen.append(experts[number])
+    return tuple(sorted(chosen))
+
+
+def macro_shares(tasks: list[str]) -> NDArray[np.float64]:
+    """What each sample weighs, shape (n,), so that all tasks weigh the same; sums to one."""
+    _, owner, counts = np.unique(np.array(tasks), return_inverse=True, return_counts=True)
+    return np.asarray(1 / (len(counts) * counts[owner]), np.float64)
+
+
+_EXAMPLES, _SCORES = SUPPLIED_BY["examples"], SUPPLIED_BY["scores"]
+
+
+def _first_largest(values: NDArray[np.float64]) -> int:
+    """The first that is as large as any, but for rounding, so that ties go by id."""
+    return int(np.argmax(values >= values.max() - 1e-12))
+
+
+def _columns(table: ScoreTable, kept: frozenset[str]) -> ScoreTable:
+    columns = [number for number, model in enumerate(table.models) if model == "base" or model in kept]
+    return replace(
+        table,
+        models=tuple(table.models[number] for number in columns),
+        scores=table.scores[:, columns],
+        losses=table.losses[:, columns],
+        prompt_losses=table.prompt_losses[:, columns],
+        entropies=table.entropies[:, columns],
+    )

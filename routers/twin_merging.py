@@ -1,0 +1,160 @@
+"""Router `twin_merging`: what experts share, and of what is their own as much as a classifier says (Lu et al., 2024).
+
+    shared = λ Σ_e τ_e        twin_t = τ_t − shared        θ(q) = base + shared + Σ_t w_t(q) twin_t
+
+with τ_e the update of expert e, λ = 0.3, and w = softmax of an MLP on the base's mean last hidden state of the prompt.
+All of it is linear in the τ_e, so it is a mix, in which expert t has the coefficient
+
+    λ (1 − Σ_{t in top k} w_t) + w_t [t in top k]
+
+k being all experts by default: then Σ w = 1, nothing of ``shared`` remains, and the mix has the weights w. With fewer
+the weights are not brought back to a sum of one, and what is missing is filled with ``shared``. A mix holds at most 64
+experts, those with the highest scores that the caller may use; ``shared`` is made of them.
+
+The MLP is the code's: two hidden layers twice as wide as the state, trained with Adam and cross-entropy to name the
+expert of an example. Batch normalisation and dropout are replaced by standardised inputs and a penalty on the weights,
+leaky ReLU by ReLU (scikit-learn's MLPClassifier). They are stored as plain layers, W (inputs, outputs), b (outputs,),
+standardisation folded in.
+
+Differs besides: the twins are exact, where the code cuts them to rank 8 (LoRA) or masks small entries, which loses
+quality; the states are the base's and not those of base + shared; small libraries train for at least `min_steps`, since
+50 epochs of 1,000 examples an expert are not 50 epochs of 20; it may abstain.
+
+Cost: a request, one pass of the prompt through the base and 6 d² multiplications; fitting, six trainings (for states of
+d > 1,000 set `hidden_size`: the artefact holds 24 d² bytes otherwise).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+from scipy.special import softmax
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
+
+from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
+from routers.scoring import MAX_CHOSEN, Examples, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
+from routers.static_mix import NEGLIGIBLE
+
+
+class TwinMergingConfig(ScoringConfig):
+    """Options of `twin_merging`."""
+
+    shared_scale: float = Field(0.3, ge=0, le=1, description="λ: the scale of the sum that all experts share.")
+    top_k: int | None = Field(None, ge=1, le=64, description="Twins that are added, the likeliest; unset: all.")
+    hidden_size: int | None = Field(None, ge=1, description="Width of the MLP's hidden layers; unset: twice the state.")
+    num_hidden: int = Field(2, ge=1, le=4, description="Hidden layers of the MLP.")
+    epochs: int = Field(50, ge=1, description="Times that training goes through the examples.")
+    min_steps: int = Field(200, ge=1, description="Steps that training takes at least, in more epochs if need be.")
+    batch_size: int = Field(256, ge=1, description="Examples in a step.")
+    learning_rate: float = Field(5e-4, gt=0, description="Of Adam.")
+    weight_penalty: float = Field(1.0, ge=0, description="Of the squared weights, divided by the examples of a step.")
+
+
+class TwinMergingRouter(ScoringRouter):
+    """An MLP's probabilities as weights; see the module's docstring."""
+
+    card: ClassVar[MethodCard] = MethodCard(
+        name="twin_merging",
+        title="Twin-Merging: shared and exclusive knowledge",
+        paper="Lu et al., Twin-Merging, 2024 (arXiv:2406.15479), its code",
+        expert_training="independent",
+        expert_data="private; example prompts are shared",
+        routing_dataset="example prompts of each expert",
+        input_granularity="example",
+        depth="model",
+        selection="dense",
+        aggregation="parameters",
+        generalization="in-domain prompts; mixtures of them",
+        user_dataset="none",
+        needs=("examples",),
+        embedder="base",
+        refit="costly",
+        cost="one pass of the prompt through the base, and a small MLP",
+        differences=(
+            "twins are not truncated, so that the result is an exact mix",
+            "states of the base instead of those of base and shared",
+            "standardised inputs instead of batch normalisation, a penalty instead of dropout, ReLU",
+            "it may abstain",
+        ),
+    )
+    config_class: ClassVar[type[ScoringConfig]] = TwinMergingConfig
+
+    @classmethod
+    def learn(cls, config: TwinMergingConfig, examples: Examples) -> Learned:
+        """The layers, and the expert of each output, shape (C,)."""
+        classes = np.unique(examples.owner).astype(np.int32)
+        dim = examples.embeddings.shape[1]
+        layers = [(np.zeros((dim, len(classes)), np.float32), np.zeros(len(classes), np.float32))]
+        if len(classes) > 1:
+            layers = _trained(config, examples)
+        arrays = {
+            f"{kind}_{n}": array for n, layer in enumerate(layers) for kind, array in zip("wb", layer, strict=True)
+        }
+        return Learned({**arrays, "classes": classes}, {"num_layers": len(layers)})
+
+    def prepare(self, learned: Learned) -> None:
+        """Take the layers."""
+        numbers = range(int(learned.data["num_layers"]))
+        self._layers = [tuple(np.asarray(learned.arrays[f"{kind}_{n}"], np.float32) for kind in "wb") for n in numbers]
+        self._classes = np.asarray(learned.arrays["classes"])
+        widths = [weights.shape[0] for weights, _ in self._layers[1:]] + [len(self._classes)]
+        for (weights, bias), width in zip(self._layers, widths, strict=True):
+            if weights.ndim != 2 or weights.shape[1] != width or bias.shape != (width,):
+                raise ValueError(f"a layer of shape {weights.shape} before one of {width} inputs")
+        if len(self._classes) and not 0 <= self._classes.min() <= self._classes.max() < len(self.experts):
+            raise ValueError("outputs without an expert")
+
+    def scores(self, prompts: Prompts) -> Scores:
+        """Probabilities; NaN for experts without an example."""
+        found = np.full((len(prompts.embeddings), len(self.experts)), np.nan)
+        if len(self._classes):
+            state = prompts.embeddings
+            for weights, bias in self._layers[:-1]:
+                state = np.maximum(state @ weights + bias, 0)
+            weights, bias = self._layers[-1]
+            found[:, self._classes] = softmax(np.asarray(state @ weights + bias, np.float64), axis=1)
+        return found
+
+    def choose(self, ranked: Sequence[ScoredExpert]) -> tuple[tuple[WeightedExpert, ...], GateChoice | None]:
+        """The coefficients of the mix; those that would do nothing are left out."""
+        held = ranked[:MAX_CHOSEN]
+        used = np.array([scored.score for scored in held])
+        used[self.config.top_k or len(held) :] = 0.0
+        rest = self.config.shared_scale * max(0.0, 1.0 - float(used.sum()))
+        mix = [WeightedExpert(scored.expert_id, rest + w) for scored, w in zip(held, used.tolist(), strict=True)]
+        return (mix[0], *(expert for expert in mix[1:] if expert.weight >= NEGLIGIBLE)), None
+
+
+Layer = tuple[np.ndarray, np.ndarray]
+
+
+def _trained(config: TwinMergingConfig, examples: Examples) -> list[Layer]:
+    """Train the MLP on standardised states; its layers take states as they are and give one logit a class."""
+    mean, spread = examples.embeddings.mean(axis=0), np.maximum(examples.embeddings.std(axis=0), 1e-6)
+    inputs = ((examples.embeddings - mean) / spread).astype(np.float32)
+    batch = min(config.batch_size, len(inputs))
+    epochs = max(config.epochs, -(-config.min_steps * batch // len(inputs)))
+    model = MLPClassifier(
+        hidden_layer_sizes=(config.hidden_size or 2 * inputs.shape[1],) * config.num_hidden,
+        alpha=config.weight_penalty,
+        batch_size=batch,
+        learning_rate_init=config.learning_rate,
+        max_iter=epochs,
+        n_iter_no_change=epochs,
+        random_state=0,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it ends after its epochs, as the code does
+        model.fit(inputs, examples.owner)
+    layers = [(np.asarray(w), np.asarray(b)) for w, b in zip(model.coefs_, model.intercepts_, strict=True)]
+    weights, bias = layers[0]
+    layers[0] = (weights / spread[:, None], bias - (mean / spread) @ weights)
+    if len(model.classes_) == 2:  # one logit for two classes: the second's, half of it for each
+        weights, bias = layers[-1]
+        layers[-1] = (np.concatenate([-weights, weights], axis=1) / 2, np.concatenate([-bias, bias]) / 2)
+    return [(w.astype(np.float32), b.astype(np.float32)) for w, b in layers]

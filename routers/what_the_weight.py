@@ -1,0 +1,243 @@
+"""Router `what_the_weight`: five ways to weight the experts for a task, the k best merged (Holtermann et al. 2024).
+
+With the t prompts q of the task, up to 100 examples x of expert e, and up to 100 scored samples s of the task:
+
+    uniform    score(e) = 1, for all experts
+    sent_sim   score(e) = mean over q and x of their cosine, at least 0
+    tfidf      score(e) = cosine of tf-idf of all q as one text and of all x as one text (`routers.pair_tfidf`)
+    prior      score(e) = moving average over s of P(e | s),  P(e | s) ∝ exp(-loss_e(s)),  new = 0.3 P + 0.7 old
+    entropy    score(e) = -u_e, u_e being the mean entropy of the next token over s
+    weight(e)  = score(e) / Σ over the k best, or for entropy (Σu - u_e) / ((k - 1) Σu) over the k best
+
+Prompts are the last ones under the caller's ``task_id``, or the present one alone. ``prior`` and ``entropy`` have no
+example to go by but the table of scores: the weights of the samples whose task is the ``task_id``, or, where the table
+has no such task, the mean over its tasks. Samples that some expert was not asked are skipped; experts that were
+asked none of a task's samples have no weight in it.
+
+Where this differs: the code takes P(e | s) from the probability of a sample's last token but one, here it is the
+geometric mean over its tokens, for the table keeps their mean loss. Experts that the caller may not use are left out
+of P afterwards. Words are not stemmed for tfidf, and texts are joined by a line break, not by nothing. Entropies are
+lower bounds from the most likely tokens. The paper combines by averaging parameters, which is ``fusion``, A and B each
+by itself with the weights, or by ensembling, the weighted sum of logits, which is not executed yet; the default
+``mixture`` is the weighted sum of the experts' updates.
+
+Shapes: E experts, d dimensions, V terms. Cost: sent_sim one product (t, d) × (d, E); tfidf the task's words; the others
+a look into a table. Nothing is calibrated: it abstains only where no expert that may be used has a positive score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from routers.artefacts import check_router
+from routers.base import (
+    Artefact,
+    Decision,
+    FitData,
+    MethodCard,
+    Progress,
+    RouteQuery,
+    RouterConfig,
+    ScoredExpert,
+    ScoreTable,
+    WeightedExpert,
+)
+from routers.centroid import CentroidRouter
+from routers.errors import BadArtefact, NotFittable
+from routers.fitting import SUPPLIED_BY
+from routers.pair_tfidf import PairTfidf, count_terms
+from routers.scoring import MAX_CHOSEN, WEIGHTED_FUSION, Learned, asked, evenly, examples_of
+
+Floats = NDArray[np.float64]
+
+MAX_SAMPLES = 100
+"""Examples of an expert, and samples of a task, that count."""
+SMOOTHING = 0.3
+
+
+class WhatTheWeightConfig(RouterConfig):
+    """Options of `what_the_weight`."""
+
+    scoring: Literal["uniform", "sent_sim", "tfidf", "prior", "entropy"] = Field(
+        "sent_sim", description="What weights come from; prior and entropy need a table of scores with losses."
+    )
+    top_k: int = Field(5, ge=1, le=10, description="Experts that are merged; uniform takes all.")
+    combine: Literal["mixture", "fusion"] = Field(
+        "mixture",
+        description="Sum the experts' updates with the weights, or their A and their B each (the paper's way).",
+    )
+    max_candidates: int = Field(10, ge=1, description="How many scored experts a decision lists.")
+
+
+class WhatTheWeightRouter:
+    """Zero-shot weighting of experts; see the module's docstring."""
+
+    card: ClassVar[MethodCard] = replace(
+        CentroidRouter.card,
+        name="what_the_weight",
+        title="What the Weight: five zero-shot weightings",
+        paper="Holtermann et al., What the Weight?!, 2024 (arXiv:2401.12756), and its code",
+        routing_dataset="example prompts, or losses and entropies on labelled prompts",
+        input_granularity="task",
+        selection="top-k",
+        aggregation="parameters",
+        generalization="new domains, by merging similar ones",
+        reads_task=True,
+        cost="one product of the task's prompts with E means, or the words of the prompts, or a look into a table",
+        differences=(
+            "the experts' updates are summed; A and B each by itself is the option combine=fusion",
+            "logits are not ensembled",
+            "prior goes by the mean token of a sample, not by a single one",
+            "words are not stemmed for tfidf",
+        ),
+    )
+    config_class: ClassVar[type[RouterConfig]] = WhatTheWeightConfig
+
+    def __init__(self, config: WhatTheWeightConfig, experts: Sequence[str], learned: Learned) -> None:
+        self._config = config
+        self._experts = tuple(experts)
+        arrays, shape = learned.arrays, (len(self._experts),)
+        if config.scoring == "sent_sim":
+            self._means = np.asarray(arrays["means"], np.float32)
+            self._has_examples = bool(np.isfinite(self._means).any())  # without, the embeddings' dimension is not known
+            shape = self._means.shape[:1]
+        elif config.scoring == "tfidf":
+            self._texts = PairTfidf(arrays, [str(term) for term in learned.data["terms"]], len(self._experts))
+        elif config.scoring != "uniform":
+            self._table = np.asarray(arrays["table"], np.float64)
+            self._row = {str(task): row for row, task in enumerate(learned.data["tasks"])}
+            shape = self._table.shape[1:]
+            if len(self._table) != len(self._row) + 1:
+                raise ValueError("a table with other rows than tasks")
+        if shape != (len(self._experts),):
+            raise ValueError(f"scores of shape {shape} for {len(self._experts)} experts")
+
+    @classmethod
+    def fit(cls, config: WhatTheWeightConfig, data: FitData, progress: Progress) -> Artefact:
+        """Learn what the scoring needs; raises `NotFittable` if the table of scores lacks it."""
+        examples = examples_of(data)
+        kept = examples.take(evenly(examples, MAX_SAMPLES))
+        learned = Learned()
+        if config.scoring == "sent_sim":
+            learned = Learned({"means": kept.mean_of_experts()})
+        elif config.scoring == "tfidf":
+            texts: list[list[str]] = [[] for _ in kept.experts]
+            for text, owner in zip(kept.texts, kept.owner.tolist(), strict=True):
+                texts[owner].append(text)
+            arrays, terms = count_terms(["\n".join(own) for own in texts])
+            learned = Learned(arrays, {"terms": terms})
+        elif config.scoring != "uniform":
+            learned = _from_table(config.scoring, data.scores, kept.experts)
+        return Artefact(
+            router=cls.card.name,
+            arrays=dict(learned.arrays),
+            data={"experts": list(kept.experts), "scoring": config.scoring, "learned": dict(learned.data)},
+            library_version=data.version,
+            embedder=data.embedder,
+        )
+
+    @classmethod
+    def load(cls, config: WhatTheWeightConfig, artefact: Artefact) -> Self:
+        """From `fit`; raises `BadArtefact`."""
+        check_router(artefact, cls.card.name)
+        try:
+            data = artefact.data
+            if data["scoring"] != config.scoring:
+                raise BadArtefact(f"this artefact was fitted for scoring {data['scoring']!r}, not {config.scoring!r}")
+            return cls(config, [str(e) for e in data["experts"]], Learned(artefact.arrays, dict(data["learned"])))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise BadArtefact(f"a {cls.card.name} artefact lacks or garbles {error}") from error
+
+    def route(self, query: RouteQuery) -> Decision:
+        """Score, take the k best, weight them."""
+        scores = self._scores(query)
+        if scores is None:
+            return Decision((), 0.0, reason="The prompt has no text that could be compared.")
+        usable = np.isfinite(scores) & np.array([query.allows(expert) for expert in self._experts], bool)
+        if self._config.scoring != "entropy":
+            usable &= np.nan_to_num(scores) > 0
+        if not usable.any():
+            return Decision((), 0.0, reason="No expert that may be used has anything in common with the task.")
+        rows = np.flatnonzero(usable)
+        rows = rows[np.argsort(-scores[rows], kind="stable")]  # experts are sorted: ties go by name
+        best = rows[: MAX_CHOSEN if self._config.scoring == "uniform" else self._config.top_k]
+        weights = _opposite(-scores[best]) if self._config.scoring == "entropy" else scores[best] / scores[best].sum()
+        chosen = tuple(WeightedExpert(self._experts[e], float(w)) for e, w in zip(best, weights, strict=True))
+        listed = rows[: self._config.max_candidates]
+        return Decision(
+            experts=chosen,
+            confidence=min(chosen[0].weight, 1.0),
+            candidates=tuple(ScoredExpert(self._experts[e], float(scores[e])) for e in listed),
+            reason=f"{len(chosen)} experts by {self._config.scoring}, first {chosen[0].expert_id} "
+            f"with weight {chosen[0].weight:.2f}.",
+            gate=WEIGHTED_FUSION if self._config.combine == "fusion" else None,
+        )
+
+    def _scores(self, query: RouteQuery) -> Floats | None:
+        """Shape (E,), larger is better; NaN where nothing is known, None if there is nothing to compare."""
+        if self._config.scoring == "uniform":
+            return np.ones(len(self._experts))
+        if self._config.scoring == "sent_sim":
+            rows = asked(query, self.card).embeddings
+            if not self._has_examples:
+                return np.full(len(self._experts), np.nan)
+            return np.asarray((rows @ self._means.T).mean(axis=0), np.float64) if len(rows) else None
+        if self._config.scoring == "tfidf":
+            return self._texts.cosines("\n".join(query.window.texts if query.window else (query.text,)))
+        return np.asarray(self._table[self._row.get(query.task_id or "", -1)])
+
+
+def _opposite(entropies: Floats) -> Floats:
+    """Weights (k,) that sum to one, each in proportion to the sum of the others' entropies; equal if that is zero."""
+    total = entropies.sum()
+    if len(entropies) == 1 or total <= 0:
+        return np.full(len(entropies), 1 / len(entropies))
+    return np.asarray((total - entropies) / ((len(entropies) - 1) * total))
+
+
+def _from_table(scoring: str, table: ScoreTable | None, experts: Sequence[str]) -> Learned:
+    """Scores by each task's samples and, in the last row, their mean over tasks, shape (T + 1, E); NaN if not known."""
+    what = "losses" if scoring == "prior" else "entropies"
+    lacks = SUPPLIED_BY["scores"][0]
+    if table is not None:
+        lacks = "the table of scores has none for these experts"
+        tasks, rows = [], []
+        values = _columns(table, table.prompt_losses if scoring == "prior" else table.entropies, experts)
+        for task in sorted({sample.task for sample in table.samples}):
+            own = [number for number, sample in enumerate(table.samples) if sample.task == task][:MAX_SAMPLES]
+            was_asked = np.isfinite(values[own]).any(axis=0)
+            block = values[own][:, was_asked]
+            block = block[np.isfinite(block).all(axis=1)]
+            if block.size:
+                tasks.append(task)
+                rows.append(np.full(len(experts), np.nan))
+                rows[-1][was_asked] = _posterior(block) if scoring == "prior" else -block.mean(axis=0)
+        if tasks:
+            return Learned({"table": np.stack([*rows, np.mean(rows, axis=0)])}, {"tasks": tasks})
+    raise NotFittable(
+        f"Scoring {scoring!r} learns from {what} of prompts, but {lacks}. Supply them with: {SUPPLIED_BY['losses'][1]}"
+    )
+
+
+def _columns(table: ScoreTable, values: Floats, experts: Sequence[str]) -> Floats:
+    """A table's values of these experts, shape (n, E); NaN for one that it does not have."""
+    column = {model: number for number, model in enumerate(table.models)}
+    blank = np.full((len(table.samples), 1), np.nan)
+    chosen = [column.get(expert, -1) for expert in experts]
+    return np.asarray(np.concatenate([values, blank], axis=1)[:, chosen], np.float64)
+
+
+def _posterior(losses: Floats) -> Floats:
+    """P(e | s) smoothed over samples in their order, (n, m) losses to (m,)."""
+    odds = np.exp(losses.min(axis=1, keepdims=True) - losses)
+    each = odds / odds.sum(axis=1, keepdims=True)
+    smooth = each[0]
+    for row in each[1:]:
+        smooth = SMOOTHING * row + (1 - SMOOTHING) * smooth
+    return np.asarray(smooth)

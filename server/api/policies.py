@@ -1,0 +1,176 @@
+"""The admin API of policies: define, fit, watch and remove them, and the table of scores that some learn from."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from routers.base import Sample
+from routers.errors import NotFittable
+from routers.metrics import metric_names
+from server.api.incoming import read_body
+from server.auth import Authenticator, Principal
+from server.errors import BadRequest, Conflict
+from server.library_watch import LibraryWatcher
+from server.methods import describe_methods
+from server.policies import PolicyManager
+from server.policy_store import PolicySpec
+from server.score_store import ScoreStore, parse_report
+from server.settings import PolicySettings, Settings
+
+_POLICY_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+MAX_SAMPLES = 20_000
+
+
+class SampleIn(BaseModel):
+    """A prompt with the wanted answer."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: Annotated[str, Field(min_length=1, max_length=400_000)]
+    answer: Annotated[str, Field(max_length=100_000)]
+    task: Annotated[str, Field(max_length=200)] = ""
+    metric: Annotated[str, Field(max_length=100)] = "exact_match"
+
+
+class PolicyOrder(BaseModel):
+    """The body of ``POST /admin/policies``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    router: str
+    options: dict[str, Any] = {}
+    embedder: str | None = None
+    subset: dict[str, Any] | None = None
+    samples: Annotated[list[SampleIn], Field(max_length=MAX_SAMPLES)] = []
+
+
+def policies_router(
+    policies: PolicyManager,
+    scores: ScoreStore,
+    watcher: LibraryWatcher,
+    authenticator: Authenticator,
+    settings: Settings,
+) -> APIRouter:
+    """Routes under ``/admin`` for policies, jobs, routers and scores."""
+    router = APIRouter(prefix="/admin", tags=["policies"])
+
+    async def principal_of(request: Request) -> Principal:
+        principal = await authenticator.authenticate(request.headers)
+        principal.require("admin")
+        return principal
+
+    @router.get("/routers", summary="List the routing methods with their cards and options")
+    async def list_routers(request: Request) -> dict[str, Any]:
+        await principal_of(request)
+        return {"object": "list", "data": await asyncio.to_thread(describe_methods)}
+
+    @router.get("/policies", summary="List the policies with their state")
+    async def list_policies(request: Request) -> dict[str, Any]:
+        await principal_of(request)
+        return {"object": "list", "data": policies.describe()}
+
+    @router.get("/policies/{name}", summary="Show a policy")
+    async def show_policy(name: str, request: Request) -> dict[str, Any]:
+        await principal_of(request)
+        return policies.describe_one(name)
+
+    @router.post("/policies", status_code=202, summary="Define or redefine a policy and fit it in the background")
+    async def create_policy(request: Request) -> dict[str, Any]:
+        await principal_of(request)
+        raw = await read_body(request.headers, request.receive, settings.max_upload_bytes)
+        order = _order(raw)
+        if any(record.name == order.name for record in watcher.records):
+            raise Conflict(f"{order.name!r} is the name of an expert; choose another name.", param="name")
+        try:
+            job = await policies.create(_spec(order), watcher.records)
+        except NotFittable as error:
+            raise Conflict(str(error), param="router") from None
+        return job.show()
+
+    @router.post("/policies/{name}/fit", status_code=202, summary="Fit a policy again in the background")
+    async def refit_policy(name: str, request: Request) -> dict[str, Any]:
+        await principal_of(request)
+        return policies.refit(name).show()
+
+    @router.delete("/policies/{name}", summary="Remove a policy with its artefacts")
+    async def remove_policy(name: str, request: Request) -> dict[str, Any]:
+        await principal_of(request)
+        await policies.remove(name)
+        return {"name": name, "removed": True}
+
+    @router.get("/jobs", summary="List the last jobs")
+    async def list_jobs(request: Request) -> dict[str, Any]:
+        await principal_of(request)
+        return {"object": "list", "data": [job.show() for job in policies.jobs.all()]}
+
+    @router.get("/jobs/{job_id}", summary="Show how far a job is")
+    async def show_job(job_id: str, request: Request) -> dict[str, Any]:
+        await principal_of(request)
+        return policies.jobs.get(job_id).show()
+
+    @router.delete("/jobs/{job_id}", summary="Ask a job to end at its next step")
+    async def cancel_job(job_id: str, request: Request) -> dict[str, Any]:
+        await principal_of(request)
+        job = policies.jobs.get(job_id)
+        job.cancel()
+        return job.show()
+
+    @router.get("/scores", summary="What the table of scores holds")
+    async def show_scores(request: Request) -> dict[str, Any]:
+        await principal_of(request)
+        return await asyncio.to_thread(scores.summary)
+
+    @router.post("/scores", summary="Report scores of models on prompts; newer figures win")
+    async def report_scores(request: Request) -> dict[str, Any]:
+        await principal_of(request)
+        raw = await read_body(request.headers, request.receive, settings.max_upload_bytes)
+        rows = await asyncio.to_thread(parse_report, raw)
+        await asyncio.to_thread(scores.report, rows)
+        return await asyncio.to_thread(scores.summary)
+
+    @router.delete("/scores", summary="Forget all scores")
+    async def clear_scores(request: Request) -> dict[str, Any]:
+        await principal_of(request)
+        await asyncio.to_thread(scores.clear)
+        return await asyncio.to_thread(scores.summary)
+
+    return router
+
+
+def _order(raw: bytes) -> PolicyOrder:
+    try:
+        order = PolicyOrder.model_validate_json(raw)
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()[:5])
+        raise BadRequest(found) from None
+    if not _POLICY_NAME.fullmatch(order.name) or order.name == "base":
+        raise BadRequest(
+            "A policy's name has 1 to 63 of a-z, 0-9, '_', '.' and '-', beginning with a letter or digit, and is not "
+            "'base'.",
+            param="name",
+        )
+    for number, sample in enumerate(order.samples):
+        if sample.metric not in metric_names():
+            known = ", ".join(metric_names())
+            raise BadRequest(
+                f"There is no metric {sample.metric!r}; known are {known}.", param=f"samples.{number}.metric"
+            )
+    return order
+
+
+def _spec(order: PolicyOrder) -> PolicySpec:
+    try:
+        settings = PolicySettings.model_validate(
+            {"router": order.router, "options": order.options, "embedder": order.embedder, "subset": order.subset}
+        )
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise BadRequest(found) from None
+    samples = tuple(Sample(each.prompt, each.answer, each.task, each.metric) for each in order.samples)
+    return PolicySpec(order.name, settings, samples, "admin")

@@ -1,0 +1,110 @@
+"""``moergate compare``: every policy on one's own tasks, and a report that says what the differences are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from server.cli.client import DEFAULT_URL, Key, Url
+
+if TYPE_CHECKING:
+    from server.compare.stats import Figures
+
+HELP = """Compare policies on your own tasks, through a running gateway and its engine.
+
+Tasks are DIR/TASK/SPLIT.jsonl or DIR/TASK.jsonl, one object a line with 'prompt', 'answer' and 'metric'. A task
+whose name is that of an expert (or stands on its card) belongs to it; others are held out; those with the metric 'none'
+are out of scope, where a good policy abstains. The base and the oracle (each task by its own expert) come in any case.
+
+Writes OUT/results.jsonl, OUT/leaderboard.md and OUT/compare.html. Answers are kept by recipe and prompt, so that what
+several policies choose is generated once, and a second run costs only what is new."""
+
+
+def compare(
+    tasks: Annotated[list[Path], typer.Option(help="Folder of tasks; repeat for more.", exists=True, file_okay=False)],
+    policies: Annotated[
+        list[str] | None,
+        typer.Option("--policy", help="A policy, expert or recipe; repeat for more. Default: all policies."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Name of the file in each task's folder.")] = "val",
+    held_out: Annotated[
+        Path | None, typer.Option(help="Another folder of tasks, whose file is always 'val'.", exists=True)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many prompts of each task.", min=1)] = None,
+    leave_own_out: Annotated[
+        bool, typer.Option("--leave-own-out", help="Hide each prompt's own expert from the policies.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("comparison"),
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
+    parallel: Annotated[int, typer.Option(help="Requests under way at once.", min=1, max=512)] = 16,
+    base_price: Annotated[
+        tuple[float, float], typer.Option(help="Price of a million tokens of the base: input and output.")
+    ] = (1.0, 1.0),
+    expert_price: Annotated[
+        tuple[float, float], typer.Option(help="Price of a million tokens with experts: input and output.")
+    ] = (1.0, 1.0),
+    skip_bad_rows: Annotated[bool, typer.Option(help="Leave out rows that cannot be used.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+) -> None:
+    """See HELP."""
+    from server.cli.progress import phases, run_to_end
+    from server.compare.client import GatewayClient
+    from server.compare.report import About, write_report
+    from server.compare.run import Outcome, Plan, Prices
+    from server.compare.run import compare as run
+    from server.compare.stats import compare_outcomes
+    from server.compare.tasks import load_tasks
+    from server.results import ResultCache, results_file
+
+    outcomes: list[Outcome] = []
+    facts: list[Plan] = []
+
+    async def work() -> None:
+        with phases() as progress, ResultCache(results_file()) as cache:
+            async with GatewayClient(url, api_key, parallel) as client:
+                models = await client.models()
+                folders = [(folder, split) for folder in tasks] + ([(held_out, "val")] if held_out else [])
+                found = [
+                    task
+                    for folder, name in folders
+                    for task in load_tasks(folder, name, models.tasks, limit=limit, skip_bad=skip_bad_rows)
+                ]
+                chosen = tuple(dict.fromkeys(policies or models.policies))
+                prices = Prices(base_price, expert_price)
+                plan = Plan(chosen, tuple(found), models.base, max_tokens, leave_own_out, prices)
+                facts.append(plan)
+                outcomes.extend(await run(client, cache, plan, progress))
+
+    run_to_end(work)
+    (plan,) = facts
+    comparison = compare_outcomes(outcomes)
+    about = About(
+        folders=tuple(map(str, tasks)) + ((str(held_out),) if held_out else ()),
+        split=split,
+        base=plan.base,
+        num_prompts=sum(len(task.samples) for task in plan.tasks),
+        num_skipped=sum(task.num_skipped for task in plan.tasks),
+        leave_own_out=leave_own_out,
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_report(out, comparison, outcomes, plan.tasks, about)
+    _show(comparison.figures, out)
+
+
+def _show(figures: Sequence[Figures], out: Path) -> None:
+    from server.compare.report import COLUMNS, cell, ranked
+
+    table = Table(*(column.title for column in COLUMNS), box=None)
+    for each in ranked(figures):
+        table.add_row(*(cell(each, column) for column in COLUMNS))
+    Console().print(table)
+    typer.echo(
+        f"{out / 'compare.html'} has the pictures, {out / 'leaderboard.md'} the table, and results.jsonl the rows."
+    )

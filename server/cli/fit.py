@@ -1,0 +1,124 @@
+"""``moergate fit``: a policy from a routing method, fitted by a running gateway while one watches."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, print_json
+
+HELP = """Define a policy and fit it to the library of a running gateway; callers then write its name in 'model'.
+
+  moergate fit careful --router knn -o threshold=0.6
+  moergate fit cheap --router route_llm -o strong_share=0.3        (after 'moergate score')
+  moergate fit orders --router lora_hub --data few.jsonl           (5 to 16 prompts with answers)
+  moergate fit auto --again                                        (after the library has changed)
+
+'moergate policies methods' lists the methods with their options."""
+
+POLL_S = 0.2
+
+
+def fit(
+    policy: Annotated[str, typer.Argument(help="Name of the policy: a-z, 0-9, '_', '-' and '.'.")],
+    router: Annotated[str | None, typer.Option(help="The routing method.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("-o", "--option", help="An option of the method, NAME=VALUE; repeat for more.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="JSON Lines of prompts with answers ('prompt', 'answer', 'task', 'metric').")
+    ] = None,
+    skip_bad_rows: Annotated[bool, typer.Option(help="Leave out rows of the data that cannot be used.")] = False,
+    embedder: Annotated[
+        str | None, typer.Option(help="Another embedder for this policy; 'base' for the base's hidden states.")
+    ] = None,
+    subset: Annotated[
+        str | None, typer.Option(help="Use a part of the library: METHOD:SIZE, with the method cluster or greedy.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Fit an existing policy as it is defined.")] = False,
+    background: Annotated[bool, typer.Option("--background", help="Return at once; the fit goes on.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """See HELP."""
+    if again:
+        job = call("POST", url, f"/admin/policies/{quote(policy)}/fit", key=api_key, body=b"{}")
+    else:
+        if router is None:
+            raise ClientError("Name a routing method with --router, or fit an existing policy with --again.", 2)
+        order = {
+            "name": policy,
+            "router": router,
+            "options": dict(map(_option, option or [])),
+            "embedder": embedder,
+            "subset": _subset(subset) if subset else None,
+            "samples": _samples(data, skip_bad_rows) if data else [],
+        }
+        job = call("POST", url, "/admin/policies", key=api_key, body=orjson.dumps(order))
+    if background:
+        print_json(job) if as_json else typer.echo(f"{job['id']} fits {policy}; GET /admin/jobs/{job['id']} shows it.")
+        return
+    ended = _watch(job, url, api_key)
+    if ended["state"] != "succeeded":
+        raise ClientError(f"{policy} was not fitted: {ended['error'] or ended['state']}", 1)
+    shown = call("GET", url, f"/admin/policies/{quote(policy)}", key=api_key)
+    if as_json:
+        print_json(shown)
+        return
+    took_s = ended["ended_at"] - ended["created_at"]
+    typer.echo(f"{policy} ({shown['router']}) is fitted to {shown['num_experts']} experts in {took_s:.1f} s.")
+    typer.echo(f"Try it:  moergate route --model {policy} 'a prompt'")
+
+
+def _watch(job: dict[str, Any], url: str, api_key: str | None) -> dict[str, Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(job["phase"] or "waiting", total=None)
+        try:
+            while job["ended_at"] is None:
+                bars.update(
+                    bar, description=job["phase"] or "waiting", completed=job["done"], total=job["total"] or None
+                )
+                time.sleep(POLL_S)
+                job = call("GET", url, f"/admin/jobs/{job['id']}", key=api_key)
+        except KeyboardInterrupt:
+            call("DELETE", url, f"/admin/jobs/{job['id']}", key=api_key)
+            raise ClientError("Cancelled; what the policy was before stays.", 130) from None
+    return job
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ClientError(f"{text!r} is no option; write NAME=VALUE, for example threshold=0.5.", 2)
+    try:
+        return name, orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return name, value
+
+
+def _subset(text: str) -> dict[str, Any]:
+    method, colon, size = text.partition(":")
+    if not colon or not size.isdigit():
+        raise ClientError(f"{text!r} is no subset; write METHOD:SIZE, for example cluster:8.", 2)
+    return {"method": method, "size": int(size)}
+
+
+def _samples(path: Path, skip_bad: bool) -> list[dict[str, Any]]:
+    from routers.samples import read_samples
+
+    samples, bad = read_samples(path, skip_bad=skip_bad)
+    for row in bad[:5]:
+        typer.echo(f"{path}: skipped {row}", err=True)
+    if len(bad) > 5:
+        typer.echo(f"{path}: skipped {len(bad) - 5} more rows", err=True)
+    return [asdict(sample) for sample in samples]

@@ -1,0 +1,82 @@
+"""``moergate policies``: what policies there are, and what they can be made of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from server.cli.client import DEFAULT_URL, AsJson, Key, Url, call, print_json
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command("list")
+def list_policies(url: Url = DEFAULT_URL, api_key: Key = None, as_json: AsJson = False) -> None:
+    """List the policies with their state."""
+    policies = call("GET", url, "/admin/policies", key=api_key)["data"]
+    if as_json:
+        print_json(policies)
+        return
+    table = Table("policy", "router", "state", "experts", "fitted", "from", box=None)
+    for each in policies:
+        fitted = (each["provenance"] or {}).get("fitted_at", "")
+        table.add_row(
+            each["name"], each["router"], each["state"], str(each["num_experts"] or ""), fitted, each["origin"]
+        )
+    Console().print(table)
+    for each in policies:
+        if each["error"]:
+            typer.echo(f"{each['name']}: {each['error']}")
+        elif each["state"] == "stale":
+            typer.echo(f"{each['name']}: the library has changed since; moergate fit {each['name']} --again")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="The policy.")],
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+) -> None:
+    """Show a policy with its options and where its artefact comes from."""
+    print_json(call("GET", url, f"/admin/policies/{quote(name)}", key=api_key))
+
+
+@app.command()
+def rm(
+    name: Annotated[str, typer.Argument(help="The policy.")],
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+) -> None:
+    """Remove a policy that was made with 'moergate fit'."""
+    call("DELETE", url, f"/admin/policies/{quote(name)}", key=api_key)
+    typer.echo(f"{name} is removed.")
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method, to see its options.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the routing methods, or the options of one; needs no gateway."""
+    from server.methods import describe_methods
+
+    found = describe_methods([name] if name else None)
+    if as_json:
+        print_json(found)
+        return
+    if name:
+        (method,) = found
+        typer.echo(f"{method['card']['title']}  ({method['card']['paper']})")
+        table = Table("option", "default", "meaning", box=None)
+        for option, facts in method["options"].items():
+            table.add_row(option, str(facts["default"]), facts["description"])
+    else:
+        table = Table("method", "what it is", "needs", "refit", box=None)
+        for method in found:
+            card = method["card"]
+            table.add_row(method["name"], card["title"], ", ".join(card["needs"]), card["refit"])
+    Console().print(table)

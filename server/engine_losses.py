@@ -1,0 +1,101 @@
+"""The engine as fitters see it that search for weights: blocking calls from a worker thread, answers kept on disk.
+
+What a recipe makes of a sample never changes, since experts are immutable; so a fit that was interrupted asks again
+only for what it had not asked yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from routers.base import Sample
+from routers.errors import NotFittable
+from server.body import JsonBody, parse_body
+from server.engine.base import EngineRequest
+from server.engine.errors import EngineFault
+from server.engine.pool import EnginePool
+from server.engine.recipes import Base, Recipe, mix_of
+from server.errors import GatewayError
+from server.losses import counting_fields, read_losses, scoring_fields
+from server.results import ResultCache
+
+MAX_PARALLEL = 8
+
+
+class EngineLosses:
+    """See `routers.base.Losses`.
+
+    Args:
+        pool: The engine.
+        loop: Where the pool lives.
+        cache: Answers of earlier calls.
+        base: Names the base model; part of every answer's key.
+    """
+
+    def __init__(self, pool: EnginePool, loop: asyncio.AbstractEventLoop, cache: Path, base: str) -> None:
+        self._pool = pool
+        self._loop = loop
+        self._cache = cache
+        self._base = base
+
+    def __call__(
+        self, weights: Mapping[str, float], samples: Sequence[Sample], formula: Literal["exact", "ab"] = "exact"
+    ) -> NDArray[np.float64]:
+        """Mean cross-entropy of each sample's answer; raises `NotFittable` if the engine does not help."""
+        try:
+            recipe: Recipe = mix_of(weights, "ab" if formula == "ab" else "output")
+        except ValueError:  # no weight is left
+            recipe = Base()
+        with ResultCache(self._cache) as cache:
+            keys = [self._key(recipe, sample) for sample in samples]
+            known = {key: found for key in keys if (found := cache.get(key)) is not None}
+            missing = [row for row, key in enumerate(keys) if key not in known]
+            if missing:
+                asked = asyncio.run_coroutine_threadsafe(
+                    self._ask_all(recipe, [samples[row] for row in missing]), self._loop
+                )
+                for row, loss in zip(missing, asked.result(), strict=True):
+                    known[keys[row]] = {"loss": loss}
+                    cache.put(keys[row], known[keys[row]])
+        return np.array([known[key]["loss"] for key in keys])
+
+    def _key(self, recipe: Recipe, sample: Sample) -> str:
+        parts = ("loss", self._base, str(recipe), sample.prompt, sample.answer)
+        return hashlib.sha256(orjson.dumps(parts)).hexdigest()
+
+    async def _ask_all(self, recipe: Recipe, samples: Sequence[Sample]) -> list[float]:
+        places = asyncio.Semaphore(MAX_PARALLEL)
+
+        async def ask(sample: Sample) -> float:
+            async with places:
+                return await self._ask(recipe, sample)
+
+        return list(await asyncio.gather(*(ask(sample) for sample in samples)))
+
+    async def _ask(self, recipe: Recipe, sample: Sample) -> float:
+        try:
+            counted = await self._post("/tokenize", counting_fields(sample), Base())
+            answer = await self._post("/v1/chat/completions", scoring_fields(sample, with_entropy=False), recipe)
+            return read_losses(answer, int(counted["count"])).loss
+        except (GatewayError, EngineFault, KeyError, ValueError) as error:
+            raise NotFittable(f"the engine cannot score {recipe}: {error}") from error
+
+    async def _post(self, path: str, fields: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+        body = JsonBody(orjson.dumps(fields), fields)
+        response = await self._pool.forward(EngineRequest(path, body, recipe, f"fit-{uuid.uuid4().hex}"))
+        try:
+            answer = parse_body(await response.inner.read()).fields
+        finally:
+            response.close()
+        if response.inner.status >= 400:
+            raise ValueError(str(answer.get("error", answer))[:300])
+        return answer

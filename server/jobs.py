@@ -1,0 +1,103 @@
+"""Long work that callers may watch and end: its state, how far it is, what went wrong. In memory, the last hundred."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from routers.errors import FitCancelled
+from server.errors import NotFound
+
+MAX_JOBS = 100
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+@dataclass
+class Job:
+    """One piece of work; written by the thread that does it, read by anybody.
+
+    Attributes:
+        phase: What is being done now, in words.
+        done, total: Steps of this phase.
+        error: Why it failed, in words.
+    """
+
+    kind: str
+    subject: str
+    job_id: str = field(default_factory=lambda: f"job-{uuid.uuid4().hex[:12]}")
+    state: State = "queued"
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    error: str = ""
+    created_at: float = field(default_factory=time.time)
+    ended_at: float | None = None
+    _cancelled: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.state in ("succeeded", "failed", "cancelled")
+
+    def begin(self, phase: str) -> None:
+        """Enter a phase; raises `FitCancelled` if the job is to end."""
+        self.state, self.phase, self.done, self.total = "running", phase, 0, 0
+        self.progress(0, 0)
+
+    def progress(self, done: int, total: int) -> None:
+        """Note how far the phase is; raises `FitCancelled` if the job is to end."""
+        self.done, self.total = done, total
+        if self._cancelled:
+            raise FitCancelled("cancelled")
+
+    def cancel(self) -> None:
+        """Ask the job to end at its next step."""
+        self._cancelled = True
+
+    def end(self, state: State, error: str = "") -> None:
+        """Note how it ended."""
+        self.state, self.error, self.ended_at = state, error, time.time()
+
+    def show(self) -> dict[str, Any]:
+        """As the admin API shows it."""
+        return {
+            "id": self.job_id,
+            "kind": self.kind,
+            "subject": self.subject,
+            "state": self.state,
+            "phase": self.phase,
+            "done": self.done,
+            "total": self.total,
+            "error": self.error or None,
+            "created_at": self.created_at,
+            "ended_at": self.ended_at,
+        }
+
+
+class Jobs:
+    """The last jobs, oldest first; running ones are never forgotten."""
+
+    def __init__(self) -> None:
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+
+    def open(self, kind: str, subject: str) -> Job:
+        """A new job, waiting for its turn."""
+        job = Job(kind, subject)
+        self._jobs[job.job_id] = job
+        for old in [each for each in self._jobs.values() if each.ended][: max(0, len(self._jobs) - MAX_JOBS)]:
+            del self._jobs[old.job_id]
+        return job
+
+    def get(self, job_id: str) -> Job:
+        """A job by its id; raises `NotFound`."""
+        if job_id not in self._jobs:
+            raise NotFound(f"There is no job {job_id[:100]!r}; jobs are forgotten when the gateway ends.")
+        return self._jobs[job_id]
+
+    def all(self) -> list[Job]:
+        """All that are remembered, newest first."""
+        return list(reversed(self._jobs.values()))

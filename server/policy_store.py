@@ -1,0 +1,83 @@
+"""Policies that were made while the gateway ran: their definitions on disk, beside their artefacts.
+
+    <home>/policies/<name>/policy.json      router, options, embedder, subset
+                           samples.jsonl    prompts with answers that were given with it, if any
+
+A definition appears whole or not at all (`samples.jsonl` is there before `policy.json` names it). Policies of the
+settings have none.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import orjson
+import structlog
+from pydantic import ValidationError
+
+from routers.base import Sample
+from routers.errors import BadSamples
+from routers.samples import parse_samples
+from server.durable import replace_file
+from server.settings import PolicySettings
+
+_DEFINITION, _SAMPLES = "policy.json", "samples.jsonl"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySpec:
+    """What a policy is to be: everything that its fit depends on apart from the library.
+
+    Attributes:
+        samples: Prompts with answers, for methods that learn from them.
+        origin: Whether it stands in the settings or was made through the admin API.
+    """
+
+    name: str
+    settings: PolicySettings
+    samples: tuple[Sample, ...] = ()
+    origin: Literal["settings", "admin"] = "settings"
+
+
+class PolicyStore:
+    """The definitions under one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def load(self) -> list[PolicySpec]:
+        """All definitions; one that cannot be read is logged and left where it is."""
+        specs = []
+        for file in sorted(self._root.glob(f"*/{_DEFINITION}")):
+            try:
+                settings = PolicySettings.model_validate_json(file.read_bytes())
+                stored = file.with_name(_SAMPLES)
+                lines = stored.read_text("utf-8").splitlines() if stored.exists() else []
+                samples, bad = parse_samples(lines)
+                if bad:
+                    raise BadSamples(f"{stored}: {bad[0]}")
+            except (OSError, ValidationError, UnicodeDecodeError, BadSamples) as error:
+                log.error("policy cannot be read", policy=file.parent.name, error=str(error))
+                continue
+            specs.append(PolicySpec(file.parent.name, settings, tuple(samples), "admin"))
+        return specs
+
+    def save(self, spec: PolicySpec) -> None:
+        """Write or replace a definition; raises OSError and leaves the old one."""
+        home = self._root / spec.name
+        home.mkdir(parents=True, exist_ok=True)
+        samples = b"".join(orjson.dumps(asdict(sample)) + b"\n" for sample in spec.samples)
+        replace_file(home / _SAMPLES, samples)
+        replace_file(
+            home / _DEFINITION, orjson.dumps(spec.settings.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
+        )
+
+    def remove(self, name: str) -> None:
+        """Remove a policy with its artefacts."""
+        (self._root / name / _DEFINITION).unlink(missing_ok=True)
+        shutil.rmtree(self._root / name, ignore_errors=True)

@@ -1,0 +1,167 @@
+"""How well base and experts answered labelled prompts, as ``moergate score`` reports it; what some routers learn from.
+
+    <home>/scores/table.jsonl    one prompt a line, with the figures of each model that was tried
+
+Reports are merged by prompt and model, the newer one winning. The file is replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from routers.base import Matrix, Sample, ScoreTable
+from server.durable import replace_file
+from server.errors import BadRequest
+
+MAX_ROWS = 200_000
+MAX_REPORTED_MODELS = 2_000
+
+
+class Figures(BaseModel):
+    """What one model made of one prompt; what is not known is absent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    score: Annotated[float, Field(ge=0, le=1)] | None = None
+    loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    prompt_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    entropy: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class ScoreRow(BaseModel):
+    """A prompt with the figures of some models: ``base`` or ids of experts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: Annotated[str, Field(max_length=200)] = ""
+    prompt: Annotated[str, Field(min_length=1, max_length=400_000)]
+    answer: Annotated[str, Field(max_length=100_000)]
+    metric: Annotated[str, Field(max_length=100)] = "exact_match"
+    models: Annotated[dict[str, Figures], Field(max_length=MAX_REPORTED_MODELS)]
+
+    @property
+    def sample(self) -> Sample:
+        """The prompt without its figures."""
+        return Sample(self.prompt, self.answer, self.task, self.metric)
+
+
+class ScoreStore:
+    """The table on disk and in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "table.jsonl"
+        self._rows: dict[Sample, dict[str, Figures]] = {}
+        self._read = False
+        self.revision = 0
+
+    def report(self, rows: Iterable[ScoreRow]) -> None:
+        """Merge rows into the table; blocking. Raises BadRequest if it grows too large, OSError if it is not kept."""
+        merged = {sample: dict(models) for sample, models in self._all().items()}
+        for row in rows:
+            merged[row.sample] = merged.get(row.sample, {}) | row.models
+        if len(merged) > MAX_ROWS:
+            raise BadRequest(f"The table would have {len(merged)} prompts; at most {MAX_ROWS} are kept.")
+        self._write(merged)
+
+    def clear(self) -> None:
+        """Forget everything; blocking."""
+        self._write({})
+
+    def summary(self) -> dict[str, Any]:
+        """What the table holds, for people."""
+        rows = self._all()
+        models: dict[str, list[float]] = {}
+        for figures in rows.values():
+            for model, found in figures.items():
+                models.setdefault(model, []).append(math.nan if found.score is None else found.score)
+        tasks = sorted({sample.task for sample in rows})
+        listed = [
+            {"model": model, "num_prompts": len(scores), "mean_score": _mean(scores)}
+            for model, scores in sorted(models.items())
+        ]
+        return {"num_prompts": len(rows), "tasks": tasks, "models": listed}
+
+    def samples(self) -> tuple[Sample, ...]:
+        """The prompts, in a fixed order; blocking."""
+        return tuple(sorted(self._all(), key=lambda s: (s.task, s.prompt, s.answer, s.metric)))
+
+    def table(self, experts: Collection[str], samples: Sequence[Sample], embeddings: Matrix) -> ScoreTable | None:
+        """The figures of the base and of these experts; None if there are none."""
+        rows = self._all()
+        known = {model for figures in rows.values() for model in figures}
+        models = ("base", *sorted(known & set(experts)))
+        if not rows or not known:
+            return None
+        blocks = {name: np.full((len(samples), len(models)), np.nan) for name in Figures.model_fields}
+        for row, sample in enumerate(samples):
+            figures = rows.get(sample, {})
+            for column, model in enumerate(models):
+                found = figures.get(model)
+                if found is not None:
+                    for name, block in blocks.items():
+                        value = getattr(found, name)
+                        block[row, column] = math.nan if value is None else value
+        return ScoreTable(
+            models,
+            tuple(samples),
+            embeddings,
+            blocks["score"],
+            blocks["loss"],
+            blocks["prompt_loss"],
+            blocks["entropy"],
+        )
+
+    def _all(self) -> dict[Sample, dict[str, Figures]]:
+        if not self._read:
+            try:
+                lines = self._file.read_bytes().splitlines()
+            except FileNotFoundError:
+                lines = []
+            rows = [ScoreRow.model_validate_json(line) for line in lines]
+            self._rows = {row.sample: dict(row.models) for row in rows}
+            self._read = True
+        return self._rows
+
+    def _write(self, rows: dict[Sample, dict[str, Figures]]) -> None:
+        content = b"".join(
+            ScoreRow(task=sample.task, prompt=sample.prompt, answer=sample.answer, metric=sample.metric, models=models)
+            .model_dump_json(exclude_none=True)
+            .encode()
+            + b"\n"
+            for sample, models in rows.items()
+        )
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self._file, content)
+        self._rows, self._read = rows, True
+        self.revision += 1
+
+
+def parse_report(raw: bytes) -> list[ScoreRow]:
+    """Rows from a body ``{"rows": [...]}``; raises BadRequest that names the row."""
+    try:
+        rows = orjson.loads(raw)["rows"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        raise BadRequest("Send {'rows': [{'prompt': …, 'answer': …, 'models': {'base': {'score': 1}}}]}.") from None
+    if not isinstance(rows, list):
+        raise BadRequest("'rows' must be an array.", param="rows")
+    found = []
+    for number, row in enumerate(rows):
+        try:
+            found.append(ScoreRow.model_validate(row))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the row"
+            raise BadRequest(f"rows.{number}: {where}: {first['msg']}", param=f"rows.{number}") from None
+    return found
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    known = [value for value in values if not math.isnan(value)]
+    return round(sum(known) / len(known), 4) if known else None

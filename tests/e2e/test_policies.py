@@ -1,0 +1,168 @@
+"""Policies over HTTP and from the command line: fitted, watched, compared; scores reported; bad input refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import EXAMPLES
+from tests.support.processes import run_cli
+from tests.support.servers import Running
+
+
+async def fit(client: httpx.AsyncClient, **order: Any) -> dict[str, Any]:
+    response = await client.post("/admin/policies", json=order)
+    assert response.status_code == 202, response.text
+    job: dict[str, Any] = response.json()
+    while job["ended_at"] is None:
+        job = (await client.get(f"/admin/jobs/{job['id']}")).json()
+    return job
+
+
+async def ask(client: httpx.AsyncClient, model: str, text: str, **fields: Any) -> dict[str, Any]:
+    body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+    response = await client.post("/v1/route", json=body)
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+@pytest.fixture
+async def client(running: Running) -> Any:
+    async with httpx.AsyncClient(base_url=running.url, timeout=60) as opened:
+        yield opened
+
+
+async def test_a_policy_is_made_used_shown_and_removed(client: httpx.AsyncClient) -> None:
+    job = await fit(client, name="mine", router="centroid", options={"threshold": -1})
+    assert (job["state"], job["error"]) == ("succeeded", None)
+    shown = (await client.get("/admin/policies/mine")).json()
+    assert (shown["state"], shown["router"], shown["num_experts"]) == ("ready", "centroid", 2)
+    assert shown["provenance"]["fitted_at"]
+    assert "mine" in {model["id"] for model in (await client.get("/v1/models")).json()["data"]}
+    body = {"model": "mine", "messages": [{"role": "user", "content": EXAMPLES["sql"][0]}]}
+    answer = await client.post("/v1/chat/completions", json=body)
+    assert answer.headers["x-moergate-policy"] == "mine"
+    assert answer.headers["x-moergate-recipe"].startswith("sql@")
+    assert (await client.delete("/admin/policies/mine")).status_code == 200
+    assert (await client.post("/v1/chat/completions", json=body)).status_code == 404
+    assert (await client.get("/admin/policies/mine")).status_code == 404
+
+
+async def test_a_caller_may_write_a_threshold_behind_the_policy(client: httpx.AsyncClient) -> None:
+    text = EXAMPLES["sql"][0]
+    assert (await ask(client, "auto:2", text))["recipe"] == "base"
+    assert (await ask(client, "auto:-1", "nothing like it"))["recipe"] != "base"
+    body = {"model": "auto:high", "messages": [{"role": "user", "content": text}]}
+    refused = await client.post("/v1/route", json=body)
+    assert refused.status_code == 400
+    assert "auto:0.3" in refused.json()["error"]["message"]
+
+
+async def test_fields_of_a_request_that_routers_read(client: httpx.AsyncClient) -> None:
+    text = EXAMPLES["sql"][0]
+    for name, router in [("told", "oracle"), ("wish", "preference"), ("vote", "retrieval_of_experts")]:
+        assert (await fit(client, name=name, router=router))["state"] == "succeeded"
+    assert (await ask(client, "told", text, task_id="dates"))["recipe"].startswith("dates@")
+    assert (await ask(client, "wish", text, preference={"dates": 3, "sql": 1}))["recipe"].startswith("mix(dates@")
+    for prompt in EXAMPLES["dates"]:
+        await ask(client, "vote", prompt, task_id="conversation")
+    assert (await ask(client, "vote", EXAMPLES["sql"][0], task_id="conversation"))["recipe"].startswith("dates@")
+    assert (await ask(client, "vote", EXAMPLES["sql"][0], task_id="another"))["recipe"].startswith("sql@")
+    assert "sql" not in str(await ask(client, "auto", text, exclude_experts=["sql"]))
+    for bad in ({"task_id": 3}, {"preference": {"sql": -1}}, {"preference": []}, {"exclude_experts": "sql"}):
+        body = {"model": "wish", "messages": [{"role": "user", "content": text}], **bad}
+        refused = await client.post("/v1/route", json=body)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == next(iter(bad))
+
+
+async def test_the_base_chooses_where_a_router_asks_it(client: httpx.AsyncClient, running: Running) -> None:
+    assert (await fit(client, name="llm", router="llm_selector"))["state"] == "succeeded"
+    found = await ask(client, "llm", "anything at all")
+    (asked,) = [json.loads(seen.body) for seen in running.engine.seen if b"structured_outputs" in seen.body]
+    first = asked["structured_outputs"]["choice"][0]  # what the double answers
+    assert found["recipe"].startswith(f"{first}@")
+    assert asked["model"] == "base"
+    assert "anything at all" in asked["messages"][0]["content"]
+
+
+async def test_what_is_wrong_with_an_order_is_said(client: httpx.AsyncClient) -> None:
+    for order, what in [
+        ({"name": "x", "router": "knm"}, "knn"),
+        ({"name": "x", "router": "knn", "options": {"kk": 1}}, "kk"),
+        ({"name": "X y", "router": "knn"}, "a-z"),
+        ({"name": "sql", "router": "knn"}, "expert"),
+        ({"name": "auto", "router": "centroid"}, "settings"),
+        ({"name": "x", "router": "best_single"}, "moergate score"),
+        ({"name": "x", "router": "knn", "subset": {"method": "best", "size": 1}}, "method"),
+        ({"name": "x", "router": "knn", "samples": [{"prompt": "p", "answer": "a", "metric": "m"}]}, "exact_match"),
+        ({"router": "knn"}, "name"),
+    ]:
+        response = await client.post("/admin/policies", json=order)
+        assert 400 <= response.status_code < 500, (order, response.text)
+        assert what in response.json()["error"]["message"], (order, response.text)
+    assert [each["name"] for each in (await client.get("/admin/policies")).json()["data"]] == ["auto"]
+
+
+async def test_a_learned_mix_asks_the_engine(client: httpx.AsyncClient, running: Running) -> None:
+    samples = [{"prompt": "add two and two", "answer": "four five", "task": "sums"}]
+    order = {"name": "blend", "router": "learned_mix", "samples": samples}
+    job = await fit(client, **order)
+    assert job["state"] == "succeeded", job["error"]
+    asked = [json.loads(seen.body) for seen in running.engine.seen if b"prompt_logprobs" in seen.body]
+    assert len({body["model"] for body in asked}) == len(asked) > 1
+    assert all(body["messages"][-1] == {"role": "assistant", "content": "four five"} for body in asked)
+    running.engine.seen.clear()
+    assert (await fit(client, **order))["state"] == "succeeded"
+    assert not [seen for seen in running.engine.seen if b"prompt_logprobs" in seen.body]
+
+
+async def test_scores_and_a_comparison_from_the_command_line(
+    running: Running, client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+
+    monkeypatch.setenv("MOERGATE_CACHE_DIR", str(tmp_path / "cache"))
+    for name, prompts in EXAMPLES.items():
+        folder = tmp_path / "tasks" / name
+        folder.mkdir(parents=True)
+        rows = [json.dumps({"prompt": prompt, "answer": "word0 word1"}) for prompt in prompts]
+        (folder / "train.jsonl").write_text("\n".join(rows))
+        (folder / "val.jsonl").write_text("\n".join(rows))
+    (tmp_path / "tasks" / "odd").mkdir()
+    (tmp_path / "tasks" / "odd" / "val.jsonl").write_text('{"prompt": "zebra", "answer": "", "metric": "none"}\n{bad\n')
+    tasks = ("--tasks", str(tmp_path / "tasks"), "--url", running.url)
+
+    async def cli(*arguments: str) -> Any:
+        return await asyncio.to_thread(run_cli, *arguments)
+
+    scored = await cli("score", *tasks, "--max-tokens", "2", "--losses", "--json")
+    assert scored.returncode == 0, scored.stderr
+    assert {model["mean_score"] for model in json.loads(scored.stdout)["models"]} == {1.0}
+    fitted = await cli("fit", "best", "--router", "best_single", "--url", running.url)
+    assert fitted.returncode == 0, fitted.stderr
+    assert "best (best_single) is fitted to 2 experts" in fitted.stdout
+    refused = await cli("compare", *tasks, "--max-tokens", "2", "--out", str(tmp_path / "out"))
+    assert refused.returncode == 2
+    assert "line 2: not JSON" in refused.stderr
+    compared = await cli("compare", *tasks, "--max-tokens", "2", "--out", str(tmp_path / "out"), "--skip-bad-rows")
+    assert compared.returncode == 0, compared.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 * 7  # base, oracle, auto and best on six prompts and one that is out of scope
+    assert {row["policy"] for row in rows} == {"base", "oracle", "auto", "best"}
+    assert {row["recipe"].partition("@")[0] for row in rows if row["policy"] == "oracle"} == {"sql", "dates", "base"}
+    leaderboard = (tmp_path / "out" / "leaderboard.md").read_text()
+    assert "| auto | 100.0" in leaderboard
+    assert "1 rows were skipped" in leaderboard
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "__DATA__" not in page
+    assert "</script" not in page.partition("const D =")[2].partition("\n")[0]
+    running.engine.seen.clear()
+    again = await cli("compare", *tasks, "--max-tokens", "2", "--out", str(tmp_path / "out"), "--skip-bad-rows")
+    assert again.returncode == 0
+    assert not [seen for seen in running.engine.seen if seen.path == "/v1/chat/completions"]
+    listed = await cli("policies", "list", "--url", running.url)
+    assert "best_single" in listed.stdout
