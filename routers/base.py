@@ -302,6 +302,7 @@ class MethodCard:
         reads_task: Whether `route` reads ``query.window``.
         reads_parts: Whether `route` reads ``query.parts``.
         asks_base: Whether `route` wants the base's answer to `question` first (`AsksBase`).
+        may_read_scores: Whether `fit` uses the table of scores under some option, without needing it under all.
         refit: ``cheap`` methods are refitted whenever the library changes; others are marked stale.
         cost: Cost per request, in words.
     """
@@ -324,9 +325,15 @@ class MethodCard:
     reads_task: bool = False
     reads_parts: bool = False
     asks_base: bool = False
+    may_read_scores: bool = False
     refit: Literal["cheap", "costly"] = "cheap"
     cost: str = ""
     differences: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether `fit` may use the table of scores."""
+        return self.may_read_scores or bool({"scores", "losses"} & set(self.needs))
 
 
 @runtime_checkable

@@ -5,7 +5,9 @@
 ``selection`` takes the best; ``mixture`` sums the k = 3 best with weight 1/k, which in the authors' code happens in the
 hidden states and so is exactly a mix of LoRAs, not an ensemble of outputs; ``fusion`` averages their A and their B,
 which is not the mean of the experts. The authors drop alpha/r in both; here each expert keeps its scaling. Their
-encoder (INSTRUCTOR) is fine-tuned contrastively on two fifths of the tasks; here it is the gateway's embedder.
+encoder (INSTRUCTOR) is fine-tuned contrastively on two fifths of the tasks. Untuned, it is here the gateway's embedder;
+tuned, ``moergate tune OUT`` makes it of the library's examples by the same loss (`routers.embedders.tune`), and
+``moergate fit NAME --router lora_retriever --embedder OUT`` uses it.
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ class LoraRetrieverRouter(CentroidRouter):
         selection="top-k",
         aggregation="outputs",
         generalization="in-domain and unseen tasks, by mixing neighbours",
-        differences=("the encoder is not fine-tuned", "each expert keeps its own scaling", "it may abstain"),
+        differences=(
+            "the encoder is the gateway's unless moergate tune has made one",
+            "each expert keeps its own scaling",
+            "it may abstain",
+        ),
     )
     config_class: ClassVar[type[ScoringConfig]] = LoraRetrieverConfig
     max_examples: ClassVar[int | None] = 20

@@ -1,6 +1,7 @@
 """Labelled prompts from JSON Lines: read strictly, with the line and the reason of every row that cannot be used.
 
-One object a line: ``prompt`` and ``answer``, and optionally ``task`` and ``metric``. Other fields are left alone.
+One object a line: ``prompt`` and ``answer``, and optionally ``task`` (or ``expert``) and ``metric``. Other fields are
+left alone.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _sample(row: object, default_task: str) -> Sample:
         raise ValueError("not a JSON object with 'prompt' and 'answer'")
     prompt = _text(row, "prompt", None, MAX_PROMPT_CHARS)
     answer = _text(row, "answer", None, MAX_ANSWER_CHARS)
-    task = _text(row, "task", default_task, 200)
+    task = _text(row, "task" if "task" in row else "expert", default_task, 200)
     metric = _text(row, "metric", "exact_match", 100)
     if not prompt.strip():
         raise ValueError("'prompt' is empty")

@@ -25,7 +25,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from sklearn.cluster import KMeans
 
 from routers.base import FitData, ScoreTable
 from routers.errors import NotFittable
@@ -80,6 +79,8 @@ def cluster(config: SubsetConfig, data: FitData) -> tuple[str, ...]:
     known = np.flatnonzero(np.isfinite(means).all(axis=1))
     points = means[known] / np.maximum(np.linalg.norm(means[known], axis=1, keepdims=True), 1e-12)
     num = min(config.size, len(np.unique(points, axis=0)))
+    from sklearn.cluster import KMeans  # settings name a subset, and must be read without loading this
+
     model = KMeans(num, n_init=10, random_state=config.seed).fit(points)
     distances = ((points - model.cluster_centers_[model.labels_]) ** 2).sum(axis=1)
     members = [np.flatnonzero(model.labels_ == number) for number in range(num)]

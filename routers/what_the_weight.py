@@ -81,6 +81,7 @@ class WhatTheWeightRouter:
     card: ClassVar[MethodCard] = replace(
         CentroidRouter.card,
         name="what_the_weight",
+        may_read_scores=True,
         title="What the Weight: five zero-shot weightings",
         paper="Holtermann et al., What the Weight?!, 2024 (arXiv:2401.12756), and its code",
         routing_dataset="example prompts, or losses and entropies on labelled prompts",

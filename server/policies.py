@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,25 +21,31 @@ import structlog
 
 from adapters_registry.records import AdapterRecord
 from routers.artefacts import ArtefactStore, code_version
-from routers.base import Artefact, FitData, LibraryExpert, Losses, Matrix, RouteQuery, Router, RouterConfig, ScoreTable
+from routers.base import (
+    Artefact,
+    FitData,
+    LibraryExpert,
+    Losses,
+    RouteQuery,
+    Router,
+    RouterConfig,
+)
 from routers.embedders.base import Embedder
 from routers.errors import BadArtefact, FitCancelled, NotFittable, RouterError
-from routers.fitting import data_version, fit_data, fit_policy, library_version, unmet_needs
+from routers.fitting import fit_policy, unmet_needs
 from routers.registry import make_config, router_class
 from routers.subset import restrict, select
-from routers.templates import bare_texts
-from routers.views import example_view
 from server.embedders import Embedders
 from server.errors import BadRequest, NotFound
 from server.jobs import Job, Jobs
 from server.metrics import Metrics
+from server.policy_data import Experts, PolicyData, blocking
 from server.policy_store import PolicySpec, PolicyStore
 from server.score_store import ScoreStore
 
 SLOW_ROUTE_S = 0.001
 """A router that takes longer than this for a decision is run in a worker thread."""
 
-EMBED_CHUNK = 256
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 300.0
 
 log = structlog.get_logger(__name__)
@@ -112,16 +119,16 @@ class PolicyManager:
         self._embedders = embedders
         self._artefacts = artefacts
         self._store = store
-        self._scores = scores
+        self._data = PolicyData(scores)
         self._metrics = metrics
         self._losses = losses
         self._entries = {spec.name: _entry(spec) for spec in specs}
         self._required = frozenset(self._entries)
         self._stored_read = False
-        self._vectors: dict[str, dict[str, np.ndarray[Any, np.dtype[np.float32]]]] = {}
         self._live: dict[str, LivePolicy] = {}
         self._experts: tuple[LibraryExpert, ...] = ()
-        self._fitting = asyncio.Lock()
+        self._fitting: dict[str, asyncio.Lock] = {}
+        self._following: dict[str, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self.jobs = Jobs()
         self.on_change: Callable[[Mapping[str, LivePolicy]], None] = lambda _live: None
@@ -135,13 +142,30 @@ class PolicyManager:
             LibraryExpert(r.expert_id, r.card.description, tuple(r.card.tags), tuple(r.examples), tuple(r.card.tasks))
             for r in sorted(records, key=lambda record: record.expert_id)
         )
-        async with self._fitting:
-            gathered: dict[str, FitData] = {}
-            for name in list(self._entries):
-                entry = self._entries.get(name)
-                if entry is not None:
-                    await self._follow(entry, gathered)
+        names = {_embedder_of(entry) for entry in self._entries.values()}
+        for name in names - {""}:  # other embedders may be slow, and nobody else should wait for them
+            if name not in self._following:
+                task = self._following[name] = asyncio.create_task(self._follow_all(name))
+                task.add_done_callback(partial(self._forget_following, name))
+        await self._follow_all("")
         return self._announce()
+
+    def _forget_following(self, name: str, _task: asyncio.Task[None]) -> None:
+        self._following.pop(name, None)
+
+    async def _follow_all(self, embedder: str) -> None:
+        """Bring the policies of one embedder up to date, again if the library changes meanwhile."""
+        experts = None
+        while experts is not self._experts:
+            experts = self._experts
+            async with self._lock_of(embedder):
+                gathered: dict[str, FitData] = {}
+                for entry in [entry for entry in self._entries.values() if _embedder_of(entry) == embedder]:
+                    await self._follow(entry, experts, gathered)
+            self._announce()
+
+    def _lock_of(self, embedder: str) -> asyncio.Lock:
+        return self._fitting.setdefault(embedder, asyncio.Lock())
 
     @property
     def missing(self) -> dict[str, str]:
@@ -155,12 +179,12 @@ class PolicyManager:
         now = time.monotonic()
         return any(name not in self._live and entry.retry_at <= now for name, entry in self._entries.items())
 
-    async def _follow(self, entry: _Entry, gathered: dict[str, FitData]) -> None:
+    async def _follow(self, entry: _Entry, experts: Experts, gathered: dict[str, FitData]) -> None:
         """Bring one policy up to date with the library, without a caller who waits for it."""
         name, version = entry.spec.name, ""
         try:
-            embedder = await self._embedders.get(entry.spec.settings.embedder or entry.kind.card.embedder)
-            version = await self._version(entry, embedder)
+            embedder = await self._embedders.get(_embedder_of(entry))
+            version = await self._version(entry, experts, embedder)
             live = self._live.get(name)
             if live is not None and live.version == version:
                 return
@@ -172,9 +196,10 @@ class PolicyManager:
             elif entry.kind.card.refit == "costly" and (live is not None or stored is not None):
                 await self._keep_stale(entry, live, stored, embedder)
             else:
-                if embedder.name not in gathered:
-                    gathered[embedder.name] = await self._gather(embedder)
-                await self._fit(entry, gathered[embedder.name], version, embedder, None)
+                key = f"{embedder.name}/{_reads_scores(entry)}"
+                if key not in gathered:
+                    gathered[key] = await self._data.gather(experts, embedder, with_scores=_reads_scores(entry))
+                await self._fit(entry, gathered[key], version, embedder, None)
         except Exception as error:
             self._note_failure(entry, error, version)
 
@@ -201,7 +226,7 @@ class PolicyManager:
 
     # -- policies made while running ------------------------------------------------------------------------------
 
-    async def create(self, spec: PolicySpec, records: Sequence[AdapterRecord]) -> Job:
+    async def create(self, spec: PolicySpec) -> Job:
         """Define or redefine a policy and fit it in the background.
 
         Raises:
@@ -217,7 +242,7 @@ class PolicyManager:
         entry = _entry(spec)
         if self._experts:
             experts = {expert.expert_id: np.zeros((len(expert.examples), 1), np.float32) for expert in self._experts}
-            table = await asyncio.to_thread(self._table, np.zeros((0, 1), np.float32), ())
+            table = await asyncio.to_thread(self._data.table, self._experts)
             asked = FitData(self._experts, experts, "", "", scores=table, samples=spec.samples, losses=self._losses())
             for sentence in unmet_needs(entry.kind.card, asked).values():
                 raise NotFittable(sentence)
@@ -257,17 +282,20 @@ class PolicyManager:
 
     async def close(self) -> None:
         """End fits that are under way."""
-        for task in list(self._running):
+        tasks = [*self._running, *self._following.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, job: Job, entry: _Entry) -> None:
         try:
-            async with self._fitting:
+            async with self._lock_of(_embedder_of(entry)):
                 job.begin("embedding examples")
-                embedder = await self._embedders.get(entry.spec.settings.embedder or entry.kind.card.embedder)
-                data = await self._gather(embedder, job)
-                await self._fit(entry, data, await self._version(entry, embedder), embedder, job)
+                experts = self._experts
+                embedder = await self._embedders.get(_embedder_of(entry))
+                version = await self._version(entry, experts, embedder)
+                data = await self._data.gather(experts, embedder, job, with_scores=_reads_scores(entry))
+                await self._fit(entry, data, version, embedder, job)
             job.end("succeeded")
         except FitCancelled:
             entry.error = "cancelled"
@@ -336,7 +364,7 @@ class PolicyManager:
                 version=version,
                 samples=entry.spec.samples,
                 losses=self._losses(),
-                embed=_blocking(embedder, loop),
+                embed=blocking(embedder, loop),
             )
             if entry.spec.settings.subset is not None:
                 mine = restrict(mine, select(entry.spec.settings.subset, mine))
@@ -383,73 +411,28 @@ class PolicyManager:
         same = artefact.data.get("config") == _config_of(entry) and isinstance(artefact.data.get("library"), list)
         return artefact if same else None
 
-    async def _version(self, entry: _Entry, embedder: Embedder) -> str:
-        """Of everything that the policy learns from."""
-
-        def work() -> str:
-            version = library_version(self._experts, embedder.name)
-            table = None
-            if {"scores", "losses"} & set(entry.kind.card.needs) or entry.spec.settings.subset is not None:
-                table = self._table(np.zeros((0, 1), np.float32), self._scores.samples())
-            return data_version(version, entry.spec.samples, table)
-
-        return await asyncio.to_thread(work)
-
-    def _table(self, embeddings: Matrix, samples: Sequence[Any]) -> ScoreTable | None:
-        return self._scores.table([expert.expert_id for expert in self._experts], samples, embeddings)
-
-    async def _gather(self, embedder: Embedder, job: Job | None = None) -> FitData:
-        """The library with its examples and scored prompts embedded; vectors of an earlier call are used again."""
-        experts = self._experts
-        bare = await asyncio.to_thread(lambda: {expert.expert_id: bare_texts(expert.examples) for expert in experts})
-        samples = await asyncio.to_thread(self._scores.samples)
-        texts = {text for expert in experts for text in (*expert.examples, *bare[expert.expert_id])}
-        texts |= {sample.prompt for sample in samples}
-        known = self._vectors.setdefault(embedder.name, {})
-        new = sorted(texts - known.keys())
-        for start in range(0, len(new), EMBED_CHUNK):
-            if job:
-                job.progress(start, len(new))
-            chunk = new[start : start + EMBED_CHUNK]
-            rows = await embedder.embed([example_view(text) for text in chunk])
-            known.update(zip(chunk, rows, strict=True))
-        for text in known.keys() - texts:
-            del known[text]
-        empty: Matrix = np.zeros((0, embedder.dim), np.float32)
-
-        def rows_of(texts: Sequence[str]) -> Matrix:
-            return np.stack([known[text] for text in texts]) if texts else empty
-
-        def work() -> FitData:
-            embeddings = {expert.expert_id: rows_of(expert.examples) for expert in experts}
-            bare_rows = {expert: rows_of(texts) for expert, texts in bare.items()}
-            data = fit_data(experts, embeddings, embedder.name, bare_rows, version="gathered")
-            return replace(data, scores=self._table(rows_of([sample.prompt for sample in samples]), samples))
-
-        return await asyncio.to_thread(work)
+    async def _version(self, entry: _Entry, experts: Experts, embedder: Embedder) -> str:
+        return await self._data.version(experts, embedder, entry.spec.samples, with_scores=_reads_scores(entry))
 
 
 def _entry(spec: PolicySpec) -> _Entry:
     return _Entry(spec, router_class(spec.settings.router), make_config(spec.settings.router, spec.settings.options))
 
 
+def _embedder_of(entry: _Entry) -> str:
+    """Name of the policy's embedder; empty for the gateway's own."""
+    return entry.spec.settings.embedder or entry.kind.card.embedder
+
+
+def _reads_scores(entry: _Entry) -> bool:
+    """Whether a policy may learn from the table of scores."""
+    return entry.kind.card.reads_scores or entry.spec.settings.subset is not None
+
+
 def _config_of(entry: _Entry) -> dict[str, Any]:
     """Everything about a policy that its artefact depends on, apart from the data."""
     subset = entry.spec.settings.subset
     return entry.config.model_dump(mode="json") | {"subset": subset.model_dump(mode="json") if subset else None}
-
-
-def _blocking(embedder: Embedder, loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[str]], Matrix]:
-    """The embedder for a worker thread."""
-
-    def embed(texts: Sequence[str]) -> Matrix:
-        rows = np.zeros((len(texts), embedder.dim), np.float32)
-        for start in range(0, len(texts), EMBED_CHUNK):
-            chunk = [example_view(text) for text in texts[start : start + EMBED_CHUNK]]
-            rows[start : start + len(chunk)] = asyncio.run_coroutine_threadsafe(embedder.embed(chunk), loop).result()
-        return rows
-
-    return embed
 
 
 def _is_slow(router: Router, dim: int) -> bool:

@@ -62,7 +62,9 @@ def _of_folder(folder: Path, cache_dir: Path, progress: Progress) -> Encoder:
     if SentenceModel.can_export(folder):
         from routers.embedders.onnx import OnnxEncoder
 
-        return OnnxEncoder(folder, cache_dir, progress=progress)
+        # Vectors and artefacts are kept by name: folders that are called alike must not share them.
+        name = f"{folder.name}-{SentenceModel.read(folder).content_hash()[:8]}"
+        return OnnxEncoder(folder, cache_dir, name=name, progress=progress)
     from routers.embedders.sentence_transformer import SentenceTransformerEncoder
 
     return SentenceTransformerEncoder(folder)

@@ -44,6 +44,8 @@ class HiddenStateEncoder:
         if not 0 < self._layer <= num_layers:
             raise EmbedderError(f"{model} has no hidden states at layer {layer}", f"choose 1 to {num_layers}")
         self._model.eval().to(device or "cpu")
+        if device in (None, "cpu"):
+            self._torch.set_num_threads(1)  # short texts: two threads that wait for each other were ten times slower
         self.name = f"hidden-states-{self._layer}:{Path(str(model)).name}"
         self.dim = int(self._model.config.hidden_size)
 

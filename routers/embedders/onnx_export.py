@@ -66,8 +66,7 @@ class SentenceModel:
             shape = BertShape.of_config(_json(folder / "config.json"))
             modules = [module["type"].rsplit(".", 1)[-1] for module in _json(folder / "modules.json", [])]
             pooling = _json(folder / "1_Pooling" / "config.json", {})
-            limits = _json(folder / "sentence_bert_config.json", {})
-            max_tokens = int(limits.get("max_seq_length") or 512)
+            max_tokens = _window(folder)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EmbedderError(f"{folder} is not readable as a sentence encoder ({error})", fix) from error
         if shape is None:
@@ -95,6 +94,13 @@ class SentenceModel:
         for file in ("config.json", "tokenizer.json", "model.safetensors"):
             digest.update(bytes.fromhex(_file_hash(self.folder / file)))
         return digest.hexdigest()
+
+
+def _window(folder: Path) -> int:
+    """Tokens that the model reads: as sentence-transformers writes it, until its version 5 or since, else 512."""
+    tokens = _json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
+    tokens = tokens or _json(folder / "tokenizer_config.json", {}).get("model_max_length") or 512
+    return min(int(tokens), int(_json(folder / "config.json").get("max_position_embeddings") or 512))
 
 
 def packaged_model() -> Path | None:

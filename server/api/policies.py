@@ -10,7 +10,6 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from routers.base import Sample
-from routers.errors import NotFittable
 from routers.metrics import metric_names
 from server.api.incoming import read_body
 from server.auth import Authenticator, Principal
@@ -87,11 +86,7 @@ def policies_router(
         order = _order(raw)
         if any(record.name == order.name for record in watcher.records):
             raise Conflict(f"{order.name!r} is the name of an expert; choose another name.", param="name")
-        try:
-            job = await policies.create(_spec(order), watcher.records)
-        except NotFittable as error:
-            raise Conflict(str(error), param="router") from None
-        return job.show()
+        return (await policies.create(_spec(order))).show()
 
     @router.post("/policies/{name}/fit", status_code=202, summary="Fit a policy again in the background")
     async def refit_policy(name: str, request: Request) -> dict[str, Any]:

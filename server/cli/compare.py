@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HELP = """Compare policies on your own tasks, through a running gateway and its engine.
 
-Tasks are DIR/TASK/SPLIT.jsonl or DIR/TASK.jsonl, one object a line with 'prompt', 'answer' and 'metric'. A task
+Tasks are DIR/TASK/SPLIT.jsonl, DIR/TASK.jsonl or a file, one object a line with 'prompt', 'answer' and 'metric'. A task
 whose name is that of an expert (or stands on its card) belongs to it; others are held out; those with the metric 'none'
 are out of scope, where a good policy abstains. The base and the oracle (each task by its own expert) come in any case.
 
@@ -27,7 +27,7 @@ several policies choose is generated once, and a second run costs only what is n
 
 
 def compare(
-    tasks: Annotated[list[Path], typer.Option(help="Folder of tasks; repeat for more.", exists=True, file_okay=False)],
+    tasks: Annotated[list[Path], typer.Option(help="Folder or file of tasks; repeat for more.", exists=True)],
     policies: Annotated[
         list[str] | None,
         typer.Option("--policy", help="A policy, expert or recipe; repeat for more. Default: all policies."),

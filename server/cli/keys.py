@@ -6,18 +6,19 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from adapters_registry.keys import generate_key
-from adapters_registry.library import Library
 from adapters_registry.records import KeyRecord, utc_now
 from server.cli.client import AsJson, ClientError, print_json
 from server.settings import load_settings
-from server.wiring import open_library
+
+if TYPE_CHECKING:
+    from adapters_registry.library import Library
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -93,6 +94,8 @@ def revoke(
 
 
 def _with_library(home: Path | None, work: Callable[[Library], Awaitable[Any]]) -> Any:
+    from server.wiring import open_library
+
     settings = load_settings({"home": home})
 
     async def run() -> Any:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from server.cli import adapters, compare, compose, config, fake_engine, fit, keys, policies, route, score, serve
+from server.cli import adapters, compare, compose, config, fake_engine, fit, keys, policies, route, score, serve, tune
 from server.cli.client import ClientError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("fit", help=fit.HELP)(fit.fit)
 app.add_typer(
     policies.app, name="policies", help="List, show and remove policies, and the methods they can be made of."
 )
+app.command("tune", help=tune.HELP)(tune.tune)
 app.command("score", help=score.HELP)(score.score)
 app.command("compare", help=compare.HELP)(compare.compare)
 app.command("route", help=route.HELP)(route.route)

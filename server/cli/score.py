@@ -18,7 +18,7 @@ ROWS_PER_REPORT = 200
 
 
 def score(
-    tasks: Annotated[Path, typer.Option(help="Folder of tasks.", exists=True, file_okay=False)],
+    tasks: Annotated[Path, typer.Option(help="Folder or file of tasks.", exists=True)],
     split: Annotated[str, typer.Option(help="Name of the file in each task's folder.")] = "train",
     limit: Annotated[int, typer.Option(help="At most so many prompts of each task.", min=1)] = 32,
     losses: Annotated[

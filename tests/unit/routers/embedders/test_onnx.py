@@ -63,6 +63,25 @@ def test_a_text_is_cut_at_the_models_window(model: Path, tmp_path: Path) -> None
     np.testing.assert_array_equal(encoder.encode([text + " a b c"]), encoder.encode([text]))
 
 
+@pytest.mark.parametrize(
+    ("written", "tokenizer", "positions", "window"),
+    [
+        ({"max_seq_length": 20}, {"model_max_length": 10}, 48, 20),
+        ({"module_output_name": "token_embeddings"}, {"model_max_length": 10}, 48, 10),
+        ({}, {"model_max_length": 10**30}, 48, 48),
+        ({}, {}, 48, 48),
+        ({}, {}, None, 512),
+    ],
+)
+def test_the_window_stands_in_one_of_two_files(
+    tmp_path: Path, written: object, tokenizer: object, positions: int | None, window: int
+) -> None:
+    tiny_bert.write_model(tmp_path / "tiny", max_position_embeddings=positions)
+    (tmp_path / "tiny" / "sentence_bert_config.json").write_text(json.dumps(written))
+    (tmp_path / "tiny" / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert SentenceModel.read(tmp_path / "tiny").max_tokens == window
+
+
 def test_any_text_has_a_unit_vector(model: Path, tmp_path: Path) -> None:
     encoder = OnnxEncoder(model, tmp_path / "cache")
     rows = encoder.encode(["", "\ud800", "\x00", "🙂" * 100, "x" * 100_000])

@@ -1,0 +1,97 @@
+"""What policies are fitted to: the library with its examples embedded, the table of scores, and the version of it all.
+
+Vectors are kept by embedder and text, so that a changed library costs only its new examples.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from routers.base import FitData, LibraryExpert, Matrix, Sample, ScoreTable
+from routers.embedders.base import Embedder
+from routers.fitting import data_version, fit_data, library_version
+from routers.templates import bare_texts
+from routers.views import example_view
+from server.jobs import Job
+from server.score_store import ScoreStore
+
+EMBED_CHUNK = 256
+
+Experts = tuple[LibraryExpert, ...]
+
+
+class PolicyData:
+    """See the module's docstring.
+
+    Args:
+        scores: The table that some methods learn from.
+    """
+
+    def __init__(self, scores: ScoreStore) -> None:
+        self._scores = scores
+        self._vectors: dict[str, dict[str, np.ndarray[Any, np.dtype[np.float32]]]] = {}
+
+    async def version(
+        self, experts: Experts, embedder: Embedder, samples: Sequence[Sample], *, with_scores: bool
+    ) -> str:
+        """Of everything that a policy learns from."""
+
+        def work() -> str:
+            table = self.table(experts) if with_scores else None
+            return data_version(library_version(experts, embedder.name), samples, table)
+
+        return await asyncio.to_thread(work)
+
+    def table(self, experts: Experts, embeddings: Matrix | None = None) -> ScoreTable | None:
+        """The figures of the base and of these experts; blocking. Embeddings are those of all scored prompts."""
+        if embeddings is None:
+            embeddings = np.zeros((0, 1), np.float32)
+        return self._scores.table([expert.expert_id for expert in experts], self._scores.samples(), embeddings)
+
+    async def gather(
+        self, experts: Experts, embedder: Embedder, job: Job | None = None, *, with_scores: bool
+    ) -> FitData:
+        """The library with its examples, and if wanted the scored prompts, embedded."""
+        bare = await asyncio.to_thread(lambda: {expert.expert_id: bare_texts(expert.examples) for expert in experts})
+        scored = [sample.prompt for sample in await asyncio.to_thread(self._scores.samples)]
+        texts = {text for expert in experts for text in (*expert.examples, *bare[expert.expert_id])}
+        known = self._vectors.setdefault(embedder.name, {})
+        for text in known.keys() - texts - set(scored):
+            del known[text]
+        new = sorted((texts | set(scored) if with_scores else texts) - known.keys())
+        for start in range(0, len(new), EMBED_CHUNK):
+            if job:
+                job.progress(start, len(new))
+            chunk = new[start : start + EMBED_CHUNK]
+            rows = await embedder.embed([example_view(text) for text in chunk])
+            known.update(zip(chunk, rows, strict=True))
+        empty: Matrix = np.zeros((0, embedder.dim), np.float32)
+
+        def rows_of(texts: Sequence[str]) -> Matrix:
+            return np.stack([known[text] for text in texts]) if texts else empty
+
+        def work() -> FitData:
+            embeddings = {expert.expert_id: rows_of(expert.examples) for expert in experts}
+            bare_rows = {expert: rows_of(texts) for expert, texts in bare.items()}
+            data = fit_data(experts, embeddings, embedder.name, bare_rows, version="gathered")
+            return replace(data, scores=self.table(experts, rows_of(scored)) if with_scores else None)
+
+        return await asyncio.to_thread(work)
+
+
+def blocking(embedder: Embedder, loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[str]], Matrix]:
+    """The embedder for a worker thread."""
+
+    def embed(texts: Sequence[str]) -> Matrix:
+        rows = np.zeros((len(texts), embedder.dim), np.float32)
+        for start in range(0, len(texts), EMBED_CHUNK):
+            chunk = [example_view(text) for text in texts[start : start + EMBED_CHUNK]]
+            rows[start : start + len(chunk)] = asyncio.run_coroutine_threadsafe(embedder.embed(chunk), loop).result()
+        return rows
+
+    return embed
