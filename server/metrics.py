@@ -175,7 +175,7 @@ class Metrics:
         self.experts = Gauge("moergate_library_experts", "Active experts of the library.", registry=self.registry)
         self.policy_stale = Gauge(
             "moergate_policy_stale",
-            "1 while a policy's last fit failed and an older one serves.",
+            "1 while a policy's last fit failed, or the library has changed since a costly one was fitted.",
             ("policy",),
             registry=self.registry,
         )
