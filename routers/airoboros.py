@@ -18,6 +18,7 @@ from pydantic import Field
 
 from routers.base import MethodCard
 from routers.centroid import CentroidRouter
+from routers.per_expert import nearest_mean, places_of
 from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig, ScoringRouter, evenly
 
 
@@ -54,20 +55,10 @@ class AiroborosRouter(ScoringRouter):
         """Find where each expert's examples begin and end."""
         self._embeddings = np.asarray(learned.arrays["embeddings"], np.float32)
         owner = np.asarray(learned.arrays["owner"])
-        if len(owner) != len(self._embeddings) or np.any(owner[1:] < owner[:-1]):
-            raise ValueError("examples that are not in the order of their experts")
-        bounds = np.searchsorted(owner, np.arange(len(self.experts) + 1))
-        self._spans = list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
+        if len(owner) != len(self._embeddings):
+            raise ValueError("examples and owners of different numbers")
+        self._places = places_of(owner, len(self.experts))
 
     def scores(self, prompts: Prompts) -> Scores:
         """Mean of the k largest cosines."""
-        cosines = prompts.embeddings @ self._embeddings.T
-        found = np.full((len(cosines), len(self.experts)), np.nan)
-        for expert, (start, end) in enumerate(self._spans):
-            if start == end:
-                continue
-            own = cosines[:, start:end]
-            if own.shape[1] > self.config.k:
-                own = np.partition(own, -self.config.k, axis=1)[:, -self.config.k :]
-            found[:, expert] = own.mean(axis=1)
-        return found
+        return nearest_mean(prompts.embeddings @ self._embeddings.T, self._places, self.config.k)[0]

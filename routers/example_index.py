@@ -3,8 +3,8 @@
 What `knn` and other example-based routers stand on. Shapes: n examples together, d dimensions, E experts.
 
 The search is exact up to `MAX_EXACT` examples. Beyond, the examples lie in about √n cells around centres (k-means on
-an even sample), and a search looks into a sixteenth of the cells, the nearest: `python -m routers.bench` measures what
-that saves and what it misses.
+an even sample), and a search looks into the nearest: a sixteenth of them, at least `MIN_CELLS`. `python -m
+routers.bench` measures what that saves and what it misses.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ class Near(NamedTuple):
     cosines: Vector
 
 
-MAX_EXACT = 50_000
+MAX_EXACT = 20_000
 CELLS_SEARCHED = 1 / 16
+MIN_CELLS = 32
 TRAINED_PER_CELL = 48
 
 NOTHING = Near(np.empty(0, np.int64), np.empty(0, np.float32))
@@ -79,7 +80,7 @@ class ExampleIndex:
     def _cells(self, embeddings: Matrix) -> Any:
         """An index of cells, trained, empty."""
         num_cells = 2 ** round(np.log2(1.2 * np.sqrt(len(embeddings))))
-        self._num_probed = max(1, int(num_cells * CELLS_SEARCHED))
+        self._num_probed = max(MIN_CELLS, int(num_cells * CELLS_SEARCHED))
         dim = embeddings.shape[1]
         metric = self._faiss.METRIC_INNER_PRODUCT
         self._centres = self._faiss.IndexFlatIP(dim)  # must live as long as the index, which only points to it

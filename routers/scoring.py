@@ -53,6 +53,9 @@ Scores = NDArray[np.float64]
 """Shape (p, E); NaN for an expert that the method can say nothing about."""
 
 NUM_FOLDS = 5
+BLOCK = 128
+"""Examples that are scored at once, so that a large library does not need the memory of all."""
+
 MAX_CHOSEN = 64
 """Experts that a decision can use; a recipe holds no more."""
 
@@ -116,7 +119,10 @@ class Examples:
     def mean_of_experts(self) -> NDArray[np.float32]:
         """The mean of each expert's rows, shape (E, d); NaN for an expert without one."""
         sums = np.zeros((len(self.experts), self.embeddings.shape[1]), np.float64)
-        np.add.at(sums, self.owner, self.embeddings)
+        there, starts = np.unique(np.sort(self.owner), return_index=True)
+        if len(there):
+            by_expert = self.embeddings[np.argsort(self.owner, kind="stable")]
+            sums[there] = np.add.reduceat(by_expert, starts, axis=0, dtype=np.float64)
         counts = np.bincount(self.owner, minlength=len(self.experts))
         with np.errstate(invalid="ignore"):
             return np.asarray(sums / counts[:, None], np.float32)
@@ -282,22 +288,23 @@ class ScoringRouter(ABC):
             if not len(held_out) or not rest.texts:
                 continue
             router = cls(config.model_copy(update={"threshold": 0.0}), examples.experts, cls.learn(config, rest), none)
-            tried = examples.take(held_out)
-            judged = router.judge(Prompts(tried.bare_texts, tried.bare_embeddings))
-            scores, evidence = (np.where(np.isnan(values), -np.inf, values) for values in judged)
-            rows = np.arange(len(scores))
-            own = scores[rows, tried.owner].copy()
-            best = evidence.max(axis=1)
-            scores[rows, tried.owner] = evidence[rows, tried.owner] = -np.inf
-            stranger, others = scores.max(axis=1), evidence.max(axis=1)
-            second = np.partition(scores, -2, axis=1)[:, -2] if scores.shape[1] > 1 else np.full(len(rows), -np.inf)
-            unknown.append(others[np.isfinite(others)])
-            is_known = np.isfinite(own)
-            is_right = own > stranger
-            gap = np.where(is_right, own - stranger, stranger - np.maximum(own, second))
-            known.append(best[is_known])
-            right.append(is_right[is_known])
-            margins.append(np.where(np.isfinite(gap), gap, 1.0)[is_known])
+            for block in np.array_split(held_out, -(-len(held_out) // BLOCK)):
+                tried = examples.take(block)
+                judged = router.judge(Prompts(tried.bare_texts, tried.bare_embeddings))
+                scores, evidence = (np.where(np.isnan(values), -np.inf, values) for values in judged)
+                rows = np.arange(len(scores))
+                own = scores[rows, tried.owner].copy()
+                best = evidence.max(axis=1)
+                scores[rows, tried.owner] = evidence[rows, tried.owner] = -np.inf
+                stranger, others = scores.max(axis=1), evidence.max(axis=1)
+                second = np.partition(scores, -2, axis=1)[:, -2] if scores.shape[1] > 1 else np.full(len(rows), -np.inf)
+                unknown.append(others[np.isfinite(others)])
+                is_known = np.isfinite(own)
+                is_right = own > stranger
+                gap = np.where(is_right, own - stranger, stranger - np.maximum(own, second))
+                known.append(best[is_known])
+                right.append(is_right[is_known])
+                margins.append(np.where(np.isfinite(gap), gap, 1.0)[is_known])
         progress(NUM_FOLDS, NUM_FOLDS)
         return calibrate(
             _joined(known), _joined(right).astype(bool), _joined(margins), _joined(unknown), config.in_library_share

@@ -46,6 +46,7 @@ from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 
 from routers.base import Matrix, MethodCard
+from routers.per_expert import nearest_mean, places_of
 from routers.scoring import Examples, Judgement, Learned, Prompts, Scores, ScoringConfig, ScoringRouter, evenly
 from routers.segments import parts_of
 from routers.templates import take_apart
@@ -147,8 +148,8 @@ class TwoPartRouter(ScoringRouter):
         self._detector = np.asarray(arrays["detector"], np.float64)
         self._crowd = np.asarray(arrays["crowd"], np.float64)
         num_experts = len(self.experts)
-        self._cue_places = _places(np.asarray(arrays["cue_owner"]), num_experts)
-        self._places = _places(np.asarray(arrays["owner"]), num_experts)
+        self._cue_places = places_of(np.asarray(arrays["cue_owner"]), num_experts)
+        self._places = places_of(np.asarray(arrays["owner"]), num_experts)
         if not len(self._whole) == len(self._bare) == len(self._crowd) == len(arrays["owner"]):
             raise ValueError("examples, bare examples and owners of different numbers")
         if self._detector.shape != (3,) or len(self._cues) != len(arrays["cue_owner"]):
@@ -171,9 +172,9 @@ class TwoPartRouter(ScoringRouter):
         gain = likely[rows, end]
         is_apart = gain > CONTENT_IF_ABOVE
         content = np.where(is_apart[:, None], parts[rows, 2 + end], prompts.embeddings)
-        cue = _per_expert(parts[rows, end] @ self._cues.T, self._cue_places, 1)[0]
-        bare, chosen = _per_expert(content @ self._bare.T, self._places, NEAREST)
-        whole = _per_expert(prompts.embeddings @ self._whole.T, self._places, NEAREST)[0]
+        cue = nearest_mean(parts[rows, end] @ self._cues.T, self._cue_places, 1)[0]
+        bare, chosen = nearest_mean(content @ self._bare.T, self._places, NEAREST)
+        whole = nearest_mean(prompts.embeddings @ self._whole.T, self._places, NEAREST)[0]
         apart = bare - self._crowd_of(chosen)
         said = gain[:, None] * np.nan_to_num(cue)
         return Judgement(0.5 * (bare + whole) + said, bare + CROWD_WEIGHT * apart + said)
@@ -268,28 +269,3 @@ def _largest_of_others(rows: Matrix, among: Matrix, *, itself: bool = False) -> 
     else:
         cosines[cosines > 0.9999] = -1.0
     return _largest(cosines, min(NEAREST, max(1, cosines.shape[1] - 1)))
-
-
-def _places(owner: NDArray[np.int32], num_experts: int) -> NDArray[np.int64]:
-    """Rows of each expert, shape (E, most), filled up with -1; `owner` must be sorted."""
-    if np.any(owner[1:] < owner[:-1]):
-        raise ValueError("rows that are not in the order of their experts")
-    counts = np.bincount(owner, minlength=num_experts)[:num_experts]
-    starts = np.cumsum(counts) - counts
-    steps = np.arange(counts.max(initial=0))
-    return np.where(steps < counts[:, None], starts[:, None] + steps, -1)
-
-
-def _per_expert(cosines: Matrix, places: NDArray[np.int64], num: int) -> tuple[Floats, NDArray[np.int64]]:
-    """Mean of each expert's largest cosines, shape (p, E), NaN without any; their rows, (p, E, num), -1 for none."""
-    if not places.shape[1]:
-        return np.full((len(cosines), len(places)), np.nan), np.full((len(cosines), len(places), 0), -1)
-    own = np.where(places >= 0, cosines[:, places], -np.inf)
-    num = min(num, own.shape[2])
-    best = np.argpartition(own, own.shape[2] - num, axis=2)[:, :, -num:]
-    values = np.take_along_axis(own, best, axis=2).astype(np.float64)
-    rows = np.take_along_axis(np.broadcast_to(places, own.shape), best, axis=2)
-    there = rows >= 0
-    sums = np.where(there, values, 0.0).sum(axis=2)
-    with np.errstate(invalid="ignore"):
-        return sums / there.sum(axis=2), rows

@@ -26,6 +26,10 @@ Writes OUT/results.jsonl, OUT/leaderboard.md and OUT/compare.html. Answers are k
 several policies choose is generated once, and a second run costs only what is new."""
 
 
+SHOWN = ("policy", "score", "normalised", "p_value", "routed", "abstained_out", "auroc", "held_out")
+"""Columns of the leaderboard that fit into a terminal; the files have all."""
+
+
 def compare(
     tasks: Annotated[list[Path], typer.Option(help="Folder or file of tasks; repeat for more.", exists=True)],
     policies: Annotated[
@@ -101,9 +105,10 @@ def compare(
 def _show(figures: Sequence[Figures], out: Path) -> None:
     from server.compare.report import COLUMNS, cell, ranked
 
-    table = Table(*(column.title for column in COLUMNS), box=None)
+    columns = [column for column in COLUMNS if column.key in SHOWN]
+    table = Table(*(column.title for column in columns), box=None)
     for each in ranked(figures):
-        table.add_row(*(cell(each, column) for column in COLUMNS))
+        table.add_row(*(cell(each, column) for column in columns))
     Console().print(table)
     typer.echo(
         f"{out / 'compare.html'} has the pictures, {out / 'leaderboard.md'} the table, and results.jsonl the rows."

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from adapters_registry.content import content_hash
 from server.engine.recipes import EXPERT_ID, Recipe, RecipeError, SetRef, digest_of, parse
 from server.vllm_plugin.gates.base import GATES
-from server.vllm_plugin.plans import Plan, RecipeRefused, plan_of
+from server.vllm_plugin.plans import FIXED, Plan, RecipeRefused, plan_of
 
 RECIPES_FOLDER = ".recipes"
 MAX_FOLDERS = 65536
@@ -88,8 +88,9 @@ class ExpertStore:
                 return None
             if not _is_whole(folder, _stats_of(folder)):
                 raise RecipeRefused(f"The files of {expert_id} are damaged; register the adapter again.")
-            if plan.gate is not None and not self._vectors_file(plan.gate.kind, folder).is_file():
-                raise RecipeRefused(f"{expert_id} has no vectors for gate({plan.gate.kind}); restart the gateway.")
+            kind = plan.gate.kind if plan.gate is not None else FIXED
+            if kind != FIXED and not self._vectors_file(kind, folder).is_file():
+                raise RecipeRefused(f"{expert_id} has no vectors for gate({kind}); restart the gateway.")
         return plan
 
     def signature_of(self, plan: Plan) -> tuple[object, ...] | None:
