@@ -113,5 +113,6 @@ async def test_a_gate_needs_vectors_and_an_ensemble_is_not_executed(store: Store
     (store.root / ".prototypes" / f"{store.folder(b).name}.safetensors").unlink()
     with pytest.raises(RecipeRefused, match=f"{b} has no vectors"):
         await store.path(f"gate(arrow,k=1,t=1;{a},{b})")
+    assert await store.path(f"mix({a}*0.5,{b}*-0.5;agg=ab)")
     with pytest.raises(RecipeRefused, match="cannot be executed"):
         await store.path(f"ensemble({a}*1)")
