@@ -57,7 +57,7 @@ async def test_a_gate_is_bound_too(http: httpx.AsyncClient, running: Running, id
     [
         ("mix(sql*0.5,nobody*0.5)", 404, "'nobody' does not exist"),
         ("mix(sql*0.5,sql@00000000*0.5)", 404, "does not exist"),
-        ("mix(sql*-1)", 400, "at position 8: a weight cannot be negative"),
+        ("mix(sql*-101)", 400, "from -100 to 100"),
         ("mix(sql*0)", 400, "no weight is left"),
         ("gate(arrow,k=3;sql,dates)", 400, "k=3 must be from 1"),
         ("gate(phatgoose;sql,dates)", 400, "there is no gate 'phatgoose'"),

@@ -116,6 +116,8 @@ async def test_a_fit_that_fails_keeps_the_old_router(
         patch.setattr(KnnRouter, "fit", fail)
         kept = (await policies.refresh([record("dates", "convert to ISO")]))["auto"]
     assert kept is before
+    assert (await policies.refresh([record("dates", "convert to ISO")]))["auto"] is before  # not at once again
+    policies._entries["auto"].retry_at = 0
     assert policies._metrics.registry.get_sample_value("moergate_policy_stale", {"policy": "auto"}) == 1
     after = (await policies.refresh([record("dates", "convert to ISO")]))["auto"]
     assert after.expert_ids == {"dates@00000000"}
