@@ -127,9 +127,30 @@ def digest(stream: BinaryIO) -> str:
     return result.hexdigest()
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file beside `path` and rename it, so that an end at any moment leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        with temporary.open("wb") as sink:
+            sink.write(content)
+            flush(sink)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def fsync_folder(folder: Path) -> None:
     """Make creations, renames and removals inside `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _fsync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file's content, or what was created, renamed and removed inside a folder, durable."""
+    _fsync(path, os.O_RDONLY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

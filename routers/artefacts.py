@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from adapters_registry.files import flush, fsync_folder, replace_file
 from routers.base import Artefact
 from routers.errors import BadArtefact
 
@@ -49,11 +49,11 @@ def save_artefact(artefact: Artefact, folder: Path) -> None:
     try:
         _write(temporary / _ARRAYS, arrays)
         _write(temporary / _FACTS, json.dumps(facts, allow_nan=False, ensure_ascii=True).encode())
-        _sync_folder(temporary)
+        fsync_folder(temporary)
         if folder.exists():
             raise FileExistsError(f"{folder} exists already; an artefact is never overwritten")
         temporary.rename(folder)
-        _sync_folder(folder.parent)
+        fsync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -96,10 +96,8 @@ class ArtefactStore:
         number = 1 + max((_number(folder) for folder in self._versions(home)), default=0)
         folder = home / f"{_safe(artefact.library_version[:16])}-{number}"
         save_artefact(artefact, folder)
-        pointer = home / f".{_CURRENT}-{os.getpid()}"
-        _write(pointer, folder.name.encode())
-        pointer.replace(home / _CURRENT)
-        _sync_folder(home)
+        replace_file(home / _CURRENT, folder.name.encode())
+        fsync_folder(home)
         self._prune(home, keep=folder)
         return folder
 
@@ -157,16 +155,7 @@ def _text(value: Any) -> str:
 def _write(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(file)
 
 
 def check_router(artefact: Artefact, name: str) -> None:

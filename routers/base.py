@@ -43,6 +43,15 @@ def no_progress(_done: int, _total: int) -> None:
     """Report nothing; the default of every fitter."""
 
 
+BASE = "base"
+"""The base among the models of a table, where experts go by their ids."""
+
+
+def name_of(expert_id: str) -> str:
+    """An expert's name, without its version."""
+    return expert_id.rpartition("@")[0] or expert_id
+
+
 # -- what a router is asked ---------------------------------------------------------------------------------------
 
 
@@ -180,7 +189,7 @@ class LibraryExpert:
     @property
     def name(self) -> str:
         """The expert's name without its version."""
-        return self.expert_id.rpartition("@")[0] or self.expert_id
+        return name_of(self.expert_id)
 
 
 @dataclass(frozen=True, slots=True)

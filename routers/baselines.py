@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
+from routers.artefacts import check_router
 from routers.base import (
     Artefact,
     Decision,
@@ -80,8 +81,9 @@ class BaseRouter:
     @classmethod
     def load(cls, config: Any, artefact: Artefact) -> Self:
         """From `fit`; raises `BadArtefact`."""
-        if artefact.router != cls.card.name or not isinstance(artefact.data.get("experts"), list):
-            raise BadArtefact(f"this is no artefact of router {cls.card.name!r} but of {artefact.router!r}")
+        check_router(artefact, cls.card.name)
+        if not isinstance(artefact.data.get("experts"), list):
+            raise BadArtefact(f"a {cls.card.name} artefact lacks or garbles 'experts'")
         return cls(config, [str(expert) for expert in artefact.data["experts"]])
 
     def route(self, query: RouteQuery) -> Decision:

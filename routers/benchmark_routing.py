@@ -34,7 +34,7 @@ from pydantic import Field
 
 from routers.base import Matrix, MethodCard, Progress, RouteQuery
 from routers.score_table import Floats, Mask, Scored, TableConfig, TableRouter, Values, tags_of
-from routers.scoring import Learned
+from routers.scoring import Learned, asked
 
 _MAX_HELD_OUT = 256
 _BLOCK = 64
@@ -112,9 +112,9 @@ class BenchmarkRoutingRouter(TableRouter):
 
     def values(self, query: RouteQuery, allowed: Mask) -> Values:
         """As the option `score` says."""
-        prompts = np.asarray(query.embedding, np.float32)[None]
-        if query.window is not None and np.isfinite(query.window.embeddings).all(axis=1).any():
-            prompts = query.window.embeddings[np.isfinite(query.window.embeddings).all(axis=1)]
+        prompts = asked(query, self.card).embeddings
+        if not len(prompts):  # a window without the present prompt, and nothing to compare in it
+            prompts = np.asarray(query.embedding, np.float32)[None]
         g, distance = self._neighbours.predict(prompts, self.config.k)
         if self.config.score == "s1":
             s1 = g.mean(axis=0)

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from routers.artefacts import check_router
 from routers.base import (
+    BASE,
     Artefact,
     Decision,
     FitData,
@@ -34,8 +35,6 @@ from routers.base import (
     WeightedExpert,
 )
 from routers.errors import BadArtefact, NotFittable
-
-BASE = "base"
 
 
 class BestSingleConfig(RouterConfig):

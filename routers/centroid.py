@@ -30,6 +30,7 @@ from routers.scoring import (
     equal_weights,
     evenly,
     softmax_weights,
+    to_unit,
 )
 
 
@@ -87,7 +88,7 @@ class CentroidRouter(ScoringRouter):
             examples = examples.take(evenly(examples, cls.max_examples))
         means = examples.mean_of_experts()
         if config.normalise:
-            means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+            means = to_unit(means)
         return Learned({"means": means})
 
     def prepare(self, learned: Learned) -> None:

@@ -37,6 +37,7 @@ from routers.base import (
     RouterConfig,
     ScoredExpert,
     WeightedExpert,
+    name_of,
 )
 from routers.errors import BadArtefact
 
@@ -95,7 +96,7 @@ class LlmSelectorRouter:
     def __init__(self, config: LlmSelectorConfig, descriptions: dict[str, str]) -> None:
         """Take each expert's description by its id."""
         self._config = config
-        names = {expert: expert.rpartition("@")[0] or expert for expert in descriptions}
+        names = {expert: name_of(expert) for expert in descriptions}
         taken = Counter([NONE, *names.values()])
         self._cards = []
         for expert, description in sorted(descriptions.items()):

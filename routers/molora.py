@@ -19,7 +19,7 @@ from sklearn.cluster import KMeans
 
 from routers.base import MethodCard
 from routers.centroid import CentroidRouter, SelectionConfig
-from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig
+from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig, to_unit
 
 
 class MoLoraConfig(SelectionConfig):
@@ -52,7 +52,7 @@ class MoLoraRouter(CentroidRouter):
             found = own.mean(axis=0, keepdims=True)
             if wanted > 1:
                 found = KMeans(wanted, n_init=4, random_state=0).fit(own).cluster_centers_
-            centres.append(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12))
+            centres.append(to_unit(found))
             owner += [expert] * len(found)
         stacked = np.concatenate(centres) if centres else np.zeros((0, examples.embeddings.shape[1]))
         return Learned({"centres": stacked.astype(np.float32), "owner": np.array(owner, np.int32)})

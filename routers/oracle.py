@@ -18,13 +18,13 @@ from routers.base import (
     Artefact,
     Decision,
     FitData,
-    LibraryExpert,
     MethodCard,
     Progress,
     RouteQuery,
     RouterConfig,
     ScoredExpert,
     WeightedExpert,
+    name_of,
 )
 from routers.errors import BadArtefact
 
@@ -63,7 +63,7 @@ class OracleRouter:
                 self._served[task] = (*self._served.get(task, ()), expert)
         names: dict[str, tuple[str, ...]] = {}
         for expert in experts:
-            name = LibraryExpert(expert).name
+            name = name_of(expert)
             names[name] = (*names.get(name, ()), expert)
         self._named = names | {expert: (expert,) for expert in experts}
 

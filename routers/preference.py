@@ -25,12 +25,12 @@ from pydantic import Field
 from routers.base import (
     Decision,
     GateChoice,
-    LibraryExpert,
     MethodCard,
     RouteQuery,
     RouterConfig,
     ScoredExpert,
     WeightedExpert,
+    name_of,
 )
 from routers.baselines import BaseRouter
 from routers.scoring import MAX_CHOSEN
@@ -74,7 +74,7 @@ class PreferenceRouter(BaseRouter):
 
     def __init__(self, config: Any, experts: Sequence[str]) -> None:
         super().__init__(config, experts)
-        named = {LibraryExpert(expert).name: expert for expert in reversed(self._experts)}
+        named = {name_of(expert): expert for expert in reversed(self._experts)}
         self._known = named | {expert: expert for expert in self._experts}
 
     def route(self, query: RouteQuery) -> Decision:

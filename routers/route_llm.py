@@ -28,6 +28,7 @@ from pydantic import Field
 
 from routers.artefacts import check_router
 from routers.base import (
+    BASE,
     Artefact,
     Decision,
     FitData,
@@ -40,8 +41,8 @@ from routers.base import (
     WeightedExpert,
 )
 from routers.errors import BadArtefact, NotFittable
-from routers.score_table import BASE, Floats, Scored, scored_of
-from routers.scoring import MAX_CHOSEN, examples_of
+from routers.score_table import Floats, Scored, scored_of
+from routers.scoring import MAX_CHOSEN, examples_of, to_unit
 from routers.win_rates import Estimator, learn_win_rates, win_rates
 
 _SAME_SCORE = 1e-9
@@ -126,8 +127,7 @@ class RouteLlmRouter:
             raise NotFittable(f"the library has no expert named {', '.join(missing)}")
         weak = BASE if config.weak == BASE else named[config.weak]
         strong = None if config.strong == "routed" else sorted({named[name] for name in config.strong})
-        directions = examples.mean_of_experts()
-        directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
+        directions = to_unit(examples.mean_of_experts())
         able = np.flatnonzero(np.isfinite(directions).all(axis=1)).tolist()  # experts with an example
         x, y = preference_rows(scored, examples.experts, directions, strong, weak)
         arrays: dict[str, NDArray[Any]] = learn_win_rates(

@@ -29,7 +29,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from routers.base import MethodCard, Progress, RouteQuery
+from routers.base import MethodCard, Progress, RouteQuery, name_of
 from routers.errors import NotFittable
 from routers.score_table import Floats, Mask, Scored, TableConfig, TableRouter, Values
 from routers.scoring import Learned
@@ -77,7 +77,7 @@ class RoutooRouter(TableRouter):
     @classmethod
     def learn(cls, config: RoutooConfig, scored: Scored, progress: Progress) -> Learned:
         """w, shape (M, d), b, shape (M,), costs, shape (M,), and λ; raises `NotFittable` for a budget below all."""
-        names = [expert.rpartition("@")[0] or expert for expert in scored.experts]
+        names = [name_of(expert) for expert in scored.experts]
         costs = np.array([config.cost_base, *(config.costs.get(name, config.cost_expert) for name in names)])
         progress(0, 1)
         weights, bias, predicted = fit_ridge(scored.embeddings.astype(np.float64), scored.scores, config.ridge)

@@ -32,6 +32,7 @@ from sklearn.cluster import KMeans
 
 from routers.artefacts import check_router
 from routers.base import (
+    BASE,
     Artefact,
     Decision,
     FitData,
@@ -49,7 +50,6 @@ from routers.scoring import Learned
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-BASE = "base"
 NUM_CLUSTERS = 16
 
 

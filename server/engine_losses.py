@@ -7,7 +7,6 @@ only for what it had not asked yet.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from server.engine.pool import EnginePool
 from server.engine.recipes import Base, Recipe, mix_of
 from server.errors import GatewayError
 from server.losses import counting_fields, read_losses, scoring_fields
-from server.results import ResultCache
+from server.results import ResultCache, key_of
 
 MAX_PARALLEL = 8
 
@@ -69,8 +68,7 @@ class EngineLosses:
         return np.array([known[key]["loss"] for key in keys])
 
     def _key(self, recipe: Recipe, sample: Sample) -> str:
-        parts = ("loss", self._base, str(recipe), sample.prompt, sample.answer)
-        return hashlib.sha256(orjson.dumps(parts)).hexdigest()
+        return key_of("loss", self._base, str(recipe), sample.prompt, sample.answer)
 
     async def _ask_all(self, recipe: Recipe, samples: Sequence[Sample]) -> list[float]:
         places = asyncio.Semaphore(MAX_PARALLEL)

@@ -190,7 +190,7 @@ class PolicyManager:
                 return
             if entry.failed_version == version and time.monotonic() < entry.retry_at:
                 return
-            stored = await asyncio.to_thread(self._stored, entry)
+            stored = None if live is not None else await asyncio.to_thread(self._stored, entry)
             if stored is not None and stored.library_version == version:
                 self._live[name] = await self._open(entry, stored, embedder)
             elif entry.kind.card.refit == "costly" and (live is not None or stored is not None):
@@ -241,9 +241,8 @@ class PolicyManager:
             )
         entry = _entry(spec)
         if self._experts:
-            experts = {expert.expert_id: np.zeros((len(expert.examples), 1), np.float32) for expert in self._experts}
             table = await asyncio.to_thread(self._data.table, self._experts)
-            asked = FitData(self._experts, experts, "", "", scores=table, samples=spec.samples, losses=self._losses())
+            asked = FitData(self._experts, {}, "", "", scores=table, samples=spec.samples, losses=self._losses())
             for sentence in unmet_needs(entry.kind.card, asked).values():
                 raise NotFittable(sentence)
         await asyncio.to_thread(self._store.save, spec)

@@ -18,10 +18,10 @@ import orjson
 import structlog
 from pydantic import ValidationError
 
+from adapters_registry.files import replace_file
 from routers.base import Sample
 from routers.errors import BadSamples
 from routers.samples import parse_samples
-from server.durable import replace_file
 from server.settings import PolicySettings
 
 _DEFINITION, _SAMPLES = "policy.json", "samples.jsonl"

@@ -6,6 +6,7 @@ hashes of everything that an answer depends on. Several processes may use one fi
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,11 @@ class ResultCache:
     def put(self, key: str, value: dict[str, Any]) -> None:
         """Keep a result; a later one replaces it."""
         self._connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (key, orjson.dumps(value)))
+
+
+def key_of(*parts: object) -> str:
+    """The key of a result that depends on these parts, which JSON can write."""
+    return hashlib.sha256(orjson.dumps(parts)).hexdigest()
 
 
 def results_file() -> Path:

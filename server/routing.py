@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orjson
@@ -96,10 +96,9 @@ class Planner:
             recipe = target.recipe or Base()
             return Plan(target, recipe, _records_of(recipe, catalog))
         started = time.perf_counter()
-        query = await self._query(policy, path, body, catalog, principal, request_id)
-        query = replace(query, threshold=target.threshold)
-        if isinstance(policy.router, AsksBase):
-            query = await self._ask(policy.router, query, request_id)
+        query = await self._query(policy, target.threshold, path, body, catalog, principal, request_id)
+        if policy.router.card.asks_base:
+            query = await self._ask(cast(AsksBase, policy.router), query, request_id)
         embedded = time.perf_counter()
         decision = await asyncio.to_thread(policy.router.route, query) if policy.slow else policy.router.route(query)
         recipe = _recipe_of(decision)
@@ -112,7 +111,14 @@ class Planner:
         return plan
 
     async def _query(
-        self, policy: LivePolicy, path: str, body: JsonBody, catalog: Catalog, principal: Principal, request_id: str
+        self,
+        policy: LivePolicy,
+        threshold: float | None,
+        path: str,
+        body: JsonBody,
+        catalog: Catalog,
+        principal: Principal,
+        request_id: str,
     ) -> RouteQuery:
         view = view_of(path, body.fields)
         text = view.text or await self._decode(view, request_id)
@@ -128,7 +134,7 @@ class Planner:
             return RouteQuery("", None, frozenset())  # nothing to go by: no candidates, so the router abstains
         task_id, preference = _task_id(body), _preference(body)
         if not policy.router.card.needs_embedding and not policy.router.card.reads_task:
-            return RouteQuery(text, None, candidates, task_id, None, preference)
+            return RouteQuery(text, None, candidates, task_id, None, preference, threshold)
         embedding = policy.embedder.cached(text)
         self._metrics.embedder_lookups.labels("miss" if embedding is None else "hit").inc()
         parts = None
@@ -139,9 +145,8 @@ class Planner:
         window = None
         if policy.router.card.reads_task and task_id:
             window = self._windows.add(principal.key_id, policy.embedder.name, task_id, text, embedding)
-        return RouteQuery(
-            text, embedding, candidates, task_id, window, preference, parts=None if parts is None else np.stack(parts)
-        )
+        part_rows = None if parts is None else np.stack(parts)
+        return RouteQuery(text, embedding, candidates, task_id, window, preference, threshold, parts=part_rows)
 
     async def _ask(self, router: AsksBase, query: RouteQuery, request_id: str) -> RouteQuery:
         """Let the base answer a router's question, one of its choices; without an answer the router has to do."""

@@ -16,8 +16,8 @@ import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from routers.base import Matrix, Sample, ScoreTable
-from server.durable import replace_file
+from adapters_registry.files import replace_file
+from routers.base import BASE, Matrix, Sample, ScoreTable
 from server.errors import BadRequest
 
 MAX_ROWS = 200_000
@@ -59,7 +59,6 @@ class ScoreStore:
         self._file = folder / "table.jsonl"
         self._rows: dict[Sample, dict[str, Figures]] = {}
         self._read = False
-        self.revision = 0
 
     def report(self, rows: Iterable[ScoreRow]) -> None:
         """Merge rows into the table; blocking. Raises BadRequest if it grows too large, OSError if it is not kept."""
@@ -96,7 +95,7 @@ class ScoreStore:
         """The figures of the base and of these experts; None if there are none."""
         rows = self._all()
         known = {model for figures in rows.values() for model in figures}
-        models = ("base", *sorted(known & set(experts)))
+        models = (BASE, *sorted(known & set(experts)))
         if not rows or not known:
             return None
         blocks = {name: np.full((len(samples), len(models)), np.nan) for name in Figures.model_fields}
@@ -140,7 +139,6 @@ class ScoreStore:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self._file, content)
         self._rows, self._read = rows, True
-        self.revision += 1
 
 
 def parse_report(raw: bytes) -> list[ScoreRow]:

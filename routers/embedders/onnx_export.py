@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adapters_registry.files import fsync_path
 from routers.base import Matrix, Progress
 from routers.embedders.bert_graph import BertGraph, BertShape, Precision
 from routers.errors import EmbedderError
@@ -163,10 +163,10 @@ def _export(model: SentenceModel, target: Path, precision: Precision, progress: 
         hashes = {name: _file_hash(temporary / name) for name in ("model.onnx", "reference.safetensors")}
         (temporary / "export.json").write_text(json.dumps({"format": _FORMAT, "sha256": hashes}, indent=1))
         for file in [*temporary.iterdir(), temporary]:
-            _sync(file)
+            fsync_path(file)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-        _sync(target.parent)
+        fsync_path(target.parent)
         progress(steps, steps)
     except KeyError as error:
         raise EmbedderError(f"{model.folder} lacks the weight {error}") from error
@@ -239,11 +239,3 @@ def _json(path: Path, default: Any = None) -> Any:
 def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from adapters_registry.files import fsync_path
 from routers.base import Matrix, Progress, no_progress
 from routers.embedders.base import clean_text, unit_rows
 from routers.embedders.factory import DEFAULT
@@ -301,9 +302,9 @@ class _new_folder:
         self._refuse_existing()
         try:
             for path in (*self.path.rglob("*"), self.path):
-                _sync(path)
+                fsync_path(path)
             self.path.rename(self._out)
-            _sync(self._out.parent)
+            fsync_path(self._out.parent)
         except OSError as error:
             raise EmbedderError(f"{self._out} cannot be written ({error})", "choose another folder") from error
 
@@ -313,11 +314,3 @@ class _new_folder:
     def _refuse_existing(self) -> None:
         if os.path.lexists(self._out):
             raise EmbedderError(f"{self._out} exists and is not overwritten", "choose another folder or remove it")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

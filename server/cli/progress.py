@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -30,18 +31,14 @@ def phases() -> Iterator[Callable[[str, int, int], None]]:
         yield progress
 
 
-def run_to_end(work: Callable[[], Awaitable[None]]) -> None:
+def run_to_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run to the end; of errors that came together the first one is raised.
 
     Raises:
         ClientError: The gateway cannot be reached or refuses.
     """
-
-    async def wrapped() -> None:
-        await work()
-
     try:
-        asyncio.run(wrapped())
+        asyncio.run(work())
     except (CompareError, RouterError, BaseExceptionGroup) as error:
         first = _first(error)
         if isinstance(first, (CompareError, RouterError)):

@@ -11,10 +11,11 @@ from typing import Any
 
 import orjson
 
-from server.compare.run import BASE, ORACLE, Outcome
+from adapters_registry.files import replace_file
+from routers.base import BASE
+from server.compare.run import ORACLE, Outcome
 from server.compare.stats import Comparison, Figures, Interval
 from server.compare.tasks import Task
-from server.durable import replace_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,21 +8,17 @@ answer that is known from an earlier run is not generated again: results are kep
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import orjson
-
-from routers.base import Sample
+from routers.base import BASE, Sample
 from routers.metrics import metric
 from server.compare.client import GatewayClient, Generation, losses_as_dict
 from server.compare.tasks import Task
-from server.results import ResultCache
+from server.results import ResultCache, key_of
 
 ORACLE = "oracle"
-BASE = "base"
 
 Progress = Callable[[str, int, int], None]
 
@@ -170,7 +166,7 @@ async def generate_all(
 
     async def generate(recipe: str, prompt: str) -> None:
         nonlocal done
-        key = _key("generation", base, recipe, prompt, max_tokens)
+        key = key_of("generation", base, recipe, prompt, max_tokens)
         known = cache.get(key)
         if known is None:
             made = await client.generate(recipe, prompt, max_tokens)
@@ -203,7 +199,7 @@ async def score_all(
 
     async def lose(model: str, sample: Sample) -> None:
         nonlocal done
-        key = _key("losses", base, model, sample.prompt, sample.answer)
+        key = key_of("losses", base, model, sample.prompt, sample.answer)
         known = cache.get(key)
         if known is None:
             known = losses_as_dict(await client.losses(model, sample))
@@ -240,7 +236,3 @@ def _fixed(recipe: str) -> dict[str, Any]:
         "candidates": candidates,
         "overhead_ms": {"route": 0.0, "embed": 0.0},
     }
-
-
-def _key(*parts: object) -> str:
-    return hashlib.sha256(orjson.dumps(parts)).hexdigest()

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from routers.base import BASE
 from routers.evaluate import auroc
-from server.compare.run import BASE, ORACLE, Outcome
+from server.compare.run import ORACLE, Outcome
+from server.engine.recipes import experts_of, parse
 
 Floats = NDArray[np.float64]
 
@@ -280,8 +282,6 @@ def _confusion(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
 
 
 def _experts_in(recipe: str) -> list[str]:
-    from server.engine.recipes import experts_of, parse
-
     return list(experts_of(parse(recipe)))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 
+from adapters_registry import files
 from routers import artefacts
 from routers.artefacts import ArtefactStore, load_artefact, save_artefact
 from routers.base import Artefact
@@ -98,24 +100,25 @@ def test_store_swaps_and_prunes(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_old_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ArtefactStore(tmp_path)
     store.publish("auto", artefact(1))
-    real = artefacts._write
+    real = files.flush
 
     for file in ("artefact.safetensors", "artefact.json", ".current-" + str(os.getpid())):
 
-        def full_disk(path: Path, content: bytes, failing: str = file) -> None:
-            if path.name == failing:
+        def full_disk(sink: BinaryIO, failing: str = file) -> None:
+            if Path(sink.name).name == failing:
                 raise OSError(28, "No space left on device")
-            real(path, content)
+            real(sink)
 
-        monkeypatch.setattr(artefacts, "_write", full_disk)
+        for module in (artefacts, files):
+            monkeypatch.setattr(module, "flush", full_disk)
         with pytest.raises(OSError, match="No space"):
             store.publish("auto", artefact(2))
         current = store.current("auto")
         assert current is not None
         assert current.data["n"] == 1
-    monkeypatch.setattr(artefacts, "_write", real)
+    monkeypatch.undo()
     store.publish("auto", artefact(3))
-    assert not [p for p in (tmp_path / "auto").iterdir() if p.name.startswith(".new")]
+    assert not [p for p in (tmp_path / "auto").iterdir() if p.name.startswith(".")]
 
 
 @pytest.mark.parametrize("content", [b"", b"../../etc", b"gone-7", b"\xff\xfe"])

@@ -129,7 +129,7 @@ def test_an_export_that_fails_leaves_nothing(model: Path, tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(onnx_export, "_sync", full_disk)
+        patch.setattr(onnx_export, "fsync_path", full_disk)
         with pytest.raises(EmbedderError, match="No space left"):
             OnnxEncoder(model, tmp_path / "cache")
     assert [p.suffix for p in (tmp_path / "cache" / "embedders").iterdir()] in ([], [".lock"])

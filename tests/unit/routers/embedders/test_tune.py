@@ -207,7 +207,7 @@ def test_a_tuning_that_fails_leaves_nothing(model: Path, tmp_path: Path, monkeyp
     def full_disk(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tune, "_sync", full_disk)
+    monkeypatch.setattr(tune, "fsync_path", full_disk)
     with pytest.raises(EmbedderError, match="No space left"):
         tune_encoder(model, library(), tmp_path / "out", QUICK)
     with pytest.raises(EmbedderError, match="lower learning rate"):
