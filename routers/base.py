@@ -260,6 +260,8 @@ class FitData:
         samples: Labelled prompts that were given for this policy (``moergate fit --data``).
         losses: The engine, for methods that search for weights; None where there is none.
         embed: The embedder, for methods that embed texts of their own; blocking, for worker threads.
+        previous: The policy's router in service when it only follows its library: what a small change cannot have
+            moved may be taken from it. None if somebody asked for a fit.
     """
 
     experts: tuple[LibraryExpert, ...]
@@ -271,6 +273,7 @@ class FitData:
     samples: tuple[Sample, ...] = ()
     losses: Losses | None = None
     embed: Callable[[Sequence[str]], Matrix] | None = None
+    previous: Router | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,22 @@ The threshold t and slope b of P(known | s) = σ(b (s - t)) are a weighted logis
 
 P(right | margin) = σ(c · margin), margin being the distance to the second expert: one half at a tie, c fitted on the
 known set likewise. Confidence is the product: it grows with the score and with the margin.
+
+Calibrating costs more than all the rest of a fit, and one expert among a thousand hardly moves it. So a policy that
+follows its library keeps its calibration until a fiftieth of the experts have changed since (`Calibration.holds_for`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from routers.base import LibraryExpert
 
 Floats = NDArray[np.float64]
 
@@ -33,15 +41,43 @@ _TYPICAL_UNKNOWN = 0.25
 _RIDGE = 0.002
 _MIN_SLOPE, _MAX_SLOPE = 5.0, 60.0
 _DEFAULT_MARGIN_SLOPE = 20.0
+_MOST_CHANGED = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was fitted; plain numbers, so that it can lie in an artefact."""
+    """What was fitted, and to whom.
+
+    Attributes:
+        threshold, slope, margin_slope: See the module's docstring.
+        fitted_to: Marks of the experts with their examples (`marks_of`).
+    """
 
     threshold: float
     slope: float
     margin_slope: float
+    fitted_to: frozenset[str] = frozenset()
+
+    @classmethod
+    def load(cls, data: Mapping[str, Any]) -> Self:
+        """From `dump`; raises KeyError, TypeError or ValueError."""
+        threshold, slope, margin_slope = (float(number) for number in data["calibration"])
+        return cls(threshold, slope, margin_slope, frozenset(map(str, data.get("calibrated_to", ()))))
+
+    def dump(self) -> dict[str, Any]:
+        """JSON values for an artefact."""
+        return {
+            "calibration": [self.threshold, self.slope, self.margin_slope],
+            "calibrated_to": sorted(self.fitted_to),
+        }
+
+    def to(self, marks: frozenset[str]) -> Self:
+        """The same, saying to whom it was fitted."""
+        return replace(self, fitted_to=marks)
+
+    def holds_for(self, marks: frozenset[str]) -> bool:
+        """Whether the library has changed so little since that this may be kept."""
+        return len(self.fitted_to ^ marks) <= _MOST_CHANGED * len(marks)
 
     def confidence(self, score: float, margin: float | None) -> float:
         """In [0, 1], never decreasing in either; `margin` is None if there is no second expert."""
@@ -73,6 +109,15 @@ def calibrate(known: Floats, right: NDArray[np.bool_], margins: Floats, unknown:
         slope=float(np.clip(slope, _MIN_SLOPE, _MAX_SLOPE)),
         margin_slope=_margin_slope(right, margins),
     )
+
+
+def marks_of(experts: Iterable[LibraryExpert]) -> frozenset[str]:
+    """What tells experts from each other, and each from itself with other examples."""
+    marks = set()
+    for expert in experts:
+        digest = hashlib.sha256(repr(expert.examples).encode("utf-8", "surrogatepass")).hexdigest()
+        marks.add(f"{expert.expert_id} {digest[:16]}")
+    return frozenset(marks)
 
 
 def _margin_slope(right: NDArray[np.bool_], margins: Floats) -> float:

@@ -51,7 +51,7 @@ from routers.base import (
     ScoredExpert,
     WeightedExpert,
 )
-from routers.calibration import Calibration, calibrate
+from routers.calibration import Calibration, calibrate, marks_of
 from routers.errors import BadArtefact
 from routers.example_index import ExampleIndex, Near
 from routers.scoring import examples_of
@@ -110,26 +110,27 @@ class KnnRouter:
     config_class: ClassVar[type[RouterConfig]] = KnnConfig
 
     def __init__(self, config: KnnConfig, library: ExampleIndex, calibration: Calibration) -> None:
-        self._config = config
+        self.config = config
         self._library = library
-        self._calibration = calibration
+        self.calibration = calibration
         self.threshold = calibration.threshold if config.threshold is None else config.threshold
 
     @classmethod
     def fit(cls, config: KnnConfig, data: FitData, progress: Progress) -> Artefact:
         """Gather the examples and calibrate; under a second for 1,000 experts with 32 examples each."""
         examples = examples_of(data)
-        library = ExampleIndex(examples.embeddings, examples.owner, list(examples.experts), list(examples.texts))
-        calibration = _calibrated(config, library, examples.bare_embeddings, progress)
+        marks, previous = marks_of(data.experts), data.previous
+        calibration = previous.calibration if isinstance(previous, cls) and previous.config == config else None
+        if calibration is None or not calibration.holds_for(marks):
+            library = ExampleIndex(examples.embeddings, examples.owner, list(examples.experts), list(examples.texts))
+            calibration = _calibrated(config, library, examples.bare_embeddings, progress).to(marks)
         return Artefact(
             router=cls.card.name,
-            arrays={"embeddings": examples.embeddings, "owner": library.owner},
+            arrays={"embeddings": examples.embeddings, "owner": examples.owner},
             data={
-                "experts": library.experts,
-                "examples": library.texts,
-                "threshold": calibration.threshold,
-                "slope": calibration.slope,
-                "margin_slope": calibration.margin_slope,
+                "experts": list(examples.experts),
+                "examples": list(examples.texts),
+                **calibration.dump(),
             },
             library_version=data.version,
             embedder=data.embedder,
@@ -144,7 +145,7 @@ class KnnRouter:
             embeddings = np.asarray(arrays["embeddings"], np.float32)
             owner = np.asarray(arrays["owner"], np.int32)
             experts, texts = [str(e) for e in data["experts"]], [str(t) for t in data["examples"]]
-            calibration = Calibration(*(float(data[key]) for key in ("threshold", "slope", "margin_slope")))
+            calibration = Calibration.load(data)
         except (KeyError, TypeError, ValueError) as error:
             raise BadArtefact(f"a knn artefact lacks or garbles {error}") from error
         fits = embeddings.ndim == 2 and owner.shape == (len(texts),) and len(embeddings) == len(texts)
@@ -156,23 +157,23 @@ class KnnRouter:
         """Decide; see the module's docstring for the formula."""
         if query.embedding is None or not np.isfinite(query.embedding).all():
             return Decision((), 0.0, reason="The prompt has no text that could be compared.")
-        near = self._library.nearest(query.embedding, self._config.k, query.candidates)
+        near = self._library.nearest(query.embedding, self.config.k, query.candidates)
         if not len(near.rows):
             return Decision((), 0.0, reason="No expert that may be used has an example.")
-        scored = expert_scores(near, self._library.owner, self._config.num_evidence, self._library.num_examples)
+        scored = expert_scores(near, self._library.owner, self.config.num_evidence, self._library.num_examples)
         named = [(self._library.experts[expert], score) for expert, score in scored.items()]
         ranked = sorted(named, key=lambda pair: (-pair[1], pair[0]))
         (best, score), others = ranked[0], ranked[1:]
         margin = score - others[0][1] if others else None
-        confidence = self._calibration.confidence(score, margin)
+        confidence = self.calibration.confidence(score, margin)
         threshold = self.threshold if query.threshold is None else query.threshold
         chosen = score >= threshold
         relation = "reaches" if chosen else "is below"
         return Decision(
             experts=(WeightedExpert(best),) if chosen else (),
             confidence=confidence,
-            candidates=tuple(ScoredExpert(e, s) for e, s in ranked[: self._config.max_candidates]),
-            neighbours=self._library.quote(near, self._config.max_neighbours),
+            candidates=tuple(ScoredExpert(e, s) for e, s in ranked[: self.config.max_candidates]),
+            neighbours=self._library.quote(near, self.config.max_neighbours),
             reason=f"Best score {score:.3f} ({best}) {relation} the threshold {threshold:.3f}.",
         )
 

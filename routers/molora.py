@@ -45,6 +45,10 @@ class MoLoraRouter(CentroidRouter):
     @classmethod
     def learn(cls, config: MoLoraConfig, examples: Examples) -> Learned:
         """All centres, shape (C, d), and the expert of each, shape (C,)."""
+        if config.num_centres == 1:
+            means = examples.mean_of_experts()
+            there = np.flatnonzero(np.isfinite(means).all(axis=1))
+            return Learned({"centres": to_unit(means[there]), "owner": there.astype(np.int32)})
         centres, owner = [], []
         for expert in np.unique(examples.owner).tolist():
             own = examples.embeddings[examples.owner == expert]

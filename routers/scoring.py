@@ -44,7 +44,7 @@ from routers.base import (
     ScoredExpert,
     WeightedExpert,
 )
-from routers.calibration import Calibration, calibrate
+from routers.calibration import Calibration, calibrate, marks_of
 from routers.errors import BadArtefact, NotFittable
 from routers.templates import bare_texts
 
@@ -175,7 +175,7 @@ class ScoringRouter(ABC):
         self.config = config
         self.experts = tuple(experts)
         self._number = {expert: number for number, expert in enumerate(self.experts)}
-        self._calibration = calibration
+        self.calibration = calibration
         self.threshold = calibration.threshold if config.threshold is None else config.threshold
         if self.experts:
             self.prepare(learned)
@@ -208,17 +208,20 @@ class ScoringRouter(ABC):
 
     @classmethod
     def fit(cls, config: Any, data: FitData, progress: Progress) -> Artefact:
-        """Learn and calibrate."""
+        """Learn and calibrate; the latter only if much has changed since `FitData.previous` was calibrated."""
         examples = examples_of(data)
         learned = cls.learn(config, examples)
-        calibration = cls._calibrated(config, examples, progress)
+        marks, previous = marks_of(data.experts), data.previous
+        calibration = previous.calibration if isinstance(previous, cls) and previous.config == config else None
+        if calibration is None or not calibration.holds_for(marks):
+            calibration = cls._calibrated(config, examples, progress).to(marks)
         return Artefact(
             router=cls.card.name,
             arrays=dict(learned.arrays),
             data={
                 "experts": list(examples.experts) if examples.texts else [],  # nothing was learnt: nobody to choose
                 "learned": dict(learned.data),
-                "calibration": [calibration.threshold, calibration.slope, calibration.margin_slope],
+                **calibration.dump(),
             },
             library_version=data.version,
             embedder=data.embedder,
@@ -230,7 +233,7 @@ class ScoringRouter(ABC):
         check_router(artefact, cls.card.name)
         try:
             data = artefact.data
-            calibration = Calibration(*(float(number) for number in data["calibration"]))
+            calibration = Calibration.load(data)
             learned = Learned(artefact.arrays, dict(data["learned"]))
             return cls(config, [str(expert) for expert in data["experts"]], learned, calibration)
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -262,7 +265,7 @@ class ScoringRouter(ABC):
         relation = "reaches" if chosen else "is below"
         return Decision(
             experts=chosen,
-            confidence=self._calibration.confidence(best, margin),
+            confidence=self.calibration.confidence(best, margin),
             candidates=tuple(ranked[: self.config.max_candidates]),
             reason=f"Evidence {best:.3f} for {ranked[0].expert_id} {relation} the threshold {threshold:.3f}.",
             gate=gate,

@@ -37,7 +37,8 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import lru_cache
+from itertools import chain, pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -101,12 +102,11 @@ class TwoPartRouter(ScoringRouter):
         cue_owner: list[int] = []
         segments: set[str] = set()
         for expert in np.unique(examples.owner).tolist():
-            texts = [examples.texts[row] for row in np.flatnonzero(examples.owner == expert).tolist()]
-            found = _cues(texts)
+            texts = tuple(examples.texts[row] for row in np.flatnonzero(examples.owner == expert).tolist())
+            found, pieces = _cues_and_segments(texts)
             cues += found
             cue_owner += [expert] * len(found)
-            for example in take_apart(texts):
-                segments.update(parts_of(example.content)[:2])
+            segments |= pieces
         contents = sorted(segments)
         rng.shuffle(contents)
         known, others = contents[:NUM_CONTENTS], contents[NUM_CONTENTS : 2 * NUM_CONTENTS] or contents[:NUM_CONTENTS]
@@ -196,14 +196,16 @@ class TwoPartRouter(ScoringRouter):
         return found
 
 
-def _cues(texts: Sequence[str]) -> list[str]:
-    """Instructions of one expert, sorted."""
+@lru_cache(maxsize=16384)
+def _cues_and_segments(texts: tuple[str, ...]) -> tuple[list[str], frozenset[str]]:
+    """Instructions of one expert, sorted, and the first and last segments of its contents; remembered for refits."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(set(parts_of(text)[:2]))
     counts.update(example.template for example in take_apart(texts) if example.template)
     needed = max(MIN_CUE_EXAMPLES, CUE_SHARE * len(texts))
-    return sorted(cue for cue, num in counts.items() if num >= needed and len(_WORD.findall(cue)) >= MIN_CUE_WORDS)
+    cues = sorted(cue for cue, num in counts.items() if num >= needed and len(_WORD.findall(cue)) >= MIN_CUE_WORDS)
+    return cues, frozenset(part for example in take_apart(texts) for part in parts_of(example.content)[:2])
 
 
 def _cue_features(
@@ -216,13 +218,15 @@ def _cue_features(
 ) -> Floats:
     """The detector's two features of each cue and of pieces of it, as if its own words had never been seen."""
     pairs = [_pairs(cue) for cue in cues]
+    pieces = [[cue, *_pieces(cue, rng)] for cue in cues]
+    embedded = np.split(examples.embed(list(chain(*pieces))), np.cumsum([len(each) for each in pieces])[:-1])
     found = []
-    for number, cue in enumerate(cues):
-        is_new = np.array(
-            [owner[other] != owner[number] or not pairs[other] & pairs[number] for other in range(len(cues))]
-        )
-        rows = examples.embed([cue, *_pieces(cue, rng)])
-        nearest = _largest(rows @ cue_rows[is_new].T, 1) if is_new.any() else np.zeros(len(rows))
+    for number, rows in enumerate(embedded):
+        siblings = np.flatnonzero(owner == owner[number]).tolist()
+        alike = [other for other in siblings if other == number or pairs[other] & pairs[number]]
+        cosines = rows @ cue_rows.T
+        cosines[:, alike] = -np.inf
+        nearest = _largest(cosines, 1) if len(alike) < len(cues) else np.zeros(len(rows))
         found.append(np.stack([nearest, _largest(rows @ content_rows.T, NEAREST)], axis=1))
     return np.concatenate(found)
 

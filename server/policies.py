@@ -42,6 +42,7 @@ from server.metrics import Metrics
 from server.policy_data import Experts, PolicyData, blocking
 from server.policy_store import PolicySpec, PolicyStore
 from server.score_store import ScoreStore
+from server.vector_store import VectorStore
 
 SLOW_ROUTE_S = 0.001
 """A router that takes longer than this for a decision is run in a worker thread."""
@@ -103,6 +104,7 @@ class PolicyManager:
         store: Where definitions are kept that were made while running.
         scores: The table that some methods learn from.
         metrics: Shows stale policies.
+        vectors: Where embeddings of examples outlive this process.
         losses: The engine, for methods that search for weights; None if there is none now.
     """
 
@@ -114,17 +116,19 @@ class PolicyManager:
         store: PolicyStore,
         scores: ScoreStore,
         metrics: Metrics,
+        vectors: VectorStore,
         losses: Callable[[], Losses | None] = lambda: None,
     ) -> None:
         self._embedders = embedders
         self._artefacts = artefacts
         self._store = store
-        self._data = PolicyData(scores)
+        self._data = PolicyData(scores, vectors)
         self._metrics = metrics
         self._losses = losses
         self._entries = {spec.name: _entry(spec) for spec in specs}
         self._required = frozenset(self._entries)
         self._stored_read = False
+        self._has_new_scores = False
         self._live: dict[str, LivePolicy] = {}
         self._experts: tuple[LibraryExpert, ...] = ()
         self._fitting: dict[str, asyncio.Lock] = {}
@@ -138,6 +142,7 @@ class PolicyManager:
     async def refresh(self, records: Sequence[AdapterRecord]) -> dict[str, LivePolicy]:
         """Fit all policies to these experts; never raises, keeps what it had where a fit fails."""
         await self._read_stored()
+        self._has_new_scores = False
         self._experts = tuple(
             LibraryExpert(r.expert_id, r.card.description, tuple(r.card.tags), tuple(r.examples), tuple(r.card.tasks))
             for r in sorted(records, key=lambda record: record.expert_id)
@@ -173,11 +178,16 @@ class PolicyManager:
         absent = [name for name in self._required if name in self._entries and name not in self._live]
         return {name: self._entries[name].error or "not fitted yet" for name in sorted(absent)}
 
+    def note_new_scores(self) -> None:
+        """The table of scores has changed: what learns from it is fitted again soon, or marked stale."""
+        self._has_new_scores = True
+
     @property
-    def wants_retry(self) -> bool:
-        """Whether a fit that failed should be tried again now."""
+    def wants_refresh(self) -> bool:
+        """Whether there is work though the library has not changed: new scores, or a failed fit to be tried again."""
         now = time.monotonic()
-        return any(name not in self._live and entry.retry_at <= now for name, entry in self._entries.items())
+        failed = (entry for name, entry in self._entries.items() if name not in self._live)
+        return self._has_new_scores or any(entry.retry_at <= now for entry in failed)
 
     async def _follow(self, entry: _Entry, experts: Experts, gathered: dict[str, FitData]) -> None:
         """Bring one policy up to date with the library, without a caller who waits for it."""
@@ -350,6 +360,7 @@ class PolicyManager:
         """Fit, publish, and swap in."""
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
+        live = self._live.get(entry.spec.name)
         if job:
             job.begin("fitting")
 
@@ -364,6 +375,7 @@ class PolicyManager:
                 samples=entry.spec.samples,
                 losses=self._losses(),
                 embed=blocking(embedder, loop),
+                previous=live.router if live and job is None else None,
             )
             if entry.spec.settings.subset is not None:
                 mine = restrict(mine, select(entry.spec.settings.subset, mine))

@@ -1,6 +1,6 @@
 """What policies are fitted to: the library with its examples embedded, the table of scores, and the version of it all.
 
-Vectors are kept by embedder and text, so that a changed library costs only its new examples.
+Vectors are kept by embedder and text, in memory and on disk, so that a changed library costs only its new examples.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from routers.base import FitData, LibraryExpert, Matrix, Sample, ScoreTable
+from routers.base import FitData, LibraryExpert, Matrix, Sample, ScoreTable, Vector
 from routers.embedders.base import Embedder
 from routers.fitting import data_version, fit_data, library_version
 from routers.templates import bare_texts
 from routers.views import example_view
 from server.jobs import Job
 from server.score_store import ScoreStore
+from server.vector_store import VectorStore
 
 EMBED_CHUNK = 256
 
@@ -30,11 +30,13 @@ class PolicyData:
 
     Args:
         scores: The table that some methods learn from.
+        store: Where vectors outlive this process.
     """
 
-    def __init__(self, scores: ScoreStore) -> None:
+    def __init__(self, scores: ScoreStore, store: VectorStore) -> None:
         self._scores = scores
-        self._vectors: dict[str, dict[str, np.ndarray[Any, np.dtype[np.float32]]]] = {}
+        self._store = store
+        self._vectors: dict[str, dict[str, Vector]] = {}
 
     async def version(
         self, experts: Experts, embedder: Embedder, samples: Sequence[Sample], *, with_scores: bool
@@ -60,16 +62,23 @@ class PolicyData:
         bare = await asyncio.to_thread(lambda: {expert.expert_id: bare_texts(expert.examples) for expert in experts})
         scored = [sample.prompt for sample in await asyncio.to_thread(self._scores.samples)]
         texts = {text for expert in experts for text in (*expert.examples, *bare[expert.expert_id])}
+        is_first = embedder.name not in self._vectors
         known = self._vectors.setdefault(embedder.name, {})
-        for text in known.keys() - texts - set(scored):
-            del known[text]
-        new = sorted((texts | set(scored) if with_scores else texts) - known.keys())
+        if (gone := known.keys() - texts - set(scored)) or is_first:
+            for text in gone:
+                del known[text]
+            await asyncio.to_thread(self._store.keep_only, embedder.name, texts | set(scored))
+        wanted = texts | set(scored) if with_scores else texts
+        known.update(await asyncio.to_thread(self._store.load, embedder.name, wanted - known.keys(), embedder.dim))
+        new = sorted(wanted - known.keys())
         for start in range(0, len(new), EMBED_CHUNK):
             if job:
                 job.progress(start, len(new))
             chunk = new[start : start + EMBED_CHUNK]
             rows = await embedder.embed([example_view(text) for text in chunk])
-            known.update(zip(chunk, rows, strict=True))
+            made = dict(zip(chunk, rows, strict=True))
+            known.update(made)
+            await asyncio.to_thread(self._store.add, embedder.name, made)
         empty: Matrix = np.zeros((0, embedder.dim), np.float32)
 
         def rows_of(texts: Sequence[str]) -> Matrix:

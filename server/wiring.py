@@ -51,6 +51,7 @@ from server.policy_store import PolicySpec, PolicyStore
 from server.routing import Planner
 from server.score_store import ScoreStore
 from server.settings import Settings, SettingsError
+from server.vector_store import VectorStore
 
 IDLE_CONNECTION_S = 4.0
 """Kept-alive connections to engines are closed by us before a server with the usual 5 s does it."""
@@ -193,7 +194,14 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         return EngineLosses(pool, loop, results, settings.served_base_name) if pool.ready else None
 
     policies = PolicyManager(
-        policy_specs(settings), embedders, ArtefactStore(folder), PolicyStore(folder), scores, metrics, losses
+        policy_specs(settings),
+        embedders,
+        ArtefactStore(folder),
+        PolicyStore(folder),
+        scores,
+        metrics,
+        VectorStore(folder / "vectors.sqlite"),
+        losses,
     )
     base_names = tuple(dict.fromkeys((settings.served_base_name, settings.base_model)))
     authenticator = Authenticator(library.keys)

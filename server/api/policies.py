@@ -127,12 +127,14 @@ def policies_router(
         raw = await read_body(request.headers, request.receive, settings.max_upload_bytes)
         rows = await asyncio.to_thread(parse_report, raw)
         await asyncio.to_thread(scores.report, rows)
+        policies.note_new_scores()
         return await asyncio.to_thread(scores.summary)
 
     @router.delete("/scores", summary="Forget all scores")
     async def clear_scores(request: Request) -> dict[str, Any]:
         await principal_of(request)
         await asyncio.to_thread(scores.clear)
+        policies.note_new_scores()
         return await asyncio.to_thread(scores.summary)
 
     return router

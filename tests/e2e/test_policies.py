@@ -166,3 +166,9 @@ async def test_scores_and_a_comparison_from_the_command_line(
     assert not [seen for seen in running.engine.seen if seen.path == "/v1/chat/completions"]
     listed = await cli("policies", "list", "--url", running.url)
     assert "best_single" in listed.stdout
+    before = (await client.get("/admin/policies/best")).json()["data_version"]
+    row = {"prompt": "a new one", "answer": "x", "models": {"base": {"score": 1}}}
+    assert (await client.post("/admin/scores", json={"rows": [row]})).status_code == 200
+    async with asyncio.timeout(5):  # what learns from scores follows them without being asked
+        while (await client.get("/admin/policies/best")).json()["data_version"] == before:
+            await asyncio.sleep(0.1)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from routers.calibration import Calibration, _logistic, calibrate
+from routers.base import LibraryExpert, no_progress
+from routers.calibration import Calibration, _logistic, calibrate, marks_of
+from routers.registry import make_config, router_class
+from tests.unit.routers.builders import clustered
 
 NOTHING = np.array([])
 NO_LABELS = np.array([], dtype=bool)
@@ -69,3 +74,49 @@ def test_confidence_is_a_monotone_probability(a: float, b: float, m: float, n: f
     low, high = fitted.confidence(min(a, b), min(m, n)), fitted.confidence(max(a, b), max(m, n))
     assert 0 <= low <= high <= 1
     assert fitted.confidence(a, None) >= fitted.confidence(a, m)
+
+
+def experts(num: int, changed: int = 0) -> list[LibraryExpert]:
+    return [LibraryExpert(f"e{i}@0", examples=("new",) if i < changed else (f"example {i}",)) for i in range(num)]
+
+
+@pytest.mark.parametrize(
+    ("now", "holds"),
+    [
+        (experts(100), True),
+        (experts(102), True),
+        (experts(98), False),  # 2 of 98 are more than a fiftieth
+        (experts(103), False),
+        (experts(100, changed=1), True),  # one mark has gone and one has come
+        (experts(100, changed=2), False),
+        ([], False),
+    ],
+)
+def test_a_calibration_holds_until_a_fiftieth_has_changed(now: list[LibraryExpert], holds: bool) -> None:
+    fitted = Calibration(0.4, 15, 20).to(marks_of(experts(100)))
+    assert fitted.holds_for(marks_of(now)) is holds
+    assert Calibration.load(fitted.dump()) == fitted
+
+
+def test_a_calibration_of_an_older_artefact_holds_for_nothing() -> None:
+    old = Calibration.load({"calibration": [0.4, 15, 20]})
+    assert not old.holds_for(marks_of(experts(1)))
+
+
+@pytest.mark.parametrize("name", ["knn", "centroid", "two_part"])
+def test_a_router_that_follows_keeps_its_calibration(name: str) -> None:
+    made, config = router_class(name), make_config(name, {})
+    data = replace(clustered(60), embed=lambda texts: np.ones((len(texts), 32), np.float32))
+    before = made.load(config, made.fit(config, data, no_progress))
+    marked = replace(before.calibration, threshold=0.123)  # type: ignore[attr-defined]
+    before.calibration = marked  # type: ignore[attr-defined]
+    grown = replace(data, experts=clustered(61).experts, embeddings=clustered(61).embeddings)
+    after = made.load(config, made.fit(config, replace(grown, previous=before), no_progress))
+    assert after.threshold == 0.123  # type: ignore[attr-defined]
+    other = make_config(name, {"in_library_share": 0.5})
+    for changed, previous in ((config, None), (other, before)):
+        fresh = made.load(changed, made.fit(changed, replace(grown, previous=previous), no_progress))
+        assert fresh.threshold != 0.123  # type: ignore[attr-defined]
+    much = clustered(70)
+    fresh = made.load(config, made.fit(config, replace(much, embed=data.embed, previous=before), no_progress))
+    assert fresh.threshold != 0.123  # type: ignore[attr-defined]

@@ -11,11 +11,11 @@ import pytest
 
 from adapters_registry.records import AdapterRecord, AdapterState, Card, utc_now
 from routers.artefacts import ArtefactStore
-from routers.base import Artefact, Matrix, Progress, RouteQuery
+from routers.base import Artefact, FitData, Matrix, Progress, RouteQuery
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
 from routers.errors import BadRouterConfig, NotFittable, UnknownRouter
-from routers.knn import KnnRouter
+from routers.knn import KnnConfig, KnnRouter
 from routers.subset import SubsetConfig
 from server.embedders import Embedders
 from server.errors import BadRequest, NotFound
@@ -25,6 +25,7 @@ from server.policies import LivePolicy, PolicyManager
 from server.policy_store import PolicySpec, PolicyStore
 from server.score_store import Figures, ScoreRow, ScoreStore
 from server.settings import PolicySettings
+from server.vector_store import VectorStore
 
 
 def record(name: str, *examples: str) -> AdapterRecord:
@@ -61,6 +62,7 @@ def manager(root: Path, embedder: BatchingEmbedder, router: str = "knn", **optio
         PolicyStore(root / "policies"),
         ScoreStore(root / "scores"),
         Metrics(max_experts=3, prices={}),
+        VectorStore(root / "vectors.sqlite"),
     )
 
 
@@ -106,6 +108,7 @@ async def test_a_damaged_artefact_is_fitted_again(tmp_path: Path, embedder: Batc
 async def test_a_fit_that_fails_keeps_the_old_router(
     tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("server.policies.FIRST_RETRY_S", 100.0)
     policies = manager(tmp_path, embedder)
     before = (await policies.refresh([record("sql", "list all orders")]))["auto"]
 
@@ -254,8 +257,12 @@ async def test_scores_make_policies_that_learn_from_them(tmp_path: Path, embedde
     assert chosen.expert_id == "sql@00000000"
     again = (await manager(tmp_path, embedder).refresh(records))["best"]
     assert again.version == policies._live["best"].version
+    assert not policies.wants_refresh
     policies._data._scores.report([ScoreRow(task="t", prompt="p", answer="x", models={"base": Figures(score=1)})])
+    policies.note_new_scores()
+    assert policies.wants_refresh
     assert (await policies.refresh(records))["best"].version != again.version
+    assert not policies.wants_refresh
 
 
 async def test_a_slow_embedder_holds_up_only_its_own_policies(
@@ -284,3 +291,36 @@ async def test_a_slow_embedder_holds_up_only_its_own_policies(
         await asyncio.gather(*policies._following.values())
     assert len(policies._live["slow"].expert_ids) == 2
     await policies._embedders.close()
+
+
+async def test_examples_are_embedded_once_also_over_a_restart(tmp_path: Path) -> None:
+    class Counting(HashingEncoder):
+        def encode(self, texts: Sequence[str]) -> Matrix:
+            seen.extend(texts)
+            return super().encode(texts)
+
+    seen: list[str] = []
+    for grown in (["list all orders"], ["list all orders", "count the customers"]):
+        embedder = BatchingEmbedder(Counting())
+        policies = manager(tmp_path, embedder)
+        await policies.refresh([record("sql", *grown), record("dates", "convert to ISO")])
+        await embedder.close()
+    assert len(seen) == len(set(seen)) == 3
+
+
+async def test_a_policy_that_follows_is_told_of_its_router_in_service(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    fit = KnnRouter.fit
+
+    def spied(config: KnnConfig, data: FitData, progress: Progress) -> Artefact:
+        told.append(data.previous)
+        return fit(config, data, progress)
+
+    monkeypatch.setattr(KnnRouter, "fit", spied)
+    policies = manager(tmp_path, embedder)
+    first = (await policies.refresh([record("sql", "list all orders")]))["auto"].router
+    await policies.refresh([record("sql", "list all orders"), record("dates", "convert to ISO")])
+    await ended(policies, policies.refit("auto"))
+    assert told == [None, first, None]
