@@ -195,7 +195,7 @@ def test_refuses_foreign_and_inconsistent_artefacts() -> None:
         replace(good, arrays={"embeddings": good.arrays["embeddings"]}),
         replace(good, arrays={**good.arrays, "owner": good.arrays["owner"] + 100}),
         replace(good, arrays={**good.arrays, "embeddings": good.arrays["embeddings"][1:]}),
-        replace(good, data={**good.data, "threshold": "high"}),
+        replace(good, data={**good.data, "calibration": ["high", 1, 1]}),
     ]
     for artefact in bad:
         with pytest.raises(BadArtefact):
