@@ -200,11 +200,12 @@ class PolicyManager:
                 return
             if entry.failed_version == version and time.monotonic() < entry.retry_at:
                 return
-            stored = None if live is not None else await asyncio.to_thread(self._stored, entry)
-            if stored is not None and stored.library_version == version:
-                self._live[name] = await self._open(entry, stored, embedder)
-            elif entry.kind.card.refit == "costly" and (live is not None or stored is not None):
-                await self._keep_stale(entry, live, stored, embedder)
+            if live is None and (live := await self._reopen(entry, embedder)) is not None:
+                self._live[name] = live
+            if live is not None and live.version == version:
+                return
+            if live is not None and entry.kind.card.refit == "costly":
+                self._keep_stale(live)
             else:
                 key = f"{embedder.name}/{_reads_scores(entry)}"
                 if key not in gathered:
@@ -213,16 +214,12 @@ class PolicyManager:
         except Exception as error:
             self._note_failure(entry, error, version)
 
-    async def _keep_stale(
-        self, entry: _Entry, live: LivePolicy | None, stored: Artefact | None, embedder: Embedder
-    ) -> None:
-        name = entry.spec.name
-        if live is None and stored is not None:
-            live = await self._open(entry, stored, embedder)
-        if live is not None and not live.stale:
-            log.warning("policy is stale: the library has changed", policy=name, fix=f"moergate fit {name} --again")
-            self._live[name] = replace(live, stale=True)
-            self._metrics.policy_stale.labels(name).set(1)
+    def _keep_stale(self, live: LivePolicy) -> None:
+        if not live.stale:
+            fix = f"moergate fit {live.name} --again"
+            log.warning("policy is stale: what it was fitted to has changed", policy=live.name, fix=fix)
+            self._live[live.name] = replace(live, stale=True)
+            self._metrics.policy_stale.labels(live.name).set(1)
 
     def _note_failure(self, entry: _Entry, error: Exception, version: str = "") -> None:
         name = entry.spec.name
@@ -397,7 +394,10 @@ class PolicyManager:
     async def _open(self, entry: _Entry, artefact: Artefact, embedder: Embedder) -> LivePolicy:
         router = await asyncio.to_thread(entry.kind.load, entry.config, artefact)
         slow = await asyncio.to_thread(_is_slow, router, embedder.dim)
-        ids = frozenset(map(str, artefact.data["library"]))
+        library = artefact.data.get("library")
+        if not isinstance(library, list):
+            raise BadArtefact("the artefact does not say which experts it was fitted to")
+        ids = frozenset(map(str, library))
         entry.error = ""
         return LivePolicy(
             entry.spec.name,
@@ -410,17 +410,19 @@ class PolicyManager:
             provenance=artefact.data.get("provenance", {}),
         )
 
-    def _stored(self, entry: _Entry) -> Artefact | None:
-        """The policy's artefact, if there is one of the same router, options and format."""
+    async def _reopen(self, entry: _Entry, embedder: Embedder) -> LivePolicy | None:
+        """The policy as an earlier start left it, if it has the same router and options and can be read."""
+        name = entry.spec.name
         try:
-            artefact = self._artefacts.current(entry.spec.name)
+            artefact = await asyncio.to_thread(self._artefacts.current, name)
+            if artefact is None or artefact.router != entry.spec.settings.router:
+                return None
+            if artefact.data.get("config") != _config_of(entry) or artefact.embedder != embedder.name:
+                return None
+            return await self._open(entry, artefact, embedder)
         except BadArtefact as error:
-            log.warning("stored policy is damaged, fitting it again", policy=entry.spec.name, error=str(error))
+            log.warning("stored policy cannot be used, fitting it again", policy=name, error=str(error))
             return None
-        if artefact is None or artefact.router != entry.spec.settings.router:
-            return None
-        same = artefact.data.get("config") == _config_of(entry) and isinstance(artefact.data.get("library"), list)
-        return artefact if same else None
 
     async def _version(self, entry: _Entry, experts: Experts, embedder: Embedder) -> str:
         return await self._data.version(experts, embedder, entry.spec.samples, with_scores=_reads_scores(entry))

@@ -5,6 +5,7 @@ import errno
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,22 @@ async def test_a_damaged_artefact_is_fitted_again(tmp_path: Path, embedder: Batc
         file.chmod(0o644)
         file.write_bytes(b"garbage")
     assert "auto" in await manager(tmp_path, embedder).refresh(records)
+
+
+@pytest.mark.parametrize("missing", ["calibration", "library"])
+async def test_an_artefact_of_another_format_is_fitted_again(
+    tmp_path: Path, embedder: BatchingEmbedder, missing: str
+) -> None:
+    records = [record("sql", "list all orders")]
+    await manager(tmp_path, embedder).refresh(records)
+    store = ArtefactStore(tmp_path / "policies")
+    artefact = store.current("auto")
+    assert artefact is not None
+    store.publish("auto", replace(artefact, data={k: v for k, v in artefact.data.items() if k != missing}))
+    assert (await manager(tmp_path, embedder).refresh(records))["auto"].expert_ids == {"sql@00000000"}
+    current = store.current("auto")
+    assert current is not None
+    assert missing in current.data
 
 
 async def test_a_fit_that_fails_keeps_the_old_router(
