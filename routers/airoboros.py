@@ -61,4 +61,4 @@ class AiroborosRouter(ScoringRouter):
 
     def scores(self, prompts: Prompts) -> Scores:
         """Mean of the k largest cosines."""
-        return nearest_mean(prompts.embeddings @ self._embeddings.T, self._places, self.config.k)[0]
+        return nearest_mean(prompts.embeddings @ self._embeddings.T, self._places, self.config.k)

@@ -36,7 +36,11 @@ def library(num_experts: int, num_examples: int, seed: int = 0) -> tuple[FitData
         embeddings[expert] = _unit(direction + NOISE * noise)
         texts = tuple(f"example {row} of expert {number}" for row in range(num_examples))
         experts.append(LibraryExpert(expert, examples=texts))
-    return fit_data(experts, embeddings, "synthetic", version="synthetic"), directions
+
+    def embed(texts: Sequence[str]) -> Matrix:
+        return _unit(np.random.default_rng(len(texts)).normal(size=(len(texts), DIM)))
+
+    return replace(fit_data(experts, embeddings, "synthetic", version="synthetic"), embed=embed), directions
 
 
 def measure(name: str, grown: FitData, directions: Matrix, num_queries: int) -> str:
@@ -57,7 +61,7 @@ def measure(name: str, grown: FitData, directions: Matrix, num_queries: int) -> 
     followed = time.perf_counter()
     times, right = [], 0
     for row, own in zip(queries, asked.tolist(), strict=True):
-        query = RouteQuery("a prompt", row)
+        query = RouteQuery("a prompt", row, parts=np.repeat(row[None], 4, axis=0))
         begun = time.perf_counter()
         decision = router.route(query)
         times.append(time.perf_counter() - begun)

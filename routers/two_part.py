@@ -47,7 +47,7 @@ from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 
 from routers.base import Matrix, MethodCard
-from routers.per_expert import nearest_mean, places_of
+from routers.per_expert import nearest_mean, nearest_mean_and_rows, places_of
 from routers.scoring import Examples, Judgement, Learned, Prompts, Scores, ScoringConfig, ScoringRouter, evenly
 from routers.segments import parts_of
 from routers.templates import take_apart
@@ -166,15 +166,15 @@ class TwoPartRouter(ScoringRouter):
         parts = prompts.parts
         if parts is None:
             parts = np.repeat(prompts.embeddings[:, None], 4, axis=1)
-        likely = np.stack([self._instruction(parts[:, end]) for end in (0, 1)], axis=1)
+        likely = self._instruction(parts[:, :2].reshape(-1, parts.shape[2])).reshape(-1, 2)
         end = likely.argmax(axis=1)
         rows = np.arange(len(end))
         gain = likely[rows, end]
         is_apart = gain > CONTENT_IF_ABOVE
         content = np.where(is_apart[:, None], parts[rows, 2 + end], prompts.embeddings)
-        cue = nearest_mean(parts[rows, end] @ self._cues.T, self._cue_places, 1)[0]
-        bare, chosen = nearest_mean(content @ self._bare.T, self._places, NEAREST)
-        whole = nearest_mean(prompts.embeddings @ self._whole.T, self._places, NEAREST)[0]
+        cue = nearest_mean(parts[rows, end] @ self._cues.T, self._cue_places, 1)
+        bare, chosen = nearest_mean_and_rows(content @ self._bare.T, self._places, NEAREST)
+        whole = nearest_mean(prompts.embeddings @ self._whole.T, self._places, NEAREST)
         apart = bare - self._crowd_of(chosen)
         said = gain[:, None] * np.nan_to_num(cue)
         return Judgement(0.5 * (bare + whole) + said, bare + CROWD_WEIGHT * apart + said)
