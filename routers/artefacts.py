@@ -28,7 +28,7 @@ from routers.base import Artefact
 from routers.errors import BadArtefact
 
 FORMAT = 1
-_ARRAYS, _FACTS, _CURRENT = "artefact.safetensors", "artefact.json", "current"
+_ARRAYS, _FACTS, CURRENT = "artefact.safetensors", "artefact.json", "current"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -82,7 +82,7 @@ def load_artefact(folder: Path) -> Artefact:
 
 
 class ArtefactStore:
-    """The artefacts of all policies under one folder; safe for one writer a policy and any readers."""
+    """The artefacts of all policies under one folder; safe for any readers and one writer a policy at a time."""
 
     def __init__(self, root: Path, *, num_kept: int = 3) -> None:
         """Keep `num_kept` versions of each policy, the current one among them."""
@@ -96,14 +96,14 @@ class ArtefactStore:
         number = 1 + max((_number(folder) for folder in self._versions(home)), default=0)
         folder = home / f"{_safe(artefact.library_version[:16])}-{number}"
         save_artefact(artefact, folder)
-        replace_file(home / _CURRENT, folder.name.encode())
+        replace_file(home / CURRENT, folder.name.encode())
         fsync_folder(home)
         self._prune(home, keep=folder)
         return folder
 
     def current(self, policy: str) -> Artefact | None:
         """The artefact in use; None if there is none yet, `BadArtefact` if it is damaged (the caller refits)."""
-        pointer = self._home(policy) / _CURRENT
+        pointer = self._home(policy) / CURRENT
         try:
             name = pointer.read_bytes().decode("utf-8", "replace")
         except FileNotFoundError:

@@ -97,7 +97,7 @@ class LibraryWatcher:
                 await self.show_experts()
                 self._wake.clear()
                 self.problem = ""
-                if self.may_fit.is_set() and (self._revision != fitted_to or self._policies.wants_refresh):
+                if self.may_fit.is_set() and (self._revision != fitted_to or await self._policies.wants_refresh()):
                     revision = self._revision
                     await self._policies.refresh(self.records)
                     fitted_to = revision

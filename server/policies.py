@@ -127,7 +127,8 @@ class PolicyManager:
         self._losses = losses
         self._entries = {spec.name: _entry(spec) for spec in specs}
         self._required = frozenset(self._entries)
-        self._stored_read = False
+        self._stamp: dict[str, tuple[int, ...]] = {}
+        self._defining = asyncio.Lock()
         self._has_new_scores = False
         self._live: dict[str, LivePolicy] = {}
         self._experts: tuple[LibraryExpert, ...] = ()
@@ -182,12 +183,14 @@ class PolicyManager:
         """The table of scores has changed: what learns from it is fitted again soon, or marked stale."""
         self._has_new_scores = True
 
-    @property
-    def wants_refresh(self) -> bool:
-        """Whether there is work though the library has not changed: new scores, or a failed fit to be tried again."""
+    async def wants_refresh(self) -> bool:
+        """Whether there is work though the library has not changed: new scores, a policy that another gateway on this
+        home made, or a failed fit to be tried again."""
         now = time.monotonic()
         failed = (entry for name, entry in self._entries.items() if name not in self._live)
-        return self._has_new_scores or any(entry.retry_at <= now for entry in failed)
+        if self._has_new_scores or any(entry.retry_at <= now for entry in failed):
+            return True
+        return await asyncio.to_thread(self._store.stamp) != self._stamp
 
     async def _follow(self, entry: _Entry, experts: Experts, gathered: dict[str, FitData]) -> None:
         """Bring one policy up to date with the library, without a caller who waits for it."""
@@ -205,7 +208,7 @@ class PolicyManager:
             if live is not None and live.version == version:
                 return
             if live is not None and entry.kind.card.refit == "costly":
-                self._keep_stale(live)
+                await self._keep_stale(entry, live, version, embedder)
             else:
                 key = f"{embedder.name}/{_reads_scores(entry)}"
                 if key not in gathered:
@@ -214,8 +217,12 @@ class PolicyManager:
         except Exception as error:
             self._note_failure(entry, error, version)
 
-    def _keep_stale(self, live: LivePolicy) -> None:
-        if not live.stale:
+    async def _keep_stale(self, entry: _Entry, live: LivePolicy, version: str, embedder: Embedder) -> None:
+        elsewhere = await self._reopen(entry, embedder)
+        if elsewhere is not None and elsewhere.version == version:  # another gateway on this home has fitted it
+            self._live[live.name] = elsewhere
+            self._metrics.policy_stale.labels(live.name).set(0)
+        elif not live.stale:
             fix = f"moergate fit {live.name} --again"
             log.warning("policy is stale: what it was fitted to has changed", policy=live.name, fix=fix)
             self._live[live.name] = replace(live, stale=True)
@@ -252,8 +259,9 @@ class PolicyManager:
             asked = FitData(self._experts, {}, "", "", scores=table, samples=spec.samples, losses=self._losses())
             for sentence in unmet_needs(entry.kind.card, asked).values():
                 raise NotFittable(sentence)
-        await asyncio.to_thread(self._store.save, spec)
-        self._entries[spec.name] = entry
+        async with self._defining:
+            await asyncio.to_thread(self._store.save, spec)
+            self._entries[spec.name] = entry
         return self.refit(spec.name)
 
     def refit(self, name: str) -> Job:
@@ -270,11 +278,13 @@ class PolicyManager:
         """Take a policy away with its artefacts; raises NotFound, or BadRequest for one of the settings."""
         if name in self._required:
             raise BadRequest(f"The policy {name!r} stands in the settings; remove it there.", param="name")
-        if self._entries.pop(name, None) is None:
+        if name not in self._entries:
             raise NotFound(f"There is no policy {name[:100]!r}.")
-        self._live.pop(name, None)
+        async with self._defining:
+            await asyncio.to_thread(self._store.remove, name)
+            self._entries.pop(name, None)
+            self._live.pop(name, None)
         self._announce()
-        await asyncio.to_thread(self._store.remove, name)
 
     def describe(self) -> list[dict[str, Any]]:
         """Every policy with its state, for operators."""
@@ -316,16 +326,26 @@ class PolicyManager:
         self._announce()
 
     async def _read_stored(self) -> None:
-        if not self._stored_read:
-            self._stored_read = True
+        """Take up what was defined or removed on this home, by an earlier process or by another gateway."""
+        async with self._defining:
+            stamp = await asyncio.to_thread(self._store.stamp)
+            if stamp == self._stamp:
+                return
+            for name in self._entries.keys() - stamp.keys() - self._required:
+                del self._entries[name]
+                self._live.pop(name, None)
             for spec in await asyncio.to_thread(self._store.load):
-                if spec.name in self._entries:
+                known = self._entries.get(spec.name)
+                if spec.name in self._required:
                     log.warning("policy is in the settings too, which win", policy=spec.name)
-                    continue
-                try:
-                    self._entries[spec.name] = _entry(spec)
-                except RouterError as error:
-                    log.error("policy cannot be used", policy=spec.name, error=str(error))
+                elif known is None or known.spec != spec:
+                    try:
+                        self._entries[spec.name] = _entry(spec)
+                    except RouterError as error:
+                        log.error("policy cannot be used", policy=spec.name, error=str(error))
+                    else:
+                        self._live.pop(spec.name, None)
+            self._stamp = stamp
 
     def _announce(self) -> dict[str, LivePolicy]:
         live = {name: self._live[name] for name in self._entries if name in self._live}
@@ -384,12 +404,15 @@ class PolicyManager:
             self._artefacts.publish(entry.spec.name, artefact)
             return artefact
 
-        artefact = await asyncio.to_thread(work)
-        self._live[entry.spec.name] = await self._open(entry, artefact, embedder)
+        async with self._store.alone(entry.spec.name):
+            fitted = None if job else await self._reopen(entry, embedder)  # by another gateway on this home
+            if fitted is None or fitted.version != version:
+                fitted = await self._open(entry, await asyncio.to_thread(work), embedder)
+        self._live[entry.spec.name] = fitted
         entry.error, entry.num_failures, entry.failed_version = "", 0, ""
         self._metrics.policy_stale.labels(entry.spec.name).set(0)
         took_ms = round((time.perf_counter() - started) * 1000)
-        log.info("policy fitted", policy=entry.spec.name, experts=len(artefact.data["library"]), took_ms=took_ms)
+        log.info("policy fitted", policy=entry.spec.name, experts=len(fitted.expert_ids), took_ms=took_ms)
 
     async def _open(self, entry: _Entry, artefact: Artefact, embedder: Embedder) -> LivePolicy:
         router = await asyncio.to_thread(entry.kind.load, entry.config, artefact)

@@ -2,14 +2,18 @@
 
     <home>/policies/<name>/policy.json      router, options, embedder, subset
                            samples.jsonl    prompts with answers that were given with it, if any
+    <home>/policies/.<name>.lock            held while the policy is fitted
 
-A definition appears whole or not at all (`samples.jsonl` is there before `policy.json` names it). Policies of the
-settings have none.
+Gateways that share a home see each other's policies (`PolicyStore.stamp`) and fit each of them once. A definition
+appears whole or not at all (`samples.jsonl` is there before `policy.json` names it). Policies of the settings have
+none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +23,8 @@ import structlog
 from pydantic import ValidationError
 
 from adapters_registry.files import replace_file
+from adapters_registry.locks import file_lock
+from routers.artefacts import CURRENT
 from routers.base import Sample
 from routers.errors import BadSamples
 from routers.samples import parse_samples
@@ -66,6 +72,20 @@ class PolicyStore:
                 continue
             specs.append(PolicySpec(file.parent.name, settings, tuple(samples), "admin"))
         return specs
+
+    def stamp(self) -> dict[str, tuple[int, ...]]:
+        """What changes whenever a policy is defined, fitted or removed: by name, when its files were written."""
+        stamps = {}
+        for file in self._root.glob(f"*/{_DEFINITION}"):
+            pointer = file.with_name(CURRENT)
+            with contextlib.suppress(OSError):  # removed in this moment
+                stamps[file.parent.name] = tuple(f.stat().st_mtime_ns for f in (file, pointer) if f.exists())
+        return stamps
+
+    def alone(self, name: str) -> AbstractAsyncContextManager[None]:
+        """Be the only one, among all processes on this home, that fits a policy; raises RegistryError."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        return file_lock(self._root / f".{name}.lock", exclusive=True)
 
     def save(self, spec: PolicySpec) -> None:
         """Write or replace a definition; raises OSError and leaves the old one."""

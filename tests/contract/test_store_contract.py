@@ -18,12 +18,17 @@ from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql import SqlAdapterStore
 from adapters_registry.stores.sql_keys import SqlKeyStore
 
-URLS = ["sqlite:///{tmp_path}/registry.sqlite3"]
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres_url"))
+    return f"sqlite:///{tmp_path}/registry.sqlite3"
 
 
-@pytest.fixture(params=URLS)
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    made = Database(request.param.format(tmp_path=tmp_path))
+@pytest.fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    made = Database(url)
     await made.migrate()
     yield made
     await made.close()

@@ -11,14 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.adapters import make_adapter
-from tests.support.processes import Serving, alive, descendants, fetch, run_cli, serving
+from tests.support.processes import Serving, alive, descendants, fetch, free_port, run_cli, serving
 from tests.unit.routers.embedders import tiny_bert
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

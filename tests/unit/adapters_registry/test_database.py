@@ -57,7 +57,9 @@ async def test_migrating_again_is_nothing(database: Database) -> None:
     await database.migrate()
 
 
-async def test_several_may_open_a_new_database_at_once(file: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_several_may_open_a_new_database_at_once(file: Path, kind: str, request: pytest.FixtureRequest) -> None:
+    url = f"sqlite:///{file}" if kind == "sqlite" else request.getfixturevalue("postgres_url")
     script = (
         "import asyncio, sys\n"
         "from adapters_registry.stores.database import Database\n"
@@ -68,10 +70,7 @@ async def test_several_may_open_a_new_database_at_once(file: Path) -> None:
         "asyncio.run(main())\n"
     )
     root = Path(adapters_registry.__file__).parents[1]
-    processes = [
-        await asyncio.create_subprocess_exec(sys.executable, "-c", script, f"sqlite:///{file}", cwd=root)
-        for _ in range(4)
-    ]
+    processes = [await asyncio.create_subprocess_exec(sys.executable, "-c", script, url, cwd=root) for _ in range(4)]
     assert await asyncio.gather(*(process.wait() for process in processes)) == [0] * 4
 
 
