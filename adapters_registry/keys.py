@@ -17,6 +17,7 @@ from datetime import datetime
 
 from adapters_registry.records import KeyRecord, utc_now
 from adapters_registry.stores.base import KeyStore
+from adapters_registry.usage import NO_LIMITS, KeyLimits
 
 _KEY = re.compile(r"mg-([0-9a-f]{8})-[A-Za-z0-9_-]{43}")
 
@@ -50,6 +51,8 @@ def new_key(
     scopes: Iterable[str] = ("infer",),
     experts: Iterable[str] = ("*",),
     expires_at: datetime | None = None,
+    policies: Iterable[str] = ("*",),
+    limits: KeyLimits = NO_LIMITS,
 ) -> tuple[KeyRecord, str]:
     """A record to store with `KeyStore.add`, and the plaintext to show once."""
     key_id, plaintext, hashed = generate_key()
@@ -61,6 +64,8 @@ def new_key(
         experts=tuple(experts),
         created_at=utc_now(),
         expires_at=expires_at,
+        policies=tuple(policies),
+        limits=limits,
     )
     return record, plaintext
 

@@ -30,10 +30,11 @@ from adapters_registry.recipe_texts import RecipeTexts
 from adapters_registry.records import AdapterRecord, AdapterState, Manifest, parse_examples, utc_now
 from adapters_registry.safetensors_header import HeaderError
 from adapters_registry.storage import AdapterStorage
-from adapters_registry.stores.base import AdapterStore, KeyStore
+from adapters_registry.stores.base import AdapterStore, KeyStore, UsageStore
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql import SqlAdapterStore
 from adapters_registry.stores.sql_keys import SqlKeyStore
+from adapters_registry.stores.sql_usage import SqlUsageStore
 from adapters_registry.validation import AdapterFacts, check_listing, validate_adapter
 
 DATABASE_FILE = "registry.sqlite3"
@@ -59,6 +60,7 @@ class Library:
         self.storage = storage
         self.texts = RecipeTexts(storage.root)
         self.keys: KeyStore = SqlKeyStore(database)
+        self.usage: UsageStore = SqlUsageStore(database)
         self._database = database
         self._adapters: AdapterStore = SqlAdapterStore(database)
         self._name_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

@@ -24,6 +24,7 @@ from pydantic import (
 
 from adapters_registry.errors import BadManifest, Problem
 from adapters_registry.names import check_name
+from adapters_registry.usage import NO_LIMITS, KeyLimits
 
 MAX_EXAMPLES = 2000
 MAX_EXAMPLE_CHARS = 8000
@@ -201,6 +202,8 @@ class KeyRecord:
         hash: SHA-256 of the whole key, in hex.
         scopes: What the key may do, such as ``infer`` and ``admin``.
         experts: Glob patterns of the expert names that the key may see.
+        policies: The same of policies.
+        limits: How much it may use.
     """
 
     key_id: str
@@ -211,6 +214,8 @@ class KeyRecord:
     created_at: datetime
     revoked_at: datetime | None = None
     expires_at: datetime | None = None
+    policies: tuple[str, ...] = ("*",)
+    limits: KeyLimits = NO_LIMITS
 
     def is_usable(self, now: datetime | None = None) -> bool:
         """Whether the key is neither revoked nor expired."""

@@ -7,9 +7,11 @@ by one cheap number that they must read again. A method has returned only when i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Protocol
 
 from adapters_registry.records import AdapterRecord, AdapterState, KeyRecord
+from adapters_registry.usage import KeyLimits, Reservation, Used
 
 
 class AdapterReader(Protocol):
@@ -62,6 +64,22 @@ class ContentLedger(Protocol):
 
 class AdapterStore(AdapterReader, AdapterWriter, ContentLedger, Protocol):
     """All that is kept about adapters."""
+
+
+class UsageStore(Protocol):
+    """What keys have used. Exact, however many gateways count at once."""
+
+    async def reserve(self, key_id: str, limits: KeyLimits, tokens: int, now: datetime) -> Reservation:
+        """Count a request with so many tokens; raises `OverLimit`, and then has counted nothing."""
+        ...
+
+    async def settle(self, reservation: Reservation, tokens: int, cost: float) -> None:
+        """Say what a request took in the end; once for each reservation."""
+        ...
+
+    async def used(self, key_id: str, limits: KeyLimits, now: datetime) -> tuple[Used, ...]:
+        """What was used in each window that has a limit."""
+        ...
 
 
 class KeyStore(Protocol):

@@ -76,6 +76,13 @@ class Database:
         async with self._turn:
             return await self._attempt(locked, write=True)
 
+    async def count(self, work: Work[Result]) -> Result:
+        """Run `work`, which changes rows that are not the library's, and only by statements that may meet others'."""
+        if self._is_sqlite:  # one writer at a time, whatever is written
+            async with self._turn:
+                return await self._attempt(work, write=True)
+        return await self._attempt(work, write=True)
+
     async def migrate(self) -> None:
         """Bring the schema up to date; several processes may do so at once. Raises DatabaseBroken if it is damaged."""
 

@@ -12,6 +12,7 @@ from adapters_registry.records import KeyRecord, utc_now
 from adapters_registry.stores.changes import note_change
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.tables import api_keys
+from adapters_registry.usage import KeyLimits
 
 
 class SqlKeyStore:
@@ -35,6 +36,8 @@ class SqlKeyStore:
                 "created_at": key.created_at,
                 "revoked_at": key.revoked_at,
                 "expires_at": key.expires_at,
+                "policies": list(key.policies),
+                "limits": key.limits.model_dump(exclude_none=True),
             }
             await connection.execute(sa.insert(api_keys).values(**values))
             await note_change(connection, "key-create", key.key_id, actor, utc_now())
@@ -91,4 +94,6 @@ def _to_record(row: sa.Row[Any]) -> KeyRecord:
         created_at=row.created_at,
         revoked_at=row.revoked_at,
         expires_at=row.expires_at,
+        policies=tuple(row.policies),
+        limits=KeyLimits.model_validate(row.limits),
     )

@@ -91,7 +91,21 @@ api_keys = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("revoked_at", UtcDateTime, nullable=True),
     sa.Column("expires_at", UtcDateTime, nullable=True),
+    sa.Column("policies", sa.JSON, nullable=False, server_default='["*"]'),
+    sa.Column("limits", sa.JSON, nullable=False, server_default="{}"),
 )
+
+usage = sa.Table(
+    "usage",
+    metadata,
+    sa.Column("key_id", sa.String(8), primary_key=True),
+    sa.Column("period", sa.String(8), primary_key=True),
+    sa.Column("starts_at", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("cost", sa.Double, nullable=False),
+)
+"""What keys with limits have used, by window; not part of the library, so that counting does not raise its revision."""
 
 audit = sa.Table(
     "audit",

@@ -9,14 +9,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters_registry.errors import AdapterNotFound, KeyNotFound, NameTaken, NotRetired
 from adapters_registry.keys import new_key
 from adapters_registry.records import AdapterRecord, AdapterState, Card, utc_now
-from adapters_registry.stores.base import AdapterStore, KeyStore
+from adapters_registry.stores.base import AdapterStore, KeyStore, UsageStore
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql import SqlAdapterStore
 from adapters_registry.stores.sql_keys import SqlKeyStore
+from adapters_registry.stores.sql_usage import SqlUsageStore
+from adapters_registry.usage import KeyLimits, OverLimit, Reservation
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -42,6 +46,11 @@ def adapters(database: Database) -> AdapterStore:
 @pytest.fixture
 def keys(database: Database) -> KeyStore:
     return SqlKeyStore(database)
+
+
+@pytest.fixture
+def usage(database: Database) -> UsageStore:
+    return SqlUsageStore(database)
 
 
 def record(name: str = "sql", content: int = 1, *examples: str, description: str = "") -> AdapterRecord:
@@ -222,3 +231,75 @@ async def test_revoking(keys: KeyStore) -> None:
     assert await keys.find(key.key_id) == revoked
     with pytest.raises(KeyNotFound):
         await keys.revoke("ffffffff")
+
+
+# -- usage ----------------------------------------------------------------------------------------------------------
+
+NOON = datetime(2026, 2, 28, 12, 0, 30, tzinfo=UTC)
+
+
+async def test_keys_keep_policies_and_limits(keys: KeyStore) -> None:
+    limits = KeyLimits(requests_per_minute=3, budget_per_month=0.25)
+    key, _ = new_key("app", policies=["auto", "team-*"], limits=limits)
+    await keys.add(key)
+    assert await keys.find(key.key_id) == key
+
+
+async def test_requests_are_counted_exactly_however_many_come_at_once(url: str, database: Database) -> None:
+    limits = KeyLimits(requests_per_minute=20, tokens_per_minute=10_000)
+    others = [Database(url, max_attempts=30) for _ in range(2)]  # as other gateways have
+    stores = [SqlUsageStore(each) for each in (database, *others)]
+    results = await asyncio.gather(
+        *(stores[n % 3].reserve("aaaaaaaa", limits, 7, NOON) for n in range(60)), return_exceptions=True
+    )
+    taken = [each for each in results if isinstance(each, Reservation)]
+    assert len(taken) == 20
+    assert sorted(each.used["minute"].requests for each in taken) == list(range(1, 21))
+    assert all(isinstance(each, (Reservation, OverLimit)) for each in results), results
+    (used,) = await stores[1].used("aaaaaaaa", limits, NOON)
+    assert (used.requests, used.tokens) == (20, 140)
+    for each in others:
+        await each.close()
+
+
+async def test_tokens_that_were_not_taken_are_given_back(usage: UsageStore) -> None:
+    limits = KeyLimits(tokens_per_minute=100)
+    first = await usage.reserve("k", limits, 80, NOON)
+    with pytest.raises(OverLimit, match="tokens_per_minute") as refused:
+        await usage.reserve("k", limits, 21, NOON)
+    assert refused.value.used.tokens == 80
+    await usage.settle(first, 30, 0.0)
+    assert (await usage.reserve("k", limits, 70, NOON)).used["minute"].tokens == 100
+    assert (await usage.used("k", limits, NOON))[0].requests == 2  # the refused one left nothing
+    assert (await usage.used("other", limits, NOON))[0].requests == 0
+
+
+async def test_budgets_by_day_and_month(usage: UsageStore) -> None:
+    limits = KeyLimits(budget_per_day=1.0, budget_per_month=2.5)
+    for day in (27, 28):
+        moment = NOON.replace(day=day)
+        for _ in range(2):
+            await usage.settle(await usage.reserve("k", limits, 5, moment), 5, 0.5)
+        with pytest.raises(OverLimit, match="budget_per_day") as refused:
+            await usage.reserve("k", limits, 5, moment)
+        assert refused.value.used.window.ends_at == moment.replace(hour=0, minute=0, second=0).timestamp() + 86400
+    march = NOON + timedelta(days=1)
+    daily, monthly = await usage.used("k", limits, NOON)
+    assert (daily.cost, monthly.cost) == (1.0, 2.0)
+    assert [each.cost for each in await usage.used("k", limits, march)] == [0.0, 0.0]
+    more = KeyLimits(budget_per_day=100.0, budget_per_month=2.0)
+    with pytest.raises(OverLimit, match="budget_per_month") as refused:
+        await usage.reserve("k", more, 5, NOON)
+    assert refused.value.used.window.ends_at == datetime(2026, 3, 1, tzinfo=UTC).timestamp()
+    await usage.reserve("k", more, 5, march)
+
+
+async def test_the_next_minute_is_a_new_one_and_old_ones_are_forgotten(usage: UsageStore, database: Database) -> None:
+    limits = KeyLimits(requests_per_minute=1)
+    for minute in range(0, 200, 20):
+        await usage.reserve("k", limits, 0, NOON + timedelta(minutes=minute))
+
+    async def count(connection: AsyncConnection) -> int:
+        return int((await connection.execute(sa.text("SELECT count(*) FROM usage"))).scalar_one())
+
+    assert await database.read(count) == 4  # an hour's
