@@ -22,9 +22,9 @@ from adapters_registry.usage import NO_LIMITS, KeyLimits
 _KEY = re.compile(r"mg-([0-9a-f]{8})-[A-Za-z0-9_-]{43}")
 
 
-def generate_key() -> tuple[str, str, str]:
-    """A new key as (key_id, plaintext, hash)."""
-    key_id = secrets.token_hex(4)
+def generate_key(key_id: str | None = None) -> tuple[str, str, str]:
+    """A new key, or a new secret for one, as (key_id, plaintext, hash)."""
+    key_id = key_id or secrets.token_hex(4)
     plaintext = f"mg-{key_id}-{secrets.token_urlsafe(32)}"
     return key_id, plaintext, hash_key(plaintext)
 

@@ -16,6 +16,7 @@ from server.deadline import Deadline
 from server.engine.errors import EngineFault
 from server.engine.pool import PooledResponse
 from server.errors import EngineLost, EngineTimeout, GatewayError, error_body
+from server.limits import Grant
 from server.logs import AccessLog
 from server.metrics import Metrics, Outcome
 from server.routing import Plan
@@ -66,6 +67,7 @@ class Answer:
         metrics: Where the outcome goes.
         access_log: Where its line goes.
         release: Gives the request's place back.
+        grant: Of a key with limits.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Answer:
         metrics: Metrics,
         access_log: AccessLog,
         release: Callable[[], None],
+        grant: Grant | None = None,
     ) -> None:
         self._response = response
         self._deadline = deadline
@@ -87,6 +90,7 @@ class Answer:
         self._metrics = metrics
         self._access_log = access_log
         self._release = release
+        self._grant = grant
         self._finished = False
         self._first_byte_at: float | None = None
         self._tokens = TokenCounter(hide_usage=origin.hide_usage)
@@ -102,7 +106,8 @@ class Answer:
             for name, value in self._response.inner.headers.items()
             if name.lower() not in _DROPPED_HEADERS
         ]
-        return passed + decision_headers(self._plan, self._origin)
+        limits = self._grant.headers() if self._grant else []
+        return passed + decision_headers(self._plan, self._origin) + limits
 
     async def read(self) -> bytes:
         """The whole body of an answer that is no stream.
@@ -172,6 +177,8 @@ class Answer:
             streamed=self.is_stream,
         )
         self._metrics.record(outcome)
+        if self._grant:
+            self._grant.settle(outcome.input_tokens + outcome.output_tokens, self._metrics.cost_of(outcome))
         if status >= 400:
             code = self._failed.code if self._failed else ("client_closed_request" if client_left else "engine_error")
             self._metrics.errors.labels(self._origin.endpoint, code or "engine_error").inc()

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from adapters_registry.keys import find_key
 from adapters_registry.records import KeyRecord
 from adapters_registry.stores.base import KeyStore
+from adapters_registry.usage import NO_LIMITS, KeyLimits
 from server.errors import AuthenticationFailed, PermissionDenied
 
 MAX_REMEMBERED = 10_000
@@ -31,11 +32,15 @@ class Principal:
         key_id: The key's public id, or ``anonymous``.
         scopes: Any of ``infer`` and ``admin``.
         experts: Glob patterns of expert names that the key may use.
+        policies: The same of policies.
+        limits: How much it may use; None if there is no limit.
     """
 
     key_id: str
     scopes: frozenset[str]
     experts: tuple[str, ...] = ("*",)
+    policies: tuple[str, ...] = ("*",)
+    limits: KeyLimits | None = None
 
     @property
     def sees_all(self) -> bool:
@@ -45,6 +50,10 @@ class Principal:
     def may_use(self, name: str) -> bool:
         """Whether the expert of this name is visible."""
         return self.sees_all or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.experts)
+
+    def may_ask(self, policy: str) -> bool:
+        """Whether the policy of this name is visible."""
+        return "*" in self.policies or any(fnmatch.fnmatchcase(policy, pattern) for pattern in self.policies)
 
     def require(self, scope: str) -> None:
         """Raise `PermissionDenied` unless the key has the scope."""
@@ -88,7 +97,8 @@ class Authenticator:
         secret = _secret_of(headers)
         record = await self._find(secret) if secret else None
         if record is not None and record.is_usable():
-            return Principal(record.key_id, record.scopes, record.experts)
+            limits = None if record.limits == NO_LIMITS else record.limits
+            return Principal(record.key_id, record.scopes, record.experts, record.policies, limits)
         if await self._needs_no_key():  # even with a wrong key: clients of the openai kind always send one
             _refuse_foreign_page(headers)
             return ANONYMOUS

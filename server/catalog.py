@@ -73,10 +73,10 @@ class Catalog:
         if asked in self.base_names or asked == "base":
             return Target("base", asked, recipe=Base())
         policy = self.policies.get(asked)
-        if policy is not None:
+        if policy is not None and principal.may_ask(policy.name):
             return Target("policy", asked, policy=policy)
         policy = self.policies.get(asked.rpartition(":")[0])
-        if policy is not None:
+        if policy is not None and principal.may_ask(policy.name):
             return Target("policy", asked, policy=policy, threshold=_threshold(asked))
         record = self._by_name.get(asked) or self.experts.get(asked)
         if record is not None and principal.may_use(record.name):
@@ -118,7 +118,7 @@ class Catalog:
         """Entries of ``GET /v1/models`` for this caller: base, policies, experts."""
         base = self.base_names[0]
         entries = [_entry(base, "base", None, {})]
-        for policy in self.policies.values():
+        for policy in filter(lambda each: principal.may_ask(each.name), self.policies.values()):
             entries.append(
                 _entry(policy.name, "policy", base, {"router": policy.router_name, "card": policy.describe()})
             )
@@ -133,7 +133,8 @@ class Catalog:
         return entries
 
     def _not_found(self, asked: str, principal: Principal) -> ModelNotFound:
-        names = [*self.base_names[:1], *self.policies, *self._names_seen_by(principal)]
+        policies = filter(principal.may_ask, self.policies)
+        names = [*self.base_names[:1], *policies, *self._names_seen_by(principal)]
         close = nearest(asked, names)
         shown = asked if len(asked) <= 100 else asked[:97] + "..."
         hint = f" Did you mean {' or '.join(close)}?" if close else " GET /v1/models lists what there is."

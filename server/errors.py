@@ -11,6 +11,8 @@ GatewayError
 ├── Conflict                 409  the name or content is in use by something else
 ├── BodyTooLarge             413  more bytes than the limit
 ├── TooManyRequests          429  the queue is full, or waiting for a place took too long
+├── RateLimited              429  the key's limit of requests or tokens a minute, or of requests at once
+├── QuotaExceeded            429  the key's budget is used up
 ├── ClientClosedRequest      499  the caller hung up (seen in logs and metrics only)
 ├── InternalError            500  a fault of ours
 ├── EngineLost               502  the engine broke off
@@ -26,6 +28,7 @@ here knows FastAPI.
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import orjson
@@ -48,16 +51,19 @@ class GatewayError(Exception):
         param: str | None = None,
         retry_after_s: int | None = None,
         problems: tuple[dict[str, str], ...] = (),
+        more_headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
         self.problems = problems
+        self._more_headers = dict(more_headers or {})
 
     def headers(self) -> dict[str, str]:
         """Response headers that belong to this error."""
-        return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        waits = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        return waits | self._more_headers
 
 
 class BadRequest(GatewayError):
@@ -138,6 +144,22 @@ class TooManyRequests(GatewayError):
     status = 429
     type = "rate_limit_error"
     code = "overloaded"
+
+
+class RateLimited(GatewayError):
+    """The key's limit of requests or tokens a minute is reached, or that of requests at once."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class QuotaExceeded(GatewayError):
+    """The key's budget for the day or month is used up."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
 
 
 class ClientClosedRequest(GatewayError):

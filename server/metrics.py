@@ -88,6 +88,12 @@ class Metrics:
         self.errors = Counter(
             "moergate_errors", "Requests that failed, by error code.", ("endpoint", "code"), registry=self.registry
         )
+        self.limited = Counter(
+            "moergate_requests_limited",
+            "Requests that were refused for a limit of their key, by limit.",
+            ("limit",),
+            registry=self.registry,
+        )
         self.duration = Histogram(
             "gen_ai_server_request_duration_seconds",
             "From the request's arrival to its answer's last byte.",
@@ -219,9 +225,8 @@ class Metrics:
             series.input_tokens.observe(outcome.input_tokens)
         if outcome.output_tokens:
             series.output_tokens.observe(outcome.output_tokens)
-        price = self._price_of(outcome.expert)
-        if price:
-            series.cost.inc((outcome.input_tokens * price.input + outcome.output_tokens * price.output) / 1e6)
+        if cost := self.cost_of(outcome):
+            series.cost.inc(cost)
 
     def _series_of(self, endpoint: str, policy: str, expert: str) -> _Series:
         key = (endpoint, policy, expert)
@@ -238,5 +243,7 @@ class Metrics:
             )
         return series
 
-    def _price_of(self, expert: str) -> Price | None:
-        return self._prices.get(expert) or (None if expert == "base" else self._prices.get("expert"))
+    def cost_of(self, outcome: Outcome) -> float:
+        """What a request costs by the configured prices."""
+        price = self._prices.get(outcome.expert) or (None if outcome.expert == "base" else self._prices.get("expert"))
+        return (outcome.input_tokens * price.input + outcome.output_tokens * price.output) / 1e6 if price else 0.0

@@ -1,7 +1,7 @@
 """The data path: what happens to a request, from its headers to the engine's answer, top to bottom.
 
 1. authenticate: API key → principal
-2. admit: a place among the running requests, or 429
+2. admit: within the key's limits, and a place among the running requests, or 429
 3. resolve ``model``: base, expert or policy → target
 4. if a policy: view → embedding → decision
 5. decision → recipe
@@ -28,12 +28,17 @@ from server.engine.pool import EnginePool, PooledResponse
 from server.engine.recipes import Base
 from server.errors import EngineTimeout
 from server.library_watch import LibraryWatcher
+from server.limits import Grant, Limiter
 from server.logs import AccessLog
 from server.metrics import Metrics
 from server.routing import Plan, Planner
 
 UNROUTED = frozenset({"/tokenize", "/detokenize"})
 """Endpoints for which every expert is the same as the base, so that no policy is asked."""
+
+
+TAKE_STREAM_OPTIONS = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""Endpoints whose streams tell their tokens only if they are asked to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ class Pipeline:
     def __init__(
         self,
         authenticator: Authenticator,
+        limiter: Limiter,
         admission: Admission,
         watcher: LibraryWatcher,
         planner: Planner,
@@ -72,6 +78,7 @@ class Pipeline:
         count_stream_tokens: bool,
     ) -> None:
         self._authenticator = authenticator
+        self._limiter = limiter
         self._admission = admission
         self._watcher = watcher
         self._planner = planner
@@ -92,21 +99,28 @@ class Pipeline:
         authenticated = time.perf_counter()
         body = parse_body(await call.read_body())
         read = time.perf_counter()
-        await self._admission.acquire()
+        grant = await self._limiter.admit(principal, body, generates=call.path not in UNROUTED)
+        try:
+            await self._admission.acquire()
+        except BaseException:
+            _give_back(grant)
+            raise
         try:
             admitted = time.perf_counter()
             plan = await self._plan(call, body, principal)
-            hide_usage = self._count_stream_tokens and body.wants_no_usage
+            counts = self._count_stream_tokens or (grant is not None and grant.counts_tokens)
+            hide_usage = counts and call.path in TAKE_STREAM_OPTIONS and body.wants_no_usage
             request = EngineRequest(call.path, body.with_usage() if hide_usage else body, plan.recipe, call.request_id)
             overhead_s = time.perf_counter() - call.received_at - (read - authenticated)
             self._observe(authenticated - call.received_at, admitted - read, plan)
             response, deadline = await self._forward(request, call.received_at)
         except BaseException:
             self._admission.release()
+            _give_back(grant)
             raise
         origin = Origin(call.request_id, call.path, call.received_at, overhead_s, hide_usage)
         finished = self._admission.release
-        return Answer(response, deadline, plan, origin, self._limits, self._metrics, self._access_log, finished)
+        return Answer(response, deadline, plan, origin, self._limits, self._metrics, self._access_log, finished, grant)
 
     async def explain(self, call: Call) -> tuple[Plan, dict[str, float]]:
         """Decide as `run` would, without generating: the plan, and the time of each phase in milliseconds."""
@@ -148,6 +162,12 @@ class Pipeline:
         if plan.decision is not None:
             phases["embed"].observe(plan.embed_s)
             phases["route"].observe(plan.route_s)
+
+
+def _give_back(grant: Grant | None) -> None:
+    """Nothing was generated."""
+    if grant is not None:
+        grant.settle(0, 0.0)
 
 
 def _explained_path(body: JsonBody) -> str:

@@ -40,8 +40,8 @@ class TokenCounter:
             usage = orjson.loads(found[-1])
         except orjson.JSONDecodeError:
             return
-        self.input_tokens = _first_count(usage, "prompt_tokens", "input_tokens")
-        self._said_output = _first_count(usage, "completion_tokens", "output_tokens")
+        self.input_tokens = _first_count(usage, "prompt_tokens", "input_tokens") or self.input_tokens
+        self._said_output = _first_count(usage, "completion_tokens", "output_tokens") or self._said_output
 
     def events(self, events: bytes) -> bytes:
         """Look at whole events of a stream; gives back what the caller shall see of them."""

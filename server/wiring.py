@@ -43,6 +43,7 @@ from server.engine.supervisor import EngineOptions, EngineSupervisor, engine_com
 from server.engine.vllm import VllmEngine
 from server.engine_losses import EngineLosses
 from server.library_watch import LibraryWatcher
+from server.limits import Limiter
 from server.logs import AccessLog
 from server.metrics import Metrics
 from server.pipeline import Pipeline
@@ -73,6 +74,7 @@ class Gateway:
     pool: EnginePool
     watcher: LibraryWatcher
     authenticator: Authenticator
+    limiter: Limiter
     admission: Admission
     pipeline: Pipeline
     drainer: Drainer
@@ -121,6 +123,7 @@ class Gateway:
         await self.session.close()
         self.access_log.flush()
         await self.embedders.close()
+        await self.limiter.close()
         await self.library.close()
 
     async def _clean_up(self) -> None:
@@ -209,8 +212,10 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
     admission = Admission(settings.max_concurrency, settings.max_queue, settings.queue_timeout_s)
     access_log = AccessLog(settings.log_format if settings.log_level in ("debug", "info") else None)
     metrics.show_load(lambda: admission.num_active, lambda: admission.num_waiting)
+    limiter = Limiter(library.usage, metrics)
     pipeline = Pipeline(
         authenticator,
+        limiter,
         admission,
         watcher,
         Planner(pool, metrics),
@@ -232,6 +237,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         pool,
         watcher,
         authenticator,
+        limiter,
         admission,
         pipeline,
         drainer,

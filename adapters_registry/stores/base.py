@@ -97,6 +97,10 @@ class KeyStore(Protocol):
         """All keys, oldest first, also revoked ones."""
         ...
 
+    async def replace_secret(self, key_id: str, digest: str, *, actor: str = "") -> KeyRecord:
+        """Give a key another secret; the old one ends with that. Raises KeyNotFound, also for a revoked key."""
+        ...
+
     async def revoke(self, key_id: str, *, actor: str = "") -> KeyRecord:
         """Make a key unusable for good; again is no error. Raises KeyNotFound."""
         ...

@@ -62,6 +62,20 @@ class SqlKeyStore:
 
         return await self._database.read(work)
 
+    async def replace_secret(self, key_id: str, digest: str, *, actor: str = "") -> KeyRecord:
+        """See `KeyStore.replace_secret`."""
+
+        async def work(connection: AsyncConnection) -> KeyRecord:
+            key = await _find(connection, key_id)
+            if key is None or key.revoked_at is not None:
+                raise KeyNotFound(key_id)
+            mine = api_keys.c.key_id == key_id
+            await connection.execute(sa.update(api_keys).where(mine).values(hash=digest))
+            await note_change(connection, "key-rotate", key_id, actor, utc_now())
+            return await _find(connection, key_id) or key
+
+        return await self._database.write(work)
+
     async def revoke(self, key_id: str, *, actor: str = "") -> KeyRecord:
         """See `KeyStore.revoke`."""
 

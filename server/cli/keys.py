@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from adapters_registry.keys import generate_key
+from adapters_registry.errors import KeyNotFound
+from adapters_registry.keys import generate_key, new_key
 from adapters_registry.records import KeyRecord, utc_now
+from adapters_registry.usage import KeyLimits, Used
 from server.cli.client import AsJson, ClientError, print_json
 from server.settings import load_settings
 
@@ -33,7 +36,17 @@ def create(
     experts: Annotated[
         list[str] | None, typer.Option(help="Pattern of expert names that the key may use, such as 'sql*'; repeat.")
     ] = None,
+    policies: Annotated[list[str] | None, typer.Option(help="The same of policies.")] = None,
     expires_days: Annotated[int | None, typer.Option(min=1, help="Days until the key ends. Default: never.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Most requests in a minute.")] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens in a minute, prompts and answers.")
+    ] = None,
+    budget_per_day: Annotated[
+        float | None, typer.Option(min=0, help="Most cost in a UTC day, in the currency of the setting prices.")
+    ] = None,
+    budget_per_month: Annotated[float | None, typer.Option(min=0, help="Most cost in a UTC month.")] = None,
+    max_concurrency: Annotated[int | None, typer.Option(min=1, help="Most requests at once, on each gateway.")] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
@@ -41,24 +54,66 @@ def create(
     scopes = frozenset(scope or ["infer"])
     if unknown := scopes - set(SCOPES):
         raise ClientError(f"Unknown scope {sorted(unknown)[0]!r}: scopes are {' and '.join(SCOPES)}.", 2)
-    key_id, plaintext, digest = generate_key()
-    now = utc_now()
-    record = KeyRecord(
-        key_id=key_id,
-        name=name,
-        hash=digest,
+    try:
+        limits = KeyLimits(
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            budget_per_day=budget_per_day,
+            budget_per_month=budget_per_month,
+            max_concurrency=max_concurrency,
+        )
+    except ValidationError as error:
+        raise ClientError("; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors()), 2) from None
+    record, plaintext = new_key(
+        name,
         scopes=scopes,
-        experts=tuple(experts or ["*"]),
-        created_at=now,
-        revoked_at=None,
-        expires_at=now + timedelta(days=expires_days) if expires_days else None,
+        experts=experts or ["*"],
+        policies=policies or ["*"],
+        expires_at=utc_now() + timedelta(days=expires_days) if expires_days else None,
+        limits=limits,
     )
     _with_library(home, lambda library: library.keys.add(record, actor="command line"))
+    _tell(record, plaintext, as_json)
+
+
+@app.command()
+def rotate(
+    key_id: Annotated[str, typer.Argument(help="The key's id, as shown by 'keys list'.")],
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a key a new secret and print it; the old one ends, what the key may do and has used stays."""
+    _, plaintext, digest = generate_key(key_id)
+    record = _with_library(home, lambda library: library.keys.replace_secret(key_id, digest, actor="command line"))
+    _tell(record, plaintext, as_json)
+
+
+@app.command()
+def show(
+    key_id: Annotated[str, typer.Argument(help="The key's id, as shown by 'keys list'.")],
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a key may do, and what it has used of its limits."""
+
+    async def look(library: Library) -> tuple[KeyRecord, tuple[Used, ...]]:
+        record = await library.keys.find(key_id)
+        if record is None:
+            raise KeyNotFound(key_id)
+        return record, await library.usage.used(key_id, record.limits, utc_now())
+
+    record, used = _with_library(home, look)
+    now = {u.window.period: {"requests": u.requests, "tokens": u.tokens, "cost": round(u.cost, 6)} for u in used}
+    shown = _shown(record) | {"used": now}
     if as_json:
-        print_json(_shown(record) | {"key": plaintext})
-    else:
-        typer.echo(plaintext)
-        typer.echo("Keep it now: it cannot be shown again.", err=True)
+        print_json(shown)
+        return
+    table = Table(show_header=False, box=None)
+    for field, value in shown.items():
+        if isinstance(value, dict):
+            value = "; ".join(f"{name} {each}" for name, each in value.items()) or "none"
+        table.add_row(field, ", ".join(value) if isinstance(value, list) else str(value))
+    Console().print(table)
 
 
 @app.command("list")
@@ -93,6 +148,15 @@ def revoke(
     print_json(_shown(record)) if as_json else typer.echo(f"{record.key_id} is revoked.")
 
 
+def _tell(record: KeyRecord, plaintext: str, as_json: bool) -> None:
+    """Print a key's secret, this once."""
+    if as_json:
+        print_json(_shown(record) | {"key": plaintext})
+    else:
+        typer.echo(plaintext)
+        typer.echo("Keep it now: it cannot be shown again.", err=True)
+
+
 def _with_library(home: Path | None, work: Callable[[Library], Awaitable[Any]]) -> Any:
     from server.wiring import open_library
 
@@ -115,6 +179,8 @@ def _shown(record: KeyRecord) -> dict[str, Any]:
         "name": record.name,
         "scopes": sorted(record.scopes),
         "experts": list(record.experts),
+        "policies": list(record.policies),
+        "limits": record.limits.model_dump(exclude_none=True),
         "created_at": record.created_at.isoformat(timespec="seconds"),
         "expires_at": record.expires_at.isoformat(timespec="seconds") if record.expires_at else None,
         "state": "revoked" if record.revoked_at else "expired" if expired else "active",

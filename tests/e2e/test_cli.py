@@ -94,7 +94,20 @@ def test_keys_close_the_gateway(served: Serving, tmp_path: Path) -> None:
     (listed,) = json.loads(run_cli("keys", "list", "--json", *home).stdout)
     assert listed["state"] == "active"
     assert key not in run_cli("keys", "list", *home).stdout
+    rotated = json.loads(run_cli("keys", "rotate", listed["id"], "--json", *home).stdout)
+    time.sleep(1.5)
+    assert fetch(served.url + "/v1/models", headers={"authorization": f"Bearer {key}"})[0] == 401
+    assert fetch(served.url + "/v1/models", headers={"authorization": f"Bearer {rotated['key']}"})[0] == 200
+    limits = ("--requests-per-minute", "60", "--budget-per-month", "2.5", "--policies", "auto")
+    made = json.loads(run_cli("keys", "create", "app", *limits, "--json", *home).stdout)
+    shown = json.loads(run_cli("keys", "show", made["id"], "--json", *home).stdout)
+    assert shown["limits"] == {"requests_per_minute": 60, "budget_per_month": 2.5}
+    assert shown["policies"] == ["auto"]
+    assert shown["used"]["minute"] == {"requests": 0, "tokens": 0, "cost": 0.0}
+    assert "requests_per_minute 60" in run_cli("keys", "show", made["id"], *home).stdout
+    assert run_cli("keys", "show", "00000000", *home).returncode == 1
     assert run_cli("keys", "revoke", listed["id"], *home).returncode == 0
+    assert run_cli("keys", "rotate", listed["id"], *home).returncode == 1
     assert run_cli("keys", "revoke", "00000000", *home).returncode == 1
     database = (tmp_path / "home" / "registry.sqlite3").read_bytes()
     assert key.encode() not in database
@@ -107,6 +120,7 @@ def test_keys_close_the_gateway(served: Serving, tmp_path: Path) -> None:
         (("nonsense",), 2, "No such command"),
         (("adapters", "list", "--url", "http://127.0.0.1:1"), 3, "moergate serve"),
         (("keys", "create", "x", "--scope", "root"), 2, "scopes are"),
+        (("keys", "create", "x", "--budget-per-day", "0"), 2, "budget_per_day"),
         (("serve", "--port", "99999"), 2, "port"),
         (("serve", "--max-lora-rank", "7"), 2, "max_lora_rank"),
         (("serve", "--host", "203.0.113.7", "--embedder", "hashing"), 2, "Cannot listen"),

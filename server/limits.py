@@ -1,0 +1,171 @@
+"""Limits of keys: a request is counted before it runs, and settled when it has ended (see `adapters_registry.usage`).
+
+Keys without limits cost nothing here. What a request may take is estimated before: its text at four bytes a token, and
+the longest answer that it allows. Requests at once are counted by each gateway for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import Counter
+
+import structlog
+
+from adapters_registry.errors import RegistryError
+from adapters_registry.records import utc_now
+from adapters_registry.stores.base import UsageStore
+from adapters_registry.usage import KeyLimits, OverLimit, Reservation
+from server.auth import Principal
+from server.body import JsonBody
+from server.errors import QuotaExceeded, RateLimited
+from server.metrics import Metrics
+
+BYTES_PER_TOKEN = 4
+ANSWER_TOKENS = 256
+"""Set aside for an answer whose length the caller does not bound."""
+
+_BINARY = re.compile(rb'"data:[^"]*"')
+_LONGEST = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_UNITS = {"requests_per_minute": "requests", "tokens_per_minute": "tokens"}
+
+Headers = list[tuple[bytes, bytes]]
+
+log = structlog.get_logger(__name__)
+
+
+class Grant:
+    """A request that may run; `settle` must be called when it has ended, and may be called again."""
+
+    def __init__(self, limiter: Limiter, principal: Principal, reservation: Reservation | None) -> None:
+        self._limiter: Limiter | None = limiter
+        self._principal = principal
+        self._reservation = reservation
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether it matters how many tokens the answer takes."""
+        return self._reservation is not None
+
+    def headers(self) -> Headers:
+        """What is left, in OpenAI's headers."""
+        limits = self._principal.limits
+        if limits is None or self._reservation is None or (used := self._reservation.used.get("minute")) is None:
+            return []
+        left = {"requests": used.requests, "tokens": used.tokens}
+        return _headers(limits, left, used.window.ends_at)
+
+    def settle(self, tokens: int, cost: float) -> None:
+        """Say what it took."""
+        limiter, self._limiter = self._limiter, None
+        if limiter is not None:
+            limiter.settle(self._principal.key_id, self._reservation, tokens, cost)
+
+
+class Limiter:
+    """Counts requests against the limits of their keys.
+
+    Args:
+        usage: Where they are counted.
+        metrics: Counts those that were refused.
+    """
+
+    def __init__(self, usage: UsageStore, metrics: Metrics) -> None:
+        self._usage = usage
+        self._metrics = metrics
+        self._running: Counter[str] = Counter()
+        self._settling: set[asyncio.Task[None]] = set()
+
+    async def admit(self, principal: Principal, body: JsonBody, *, generates: bool) -> Grant | None:
+        """Count a request; None for a key without limits.
+
+        Raises:
+            RateLimited: Too many requests or tokens in this minute, or too many requests at once.
+            QuotaExceeded: The key's budget is used up.
+        """
+        limits, key = principal.limits, principal.key_id
+        if limits is None:
+            return None
+        if limits.max_concurrency is not None and self._running[key] >= limits.max_concurrency:
+            self._metrics.limited.labels("max_concurrency").inc()
+            raise RateLimited(
+                f"This key may have {limits.max_concurrency} requests under way at once; wait for one to end.",
+                retry_after_s=1,
+            )
+        self._running[key] += 1
+        try:
+            tokens = most_tokens(body) if generates else 0
+            reserved = await self._usage.reserve(key, limits, tokens, utc_now()) if limits.periods else None
+        except OverLimit as over:
+            self._leave(key)
+            self._metrics.limited.labels(over.limit).inc()
+            raise _refusal(limits, over, tokens) from None
+        except BaseException:
+            self._leave(key)
+            raise
+        return Grant(self, principal, reserved)
+
+    def settle(self, key: str, reservation: Reservation | None, tokens: int, cost: float) -> None:
+        """A request has ended; what it took is written in the background."""
+        self._leave(key)
+        if reservation is not None:
+            task = asyncio.create_task(self._write(reservation, tokens, cost))
+            self._settling.add(task)
+            task.add_done_callback(self._settling.discard)
+
+    async def close(self) -> None:
+        """Write what is still to be written."""
+        await asyncio.gather(*self._settling)
+
+    async def _write(self, reservation: Reservation, tokens: int, cost: float) -> None:
+        try:
+            await self._usage.settle(reservation, tokens, cost)
+        except RegistryError as error:
+            log.error("usage not written", key=reservation.key_id, tokens=tokens, cost=cost, error=str(error))
+
+    def _leave(self, key: str) -> None:
+        self._running[key] -= 1
+        if not self._running[key]:
+            del self._running[key]
+
+
+def most_tokens(body: JsonBody) -> int:
+    """Tokens to set aside for a request."""
+    text = _BINARY.sub(b"", body.raw)
+    given = (body.fields.get(name) for name in _LONGEST)
+    longest = next((each for each in given if isinstance(each, int) and not isinstance(each, bool)), ANSWER_TOKENS)
+    num = body.fields.get("n")
+    num_answers = num if isinstance(num, int) and 0 < num <= 1024 else 1
+    return len(text) // BYTES_PER_TOKEN + max(0, min(longest, 1 << 20)) * num_answers
+
+
+def _refusal(limits: KeyLimits, over: OverLimit, tokens: int) -> RateLimited | QuotaExceeded:
+    used, unit = over.used, _UNITS.get(over.limit)
+    if unit is None:
+        period = used.window.period
+        return QuotaExceeded(f"This key's budget for the {period} is used up; ask the operator for a larger one.")
+    most = getattr(limits, over.limit)
+    if unit == "tokens" and tokens > most:
+        text = f"This request may take {tokens} tokens, more than this key's {most} a minute. Set a smaller max_tokens."
+        return RateLimited(text)
+    wait_s = max(1, round(used.window.ends_at - time.time()))
+    need = f" and this request may take {tokens}" if unit == "tokens" else ""
+    spent = used.tokens if unit == "tokens" else used.requests
+    text = f"This key may use {most} {unit} a minute; {spent} are used{need}. Try again in {wait_s} s."
+    left = {"requests": used.requests, "tokens": used.tokens}
+    shown = {name.decode(): value.decode() for name, value in _headers(limits, left, used.window.ends_at)}
+    return RateLimited(text, retry_after_s=wait_s, more_headers=shown)
+
+
+def _headers(limits: KeyLimits, used: dict[str, int], ends_at: int) -> Headers:
+    found: Headers = []
+    reset = b"%ds" % max(0, round(ends_at - time.time()))
+    for limit, unit in _UNITS.items():
+        if (most := getattr(limits, limit)) is not None:
+            found += [
+                (f"x-ratelimit-limit-{unit}".encode(), b"%d" % most),
+                (f"x-ratelimit-remaining-{unit}".encode(), b"%d" % max(0, most - used[unit])),
+                (f"x-ratelimit-reset-{unit}".encode(), reset),
+            ]
+    return found
