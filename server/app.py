@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,6 +15,7 @@ from server.api.admin import AdapterAdmin, admin_router
 from server.api.health import health_router
 from server.api.incoming import error_response, request_id_of
 from server.api.inference import PATHS, InferenceApp
+from server.api.openapi import document
 from server.api.policies import policies_router
 from server.api.public import public_router
 from server.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, from_lower
@@ -34,7 +33,7 @@ def build_app(gateway: Gateway) -> Edge:
         docs_url="/docs",
         redoc_url=None,
     )
-    app.include_router(health_router(gateway.metrics, gateway.missing))
+    app.include_router(health_router(gateway.metrics, gateway.authenticator, gateway.missing))
     app.include_router(public_router(gateway.pipeline, gateway.watcher, gateway.authenticator, settings.max_body_bytes))
     admin = AdapterAdmin(gateway.library, gateway.watcher, gateway.drainer, settings)
     app.include_router(admin_router(admin, gateway.library, gateway.authenticator, settings))
@@ -44,7 +43,7 @@ def build_app(gateway: Gateway) -> Edge:
     app.add_exception_handler(Exception, _on_error)
     for kind in (GatewayError, HTTPException, RequestValidationError, RegistryError, RouterError):
         app.add_exception_handler(kind, _on_error)
-    _document_inference(app)
+    document(app)
     inference = InferenceApp(gateway.pipeline, gateway.metrics, settings.max_body_bytes)
     return Edge(inference, app)
 
@@ -86,21 +85,3 @@ def _from_framework(error: Exception, request: Request) -> GatewayError | None:
             return MethodNotAllowed(f"{request.method} is not allowed here.")
         return BadRequest(str(error.detail))
     return None
-
-
-def _document_inference(app: FastAPI) -> None:
-    """Add the pass-through endpoints, which FastAPI does not know, to the OpenAPI document."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        for path in PATHS:
-            document["paths"].setdefault(path, {})["post"] = {
-                "tags": ["inference"],
-                "summary": f"As vLLM's {path}; 'model' may be the base, an expert or a policy",
-                "requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}, "required": True},
-                "responses": {"200": {"description": "The engine's answer, or its stream of server-sent events"}},
-            }
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]

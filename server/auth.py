@@ -30,7 +30,7 @@ class Principal:
 
     Attributes:
         key_id: The key's public id, or ``anonymous``.
-        scopes: Any of ``infer`` and ``admin``.
+        scopes: Any of ``infer``, ``admin`` and ``metrics``.
         experts: Glob patterns of expert names that the key may use.
         policies: The same of policies.
         limits: How much it may use; None if there is no limit.
@@ -55,9 +55,9 @@ class Principal:
         """Whether the policy of this name is visible."""
         return "*" in self.policies or any(fnmatch.fnmatchcase(policy, pattern) for pattern in self.policies)
 
-    def require(self, scope: str) -> None:
-        """Raise `PermissionDenied` unless the key has the scope."""
-        if scope not in self.scopes:
+    def require(self, scope: str, *others: str) -> None:
+        """Raise `PermissionDenied` unless the key has the scope, or one of the others."""
+        if self.scopes.isdisjoint((scope, *others)):
             raise PermissionDenied(f"This key lacks the scope {scope!r}; ask the operator for one that has it.")
 
 

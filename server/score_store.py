@@ -52,6 +52,12 @@ class ScoreRow(BaseModel):
         return Sample(self.prompt, self.answer, self.task, self.metric)
 
 
+class ScoreReport(BaseModel):
+    """The body of ``POST /admin/scores``."""
+
+    rows: list[ScoreRow]
+
+
 class ScoreStore:
     """The table on disk and in memory."""
 

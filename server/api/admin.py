@@ -49,6 +49,14 @@ class ComposeOrder(BaseModel):
     examples: list[str] = []
 
 
+class ExamplesOrder(BaseModel):
+    """The body of ``PUT /admin/adapters/{ref}/examples``; a bare array of prompts is taken too."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    examples: list[str]
+
+
 class AdapterAdmin:
     """What the admin routes do, apart from HTTP.
 

@@ -1,21 +1,23 @@
-"""Probes and metrics: for orchestrators and Prometheus, without a key."""
+"""Probes, which need no key, and metrics, which do: they name experts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from server.auth import Authenticator
 from server.metrics import Metrics
 
 
-def health_router(metrics: Metrics, missing: Callable[[], dict[str, str]]) -> APIRouter:
-    """Routes for probes.
+def health_router(metrics: Metrics, authenticator: Authenticator, missing: Callable[[], dict[str, str]]) -> APIRouter:
+    """Routes for orchestrators and Prometheus.
 
     Args:
-        metrics: What ``/metrics`` shows.
+        metrics: What ``/metrics`` shows to keys with the scope ``metrics`` or ``admin``.
+        authenticator: Knows the keys.
         missing: What is not ready, by part; empty when everything is.
     """
     router = APIRouter(tags=["operations"])
@@ -32,7 +34,8 @@ def health_router(metrics: Metrics, missing: Callable[[], dict[str, str]]) -> AP
         return JSONResponse({"status": "ready", "missing": {}})
 
     @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
-    async def show_metrics() -> Response:
+    async def show_metrics(request: Request) -> Response:
+        (await authenticator.authenticate(request.headers)).require("metrics", "admin")
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 Home = Annotated[Path | None, typer.Option(help="The gateway's home folder.")]
-SCOPES = ("infer", "admin")
+SCOPES = ("infer", "admin", "metrics")
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="What or whom the key is for.")],
-    scope: Annotated[list[str] | None, typer.Option(help="infer or admin; repeat for both. Default: infer.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="infer, admin or metrics; repeat for several. Default: infer.")
+    ] = None,
     experts: Annotated[
         list[str] | None, typer.Option(help="Pattern of expert names that the key may use, such as 'sql*'; repeat.")
     ] = None,
@@ -53,7 +55,7 @@ def create(
     """Create a key and print it; it is shown this once, only its hash is kept."""
     scopes = frozenset(scope or ["infer"])
     if unknown := scopes - set(SCOPES):
-        raise ClientError(f"Unknown scope {sorted(unknown)[0]!r}: scopes are {' and '.join(SCOPES)}.", 2)
+        raise ClientError(f"Unknown scope {sorted(unknown)[0]!r}: scopes are {', '.join(SCOPES)}.", 2)
     try:
         limits = KeyLimits(
             requests_per_minute=requests_per_minute,

@@ -10,14 +10,16 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import typer
 import yaml
 
 from adapters_registry.library import ADAPTERS_FOLDER
+from adapters_registry.stores.base import KeyStore
 from server.api.health import health_router
+from server.auth import Authenticator
 from server.cli.main import app
 from server.metrics import Metrics
 from server.settings import Settings, load_settings
@@ -138,7 +140,7 @@ def test_health_check_asks_what_the_gateway_answers(target: str) -> None:
     python, flag, code = json.loads(command)
     assert (python, flag) == ("python", "-c")
     compile(code, "<health check>", "exec")
-    router = health_router(Metrics(max_experts=1, prices={}), dict)
+    router = health_router(Metrics(max_experts=1, prices={}), Authenticator(cast(KeyStore, None)), dict)
     paths = {getattr(route, "path", None) for route in router.routes}
     assert re.search(r"'(/\w+)'", code)[1] == "/livez" and "/livez" in paths  # type: ignore[index]
     assert str(Settings.model_fields["port"].default) in code
@@ -187,6 +189,7 @@ def test_variables_are_in_the_example() -> None:
         line.split("=", 1) for line in (DEPLOY / ".env.example").read_text().splitlines() if line and line[0] != "#"
     )
     used = set(_VARIABLE.findall((DEPLOY / "compose.yaml").read_text()))
+    used |= {secret["environment"] for secret in compose()["secrets"].values()}
     assert used == set(example)
     assert not example["ENGINE_KEY"] and not example["GRAFANA_PASSWORD"], "no secret has a default"
 
@@ -294,6 +297,9 @@ def test_prometheus_asks_services_that_exist() -> None:
     assert targets == {f"gateway:{Settings.model_fields['port'].default}", "engine:8001"}
     assert "--port=8001" in services()["engine"]["command"]
     assert all(job["metrics_path"] == "/metrics" for job in config["scrape_configs"])
+    (key,) = (job["authorization"]["credentials_file"] for job in config["scrape_configs"] if "authorization" in job)
+    assert Path(key).name in compose()["secrets"]
+    assert services()["prometheus"]["secrets"] == [Path(key).name]
 
 
 def test_grafana_finds_source_and_dashboard() -> None:
