@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +52,7 @@ class Database:
             parsed = make_url(url)
             parsed = parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
             self._engine: AsyncEngine = create_async_engine(parsed, pool_pre_ping=parsed.drivername not in _SQLITE)
+            self._unsynced = create_async_engine(parsed) if parsed.drivername in _SQLITE else self._engine
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise DatabaseBroken(f"its URL is not usable: {type(error).__name__}") from None
         self._is_sqlite = parsed.drivername in _SQLITE
@@ -59,8 +61,9 @@ class Database:
         self._max_attempts = max_attempts
         self._turn = asyncio.Lock()  # writers of this process queue here, in order, instead of polling SQLite's lock
         if self._is_sqlite:
-            sa.event.listen(self._engine.sync_engine, "connect", self._set_up_sqlite)
-            sa.event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
+            for engine, synchronous in ((self._engine, "FULL"), (self._unsynced, "NORMAL")):
+                sa.event.listen(engine.sync_engine, "connect", partial(self._set_up_sqlite, synchronous=synchronous))
+                sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
 
     async def read(self, work: Work[Result]) -> Result:
         """Run `work` in a transaction that only reads and sees one moment of the database."""
@@ -77,11 +80,20 @@ class Database:
             return await self._attempt(locked, write=True)
 
     async def count(self, work: Work[Result]) -> Result:
-        """Run `work`, which changes rows that are not the library's, and only by statements that may meet others'."""
+        """Run `work`, which changes rows that are not the library's, and only by statements that may meet others'.
+
+        What it did survives the end of every process, but not for certain a loss of power: nobody waits for the disk.
+        """
+
+        async def unsynced(connection: AsyncConnection) -> Result:
+            if not self._is_sqlite:
+                await connection.execute(sa.text("SET LOCAL synchronous_commit = off"))
+            return await work(connection)
+
         if self._is_sqlite:  # one writer at a time, whatever is written
             async with self._turn:
-                return await self._attempt(work, write=True)
-        return await self._attempt(work, write=True)
+                return await self._attempt(unsynced, write=True, engine=self._unsynced)
+        return await self._attempt(unsynced, write=True)
 
     async def migrate(self) -> None:
         """Bring the schema up to date; several processes may do so at once. Raises DatabaseBroken if it is damaged."""
@@ -101,12 +113,13 @@ class Database:
     async def close(self) -> None:
         """Close all connections."""
         await self._engine.dispose()
+        await self._unsynced.dispose()
 
-    async def _attempt(self, work: Work[Result], *, write: bool) -> Result:
+    async def _attempt(self, work: Work[Result], *, write: bool, engine: AsyncEngine | None = None) -> Result:
         pause_s = _FIRST_PAUSE_S
         for attempt in range(1, self._max_attempts + 1):
             try:
-                return await _to_the_end(self._transact(work, write=write))
+                return await _to_the_end(self._transact(work, engine or self._engine, write=write))
             except DatabaseBusy:
                 if attempt == self._max_attempts:
                     raise
@@ -114,9 +127,9 @@ class Database:
                 pause_s *= 2
         raise AssertionError("unreachable")
 
-    async def _transact(self, work: Work[Result], *, write: bool) -> Result:
+    async def _transact(self, work: Work[Result], engine: AsyncEngine, *, write: bool) -> Result:
         try:
-            async with self._engine.connect() as plain:
+            async with engine.connect() as plain:
                 options: dict[str, Any] = {_WRITES: write}
                 if not (write or self._is_sqlite):  # SQLite's readers always see one moment
                     options["isolation_level"] = "REPEATABLE READ"
@@ -129,13 +142,13 @@ class Database:
                 raise
             raise translated from error
 
-    def _set_up_sqlite(self, connection: Any, _record: Any) -> None:
+    def _set_up_sqlite(self, connection: Any, _record: Any, *, synchronous: str) -> None:
         connection.isolation_level = None  # the "begin" event decides how transactions begin
         cursor = connection.cursor()
         for pragma in (
             f"busy_timeout={int(self._busy_timeout_s * 1000)}",
             "journal_mode=WAL",
-            "synchronous=FULL",
+            f"synchronous={synchronous}",
             "foreign_keys=ON",
         ):
             cursor.execute(f"PRAGMA {pragma}")
