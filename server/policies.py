@@ -2,15 +2,18 @@
 
 When the library changes, each policy of a cheap method is fitted anew in a worker thread, from embeddings of which only
 the new ones are computed; a policy of a costly method goes on with what it has and is marked stale until somebody fits
-it again. The result is published as an artefact and then replaces the old router in one assignment. An artefact of an
-earlier start is used again if it was fitted to the same data. A fit that fails leaves the old router in place.
+it again. What somebody asks for, and a costly method's first fit, are jobs, which hold up no other policy. The result
+is published as an artefact and then replaces the old router in one assignment. An artefact of an earlier start is used
+again if it was fitted to the same data. A fit that fails leaves the old router in place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -48,6 +51,9 @@ SLOW_ROUTE_S = 0.001
 """A router that takes longer than this for a decision is run in a worker thread."""
 
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 300.0
+
+FOLLOW_WAIT_S = 2.0
+"""How long to wait for another gateway that fits the same policy, before going on with the others."""
 
 log = structlog.get_logger(__name__)
 
@@ -132,7 +138,10 @@ class PolicyManager:
         self._has_new_scores = False
         self._live: dict[str, LivePolicy] = {}
         self._experts: tuple[LibraryExpert, ...] = ()
+        self._gathering: dict[str, asyncio.Lock] = {}
         self._fitting: dict[str, asyncio.Lock] = {}
+        self._ordered: Counter[str] = Counter()
+        self._passed_over: set[str] = set()
         self._following: dict[str, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self.jobs = Jobs()
@@ -144,6 +153,7 @@ class PolicyManager:
         """Fit all policies to these experts; never raises, keeps what it had where a fit fails."""
         await self._read_stored()
         self._has_new_scores = False
+        self._passed_over.clear()
         self._experts = tuple(
             LibraryExpert(r.expert_id, r.card.description, tuple(r.card.tags), tuple(r.examples), tuple(r.card.tasks))
             for r in sorted(records, key=lambda record: record.expert_id)
@@ -164,14 +174,19 @@ class PolicyManager:
         experts = None
         while experts is not self._experts:
             experts = self._experts
-            async with self._lock_of(embedder):
+            async with self._one_gathering(embedder):
                 gathered: dict[str, FitData] = {}
                 for entry in [entry for entry in self._entries.values() if _embedder_of(entry) == embedder]:
                     await self._follow(entry, experts, gathered)
             self._announce()
 
-    def _lock_of(self, embedder: str) -> asyncio.Lock:
-        return self._fitting.setdefault(embedder, asyncio.Lock())
+    def _one_gathering(self, embedder: str) -> asyncio.Lock:
+        """Held while texts are embedded, and while policies follow the library."""
+        return self._gathering.setdefault(embedder, asyncio.Lock())
+
+    def _one_fit(self, policy: str) -> asyncio.Lock:
+        """Held by a job while it fits a policy; never waited for while `_one_gathering` is held."""
+        return self._fitting.setdefault(policy, asyncio.Lock())
 
     @property
     def missing(self) -> dict[str, str]:
@@ -184,17 +199,24 @@ class PolicyManager:
         self._has_new_scores = True
 
     async def wants_refresh(self) -> bool:
-        """Whether there is work though the library has not changed: new scores, a policy that another gateway on this
-        home made, or a failed fit to be tried again."""
+        """Whether there is work though the library has not changed.
+
+        New scores, a policy that another gateway on this home made, one that was being fitted when the library changed,
+        or a failed fit to be tried again.
+        """
         now = time.monotonic()
-        failed = (entry for name, entry in self._entries.items() if name not in self._live)
-        if self._has_new_scores or any(entry.retry_at <= now for entry in failed):
+        free = {name for name in self._entries if not self._ordered[name]}
+        failed = (self._entries[name] for name in free - self._live.keys())
+        if self._has_new_scores or self._passed_over & free or any(entry.retry_at <= now for entry in failed):
             return True
         return await asyncio.to_thread(self._store.stamp) != self._stamp
 
     async def _follow(self, entry: _Entry, experts: Experts, gathered: dict[str, FitData]) -> None:
         """Bring one policy up to date with the library, without a caller who waits for it."""
         name, version = entry.spec.name, ""
+        if self._ordered[name]:  # a job will end first
+            self._passed_over.add(name)
+            return
         try:
             embedder = await self._embedders.get(_embedder_of(entry))
             version = await self._version(entry, experts, embedder)
@@ -207,8 +229,11 @@ class PolicyManager:
                 self._live[name] = live
             if live is not None and live.version == version:
                 return
-            if live is not None and entry.kind.card.refit == "costly":
-                await self._keep_stale(entry, live, version, embedder)
+            if entry.kind.card.refit == "costly":
+                if live is not None:
+                    await self._keep_stale(entry, live, version, embedder)
+                elif entry.retry_at < float("inf"):  # nobody has cancelled it
+                    self.refit(name)
             else:
                 key = f"{embedder.name}/{_reads_scores(entry)}"
                 if key not in gathered:
@@ -269,6 +294,7 @@ class PolicyManager:
         if name not in self._entries:
             raise NotFound(f"There is no policy {name[:100]!r}.")
         job = self.jobs.open("fit", name)
+        self._ordered[name] += 1
         task = asyncio.create_task(self._run(job, self._entries[name]))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -304,13 +330,15 @@ class PolicyManager:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, job: Job, entry: _Entry) -> None:
+        version = ""
         try:
-            async with self._lock_of(_embedder_of(entry)):
-                job.begin("embedding examples")
-                experts = self._experts
-                embedder = await self._embedders.get(_embedder_of(entry))
-                version = await self._version(entry, experts, embedder)
-                data = await self._data.gather(experts, embedder, job, with_scores=_reads_scores(entry))
+            async with self._one_fit(entry.spec.name):
+                async with self._one_gathering(_embedder_of(entry)):
+                    job.begin("embedding examples")
+                    experts = self._experts
+                    embedder = await self._embedders.get(_embedder_of(entry))
+                    version = await self._version(entry, experts, embedder)
+                    data = await self._data.gather(experts, embedder, job, with_scores=_reads_scores(entry))
                 await self._fit(entry, data, version, embedder, job)
             job.end("succeeded")
         except FitCancelled:
@@ -321,8 +349,10 @@ class PolicyManager:
             job.end("cancelled", "the gateway is stopping")
             raise
         except Exception as error:
-            self._note_failure(entry, error)
+            self._note_failure(entry, error, version)
             job.end("failed", entry.error)
+        finally:
+            self._ordered[entry.spec.name] -= 1
         self._announce()
 
     async def _read_stored(self) -> None:
@@ -404,7 +434,13 @@ class PolicyManager:
             self._artefacts.publish(entry.spec.name, artefact)
             return artefact
 
-        async with self._store.alone(entry.spec.name):
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(None if job else FOLLOW_WAIT_S):
+                    await stack.enter_async_context(self._store.alone(entry.spec.name))
+            except TimeoutError:
+                self._passed_over.add(entry.spec.name)
+                return
             fitted = None if job else await self._reopen(entry, embedder)  # by another gateway on this home
             if fitted is None or fitted.version != version:
                 fitted = await self._open(entry, await asyncio.to_thread(work), embedder)

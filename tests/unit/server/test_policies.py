@@ -7,12 +7,14 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapters_registry.records import AdapterRecord, AdapterState, Card, utc_now
 from routers.artefacts import ArtefactStore
 from routers.base import Artefact, FitData, Matrix, Progress, RouteQuery
+from routers.classifier import ClassifierRouter
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
 from routers.errors import BadRouterConfig, NotFittable, UnknownRouter
@@ -154,6 +156,9 @@ async def test_bad_policies_are_refused_at_once(tmp_path: Path, embedder: Batchi
 async def test_a_costly_policy_goes_stale_and_is_fitted_on_demand(tmp_path: Path, embedder: BatchingEmbedder) -> None:
     policies = manager(tmp_path, embedder, "classifier")
     first = [record("sql", "list all orders"), record("dates", "convert to ISO")]
+    assert "auto" not in await policies.refresh(first)  # a job fits it, and nobody else waits for that
+    (job,) = policies.jobs.all()
+    assert (await ended(policies, job)).state == "succeeded"
     assert not (await policies.refresh(first))["auto"].stale
     grown = [*first, record("poems", "write a sonnet")]
     stale = (await policies.refresh(grown))["auto"]
@@ -306,6 +311,8 @@ async def test_a_slow_embedder_holds_up_only_its_own_policies(
     assert "slow" not in live
     free.set()
     assert (await ended(policies, slow)).state == "succeeded"
+    assert await policies.wants_refresh()
+    await policies.refresh(grown)
     while policies._following:
         await asyncio.gather(*policies._following.values())
     assert len(policies._live["slow"].expert_ids) == 2
@@ -343,3 +350,47 @@ async def test_a_policy_that_follows_is_told_of_its_router_in_service(
     await policies.refresh([record("sql", "list all orders"), record("dates", "convert to ISO")])
     await ended(policies, policies.refit("auto"))
     assert told == [None, first, None]
+
+
+async def test_a_long_fit_holds_up_no_other_policy(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = threading.Event()
+    fit = ClassifierRouter.fit
+
+    def slowly(config: Any, data: FitData, progress: Progress) -> Artefact:
+        free.wait()
+        return fit(config, data, progress)
+
+    monkeypatch.setattr(ClassifierRouter, "fit", slowly)
+    policies = manager(tmp_path, embedder)
+    first = [record("sql", "list all orders"), record("dates", "convert to ISO")]
+    await policies.refresh(first)
+    job = await policies.create(PolicySpec("slow", PolicySettings(router="classifier"), origin="admin"))
+    grown = [*first, record("poems", "write a sonnet")]
+    live = await asyncio.wait_for(policies.refresh(grown), 5)
+    assert len(live["auto"].expert_ids) == 3
+    assert "slow" not in live
+    free.set()
+    assert (await ended(policies, job)).state == "succeeded"
+    assert await policies.wants_refresh()
+    assert (await policies.refresh(grown))["slow"].stale  # it was fitted to the library of before
+
+
+async def test_a_policy_that_another_gateway_fits_is_taken_up_when_it_is_ready(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.policies.FOLLOW_WAIT_S", 0.05)
+    records = [record("sql", "list all orders")]
+    one, other = manager(tmp_path, embedder), manager(tmp_path, embedder)
+    async with one._store.alone("auto"):
+        assert not await other.refresh(records)
+        assert await other.wants_refresh()
+    made = (await one.refresh(records))["auto"]
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("fitted twice")
+
+    monkeypatch.setattr(KnnRouter, "fit", refuse)
+    taken = (await other.refresh(records))["auto"]
+    assert taken.provenance == made.provenance
