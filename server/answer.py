@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.body import EventSplitter, ModelRewriter
 from server.deadline import Deadline
@@ -178,7 +178,9 @@ class Answer:
         )
         self._metrics.record(outcome)
         if self._grant:
-            self._grant.settle(outcome.input_tokens + outcome.output_tokens, self._metrics.cost_of(outcome))
+            is_unsaid = not outcome.input_tokens and self.status < 400  # a caller who hung up pays for the prompt too
+            spent = replace(outcome, input_tokens=self._grant.prompt_tokens) if is_unsaid else outcome
+            self._grant.settle(spent.input_tokens + spent.output_tokens, self._metrics.cost_of(spent))
         if status >= 400:
             code = self._failed.code if self._failed else ("client_closed_request" if client_left else "engine_error")
             self._metrics.errors.labels(self._origin.endpoint, code or "engine_error").inc()

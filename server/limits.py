@@ -26,7 +26,7 @@ BYTES_PER_TOKEN = 4
 ANSWER_TOKENS = 256
 """Set aside for an answer whose length the caller does not bound."""
 
-_BINARY = re.compile(rb'"data:[^"]*"')
+_BINARY = re.compile(rb'"data:[^",]{0,100};base64,[^"]*"')
 _LONGEST = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _UNITS = {"requests_per_minute": "requests", "tokens_per_minute": "tokens"}
 
@@ -38,10 +38,14 @@ log = structlog.get_logger(__name__)
 class Grant:
     """A request that may run; `settle` must be called when it has ended, and may be called again."""
 
-    def __init__(self, limiter: Limiter, principal: Principal, reservation: Reservation | None) -> None:
+    def __init__(
+        self, limiter: Limiter, principal: Principal, reservation: Reservation | None, prompt_tokens: int
+    ) -> None:
         self._limiter: Limiter | None = limiter
         self._principal = principal
         self._reservation = reservation
+        self.prompt_tokens = prompt_tokens
+        """What the prompt is charged as if the engine does not come to say it."""
 
     @property
     def counts_tokens(self) -> bool:
@@ -95,7 +99,8 @@ class Limiter:
             )
         self._running[key] += 1
         try:
-            tokens = most_tokens(body) if generates else 0
+            prompt_tokens = estimated_prompt_tokens(body) if generates else 0
+            tokens = prompt_tokens + longest_answer(body) if generates else 0
             reserved = await self._usage.reserve(key, limits, tokens, utc_now()) if limits.periods else None
         except OverLimit as over:
             self._leave(key)
@@ -104,7 +109,7 @@ class Limiter:
         except BaseException:
             self._leave(key)
             raise
-        return Grant(self, principal, reserved)
+        return Grant(self, principal, reserved, prompt_tokens)
 
     def settle(self, key: str, reservation: Reservation | None, tokens: int, cost: float) -> None:
         """A request has ended; what it took is written in the background."""
@@ -130,14 +135,18 @@ class Limiter:
             del self._running[key]
 
 
-def most_tokens(body: JsonBody) -> int:
-    """Tokens to set aside for a request."""
-    text = _BINARY.sub(b"", body.raw)
+def estimated_prompt_tokens(body: JsonBody) -> int:
+    """Tokens of a prompt, by the size of its text."""
+    return len(_BINARY.sub(b"", body.raw)) // BYTES_PER_TOKEN
+
+
+def longest_answer(body: JsonBody) -> int:
+    """Tokens of all answers together at most, as far as the caller says."""
     given = (body.fields.get(name) for name in _LONGEST)
     longest = next((each for each in given if isinstance(each, int) and not isinstance(each, bool)), ANSWER_TOKENS)
     num = body.fields.get("n")
     num_answers = num if isinstance(num, int) and 0 < num <= 1024 else 1
-    return len(text) // BYTES_PER_TOKEN + max(0, min(longest, 1 << 20)) * num_answers
+    return max(0, min(longest, 1 << 20)) * num_answers
 
 
 def _refusal(limits: KeyLimits, over: OverLimit, tokens: int) -> RateLimited | QuotaExceeded:

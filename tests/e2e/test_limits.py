@@ -104,6 +104,26 @@ async def test_tokens_are_counted_by_what_the_engine_says(tmp_path: Path) -> Non
         assert final.requests == 4 + statuses.count(200)
 
 
+async def test_who_hangs_up_pays_for_prompt_and_what_was_generated(tmp_path: Path) -> None:
+    slow = FakeEngine(tokens_per_s=50)
+    async with (
+        running_gateway(tmp_path / "home", slow) as running,
+        keyed(running, KeyLimits(tokens_per_minute=5000)) as (client, used),
+    ):
+        long = {"role": "user", "content": "word " * 400}
+        body = CHAT | {"messages": [long], "max_tokens": 500, "stream": True}
+        async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            async for line in answer.aiter_lines():
+                if "word5" in line:
+                    break
+        await asyncio.sleep(0.3)
+        tokens = (await used())["minute"].tokens
+        assert 500 + 5 < tokens < 500 + 100  # 2,000 bytes of text, and some tokens until the engine was told
+        image = "data:image/png;base64," + "A" * 8000
+        pictured = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": image}}]}
+        assert (await client.post("/v1/chat/completions", json=CHAT | {"messages": [pictured]})).status_code == 200
+
+
 async def test_a_budget_ends_with_openais_code(tmp_path: Path, noon: Callable[[datetime], None]) -> None:
     prices = {"base": {"input": 1e6, "output": 1e6}}  # one a token
     limits = KeyLimits(budget_per_day=1.0, budget_per_month=1000.0)
