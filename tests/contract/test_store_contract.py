@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from adapters_registry.errors import AdapterNotFound, KeyNotFound, NameTaken, NotRetired
+from adapters_registry.errors import AdapterNotFound, DatabaseBusy, KeyNotFound, NameTaken, NotRetired
 from adapters_registry.keys import new_key
 from adapters_registry.records import AdapterRecord, AdapterState, Card, utc_now
 from adapters_registry.stores.base import AdapterStore, KeyStore, UsageStore
@@ -303,3 +303,25 @@ async def test_the_next_minute_is_a_new_one_and_old_ones_are_forgotten(usage: Us
         return int((await connection.execute(sa.text("SELECT count(*) FROM usage"))).scalar_one())
 
     assert await database.read(count) == 4  # an hour's
+
+
+async def test_a_caller_that_goes_and_a_database_that_fails_hurt_nobody_else(
+    usage: SqlUsageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = KeyLimits(requests_per_minute=4)
+    tasks = [asyncio.create_task(usage.reserve("k", limits, 1, NOON)) for _ in range(4)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(each) for each in results] == [Reservation, asyncio.CancelledError, Reservation, Reservation]
+
+    async def fail(_work: object) -> None:
+        raise DatabaseBusy("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "count", lambda _self, work: fail(work))
+        failed = await asyncio.gather(
+            *(usage.reserve("other", limits, 1, NOON) for _ in range(3)), return_exceptions=True
+        )
+    assert [type(each) for each in failed] == [DatabaseBusy] * 3
+    assert (await usage.reserve("other", limits, 1, NOON)).used["minute"].requests == 1
