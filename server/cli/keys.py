@@ -75,6 +75,8 @@ def create(
         limits=limits,
     )
     _with_library(home, lambda library: library.keys.add(record, actor="command line"))
+    if (budget_per_day or budget_per_month) and not load_settings({"home": home}).prices:
+        typer.echo("No prices are set here: where the gateway has none either, nothing counts as cost.", err=True)
     _tell(record, plaintext, as_json)
 
 

@@ -99,7 +99,9 @@ def test_keys_close_the_gateway(served: Serving, tmp_path: Path) -> None:
     assert fetch(served.url + "/v1/models", headers={"authorization": f"Bearer {key}"})[0] == 401
     assert fetch(served.url + "/v1/models", headers={"authorization": f"Bearer {rotated['key']}"})[0] == 200
     limits = ("--requests-per-minute", "60", "--budget-per-month", "2.5", "--policies", "auto")
-    made = json.loads(run_cli("keys", "create", "app", *limits, "--json", *home).stdout)
+    app = run_cli("keys", "create", "app", *limits, "--json", *home)
+    assert "No prices are set" in app.stderr
+    made = json.loads(app.stdout)
     shown = json.loads(run_cli("keys", "show", made["id"], "--json", *home).stdout)
     assert shown["limits"] == {"requests_per_minute": 60, "budget_per_month": 2.5}
     assert shown["policies"] == ["auto"]
