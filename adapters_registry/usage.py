@@ -1,8 +1,9 @@
 """How much a key may use, and how much it has used: fixed windows of a minute, a UTC day and a UTC month.
 
 A request is counted before it runs: one request, and as many tokens as it may take. What it did not take is given back
-when it has ended, and its cost is added. So requests and tokens of a minute never exceed their limits, however many
-gateways count at once; a budget can be overrun by what was under way when it was reached.
+when it has ended, and its cost is added. So the requests of a minute never exceed their limit, however many gateways
+count at once, nor do its tokens as far as callers say how long an answer may become; a budget can be overrun by what
+was under way when it was reached.
 """
 
 from __future__ import annotations

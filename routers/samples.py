@@ -48,7 +48,7 @@ def parse_samples(lines: Iterable[str], default_task: str = "") -> tuple[list[Sa
 def read_samples(path: Path, default_task: str = "", *, skip_bad: bool = False) -> tuple[list[Sample], list[BadRow]]:
     """The rows of a file; raises `BadSamples` if it cannot be read, or has bad rows that are not to be skipped."""
     try:
-        samples, bad = parse_samples(path.read_text("utf-8-sig").splitlines(), default_task)
+        samples, bad = parse_samples(path.read_text("utf-8-sig").split("\n"), default_task)
     except (OSError, UnicodeDecodeError) as error:
         raise BadSamples(f"{path} cannot be read: {error}") from None
     if bad and not skip_bad:

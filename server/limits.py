@@ -1,7 +1,8 @@
 """Limits of keys: a request is counted before it runs, and settled when it has ended (see `adapters_registry.usage`).
 
 Keys without limits cost nothing here. What a request may take is estimated before: its text at four bytes a token, and
-the longest answer that it allows. Requests at once are counted by each gateway for itself.
+the longest answer that it allows, or a usual one if it sets no bound. Requests at once are counted by each gateway for
+itself.
 """
 
 from __future__ import annotations
@@ -142,11 +143,16 @@ def estimated_prompt_tokens(body: JsonBody) -> int:
 
 def longest_answer(body: JsonBody) -> int:
     """Tokens of all answers together at most, as far as the caller says."""
-    given = (body.fields.get(name) for name in _LONGEST)
-    longest = next((each for each in given if isinstance(each, int) and not isinstance(each, bool)), ANSWER_TOKENS)
-    num = body.fields.get("n")
-    num_answers = num if isinstance(num, int) and 0 < num <= 1024 else 1
-    return max(0, min(longest, 1 << 20)) * num_answers
+    given = [_count(body.fields.get(name)) for name in _LONGEST]
+    longest = max(given) or ANSWER_TOKENS
+    prompts = body.fields.get("prompt")
+    is_several = isinstance(prompts, list) and bool(prompts) and isinstance(prompts[0], str | list)
+    num_prompts = len(prompts) if is_several else 1  # type: ignore[arg-type]
+    return longest * num_prompts * max(1, _count(body.fields.get("n")), _count(body.fields.get("best_of")))
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _refusal(limits: KeyLimits, over: OverLimit, tokens: int) -> RateLimited | QuotaExceeded:

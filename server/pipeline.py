@@ -37,6 +37,9 @@ UNROUTED = frozenset({"/tokenize", "/detokenize"})
 """Endpoints for which every expert is the same as the base, so that no policy is asked."""
 
 
+GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
+"""Endpoints whose requests take tokens."""
+
 TAKE_STREAM_OPTIONS = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Endpoints whose streams tell their tokens only if they are asked to."""
 
@@ -99,7 +102,7 @@ class Pipeline:
         authenticated = time.perf_counter()
         body = parse_body(await call.read_body())
         read = time.perf_counter()
-        grant = await self._limiter.admit(principal, body, generates=call.path not in UNROUTED)
+        grant = await self._limiter.admit(principal, body, generates=call.path in GENERATING)
         try:
             await self._admission.acquire()
         except BaseException:

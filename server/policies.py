@@ -69,6 +69,7 @@ class LivePolicy:
         slow: Whether a decision takes long enough to be worth a thread.
         stale: Whether the library has changed since.
         provenance: When and by which version of the code it was fitted.
+        spec: What it was fitted as; another gateway may have redefined the policy since.
     """
 
     name: str
@@ -80,6 +81,7 @@ class LivePolicy:
     slow: bool = False
     stale: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    spec: PolicySpec | None = None
 
     def describe(self) -> dict[str, Any]:
         """The method's card, for people."""
@@ -133,9 +135,10 @@ class PolicyManager:
         self._losses = losses
         self._entries = {spec.name: _entry(spec) for spec in specs}
         self._required = frozenset(self._entries)
-        self._stamp: dict[str, tuple[int, ...]] = {}
+        self._stamp: dict[str, tuple[int, int]] = {}
         self._defining = asyncio.Lock()
-        self._has_new_scores = False
+        self._scores_seen = scores.stamp
+        self._scores = scores
         self._live: dict[str, LivePolicy] = {}
         self._experts: tuple[LibraryExpert, ...] = ()
         self._gathering: dict[str, asyncio.Lock] = {}
@@ -152,7 +155,7 @@ class PolicyManager:
     async def refresh(self, records: Sequence[AdapterRecord]) -> dict[str, LivePolicy]:
         """Fit all policies to these experts; never raises, keeps what it had where a fit fails."""
         await self._read_stored()
-        self._has_new_scores = False
+        self._scores_seen = await asyncio.to_thread(lambda: self._scores.stamp)
         self._passed_over.clear()
         self._experts = tuple(
             LibraryExpert(r.expert_id, r.card.description, tuple(r.card.tags), tuple(r.examples), tuple(r.card.tasks))
@@ -194,10 +197,6 @@ class PolicyManager:
         absent = [name for name in self._required if name in self._entries and name not in self._live]
         return {name: self._entries[name].error or "not fitted yet" for name in sorted(absent)}
 
-    def note_new_scores(self) -> None:
-        """The table of scores has changed: what learns from it is fitted again soon, or marked stale."""
-        self._has_new_scores = True
-
     async def wants_refresh(self) -> bool:
         """Whether there is work though the library has not changed.
 
@@ -205,11 +204,12 @@ class PolicyManager:
         or a failed fit to be tried again.
         """
         now = time.monotonic()
-        free = {name for name in self._entries if not self._ordered[name]}
-        failed = (self._entries[name] for name in free - self._live.keys())
-        if self._has_new_scores or self._passed_over & free or any(entry.retry_at <= now for entry in failed):
+        free = {name: entry for name, entry in self._entries.items() if not self._ordered[name]}
+        is_due = any(entry.num_failures and entry.retry_at <= now for entry in free.values())
+        if is_due or self._passed_over & free.keys():
             return True
-        return await asyncio.to_thread(self._store.stamp) != self._stamp
+        seen = self._scores_seen, self._stamp
+        return await asyncio.to_thread(lambda: (self._scores.stamp, self._store.stamp())) != seen
 
     async def _follow(self, entry: _Entry, experts: Experts, gathered: dict[str, FitData]) -> None:
         """Bring one policy up to date with the library, without a caller who waits for it."""
@@ -221,28 +221,41 @@ class PolicyManager:
             embedder = await self._embedders.get(_embedder_of(entry))
             version = await self._version(entry, experts, embedder)
             live = self._live.get(name)
-            if live is not None and live.version == version:
+            if live is not None and live.spec != entry.spec:  # it serves until its successor is ready
+                live = None
+            elif live is not None and live.version == version:
+                self._note_current(entry, live)
                 return
             if entry.failed_version == version and time.monotonic() < entry.retry_at:
                 return
             if live is None and (live := await self._reopen(entry, embedder)) is not None:
                 self._live[name] = live
             if live is not None and live.version == version:
-                return
-            if entry.kind.card.refit == "costly":
+                self._note_current(entry, live)
+            elif entry.kind.card.refit == "costly":
                 if live is not None:
                     await self._keep_stale(entry, live, version, embedder)
                 elif entry.retry_at < float("inf"):  # nobody has cancelled it
-                    self.refit(name)
+                    self._order(entry, afresh=False)
             else:
                 key = f"{embedder.name}/{_reads_scores(entry)}"
                 if key not in gathered:
                     gathered[key] = await self._data.gather(experts, embedder, with_scores=_reads_scores(entry))
-                await self._fit(entry, gathered[key], version, embedder, None)
+                await self._fit(entry, gathered[key], version, embedder, None, afresh=False)
+        except FitCancelled:  # removed or redefined meanwhile
+            self._passed_over.add(name)
         except Exception as error:
             self._note_failure(entry, error, version)
 
+    def _note_current(self, entry: _Entry, live: LivePolicy) -> None:
+        """A policy is what it should be, also if the library has come back to what it was fitted to."""
+        entry.num_failures = 0
+        if live.stale:
+            self._live[live.name] = replace(live, stale=False)
+        self._metrics.policy_stale.labels(live.name).set(0)
+
     async def _keep_stale(self, entry: _Entry, live: LivePolicy, version: str, embedder: Embedder) -> None:
+        entry.num_failures = 0
         elsewhere = await self._reopen(entry, embedder)
         if elsewhere is not None and elsewhere.version == version:  # another gateway on this home has fitted it
             self._live[live.name] = elsewhere
@@ -293,9 +306,13 @@ class PolicyManager:
         """Fit a policy anew in the background, whether or not anything has changed."""
         if name not in self._entries:
             raise NotFound(f"There is no policy {name[:100]!r}.")
-        job = self.jobs.open("fit", name)
-        self._ordered[name] += 1
-        task = asyncio.create_task(self._run(job, self._entries[name]))
+        return self._order(self._entries[name], afresh=True)
+
+    def _order(self, entry: _Entry, *, afresh: bool) -> Job:
+        """Fit a policy in the background; unless `afresh`, what another gateway has made of it meanwhile will do."""
+        job = self.jobs.open("fit", entry.spec.name)
+        self._ordered[entry.spec.name] += 1
+        task = asyncio.create_task(self._run(job, entry, afresh=afresh))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return job
@@ -329,7 +346,7 @@ class PolicyManager:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, job: Job, entry: _Entry) -> None:
+    async def _run(self, job: Job, entry: _Entry, *, afresh: bool) -> None:
         version = ""
         try:
             async with self._one_fit(entry.spec.name):
@@ -339,7 +356,7 @@ class PolicyManager:
                     embedder = await self._embedders.get(_embedder_of(entry))
                     version = await self._version(entry, experts, embedder)
                     data = await self._data.gather(experts, embedder, job, with_scores=_reads_scores(entry))
-                await self._fit(entry, data, version, embedder, job)
+                await self._fit(entry, data, version, embedder, job, afresh=afresh)
             job.end("succeeded")
         except FitCancelled:
             entry.error = "cancelled"
@@ -361,7 +378,8 @@ class PolicyManager:
             stamp = await asyncio.to_thread(self._store.stamp)
             if stamp == self._stamp:
                 return
-            for name in self._entries.keys() - stamp.keys() - self._required:
+            defined = {name for name, (defined_at, _) in stamp.items() if defined_at}
+            for name in self._entries.keys() - defined - self._required:
                 del self._entries[name]
                 self._live.pop(name, None)
             for spec in await asyncio.to_thread(self._store.load):
@@ -373,8 +391,6 @@ class PolicyManager:
                         self._entries[spec.name] = _entry(spec)
                     except RouterError as error:
                         log.error("policy cannot be used", policy=spec.name, error=str(error))
-                    else:
-                        self._live.pop(spec.name, None)
             self._stamp = stamp
 
     def _announce(self) -> dict[str, LivePolicy]:
@@ -403,8 +419,10 @@ class PolicyManager:
 
     # -- fitting --------------------------------------------------------------------------------------------------
 
-    async def _fit(self, entry: _Entry, data: FitData, version: str, embedder: Embedder, job: Job | None) -> None:
-        """Fit, publish, and swap in."""
+    async def _fit(
+        self, entry: _Entry, data: FitData, version: str, embedder: Embedder, job: Job | None, *, afresh: bool
+    ) -> None:
+        """Fit, publish, and swap in; raises FitCancelled if the policy has been removed or redefined meanwhile."""
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
         live = self._live.get(entry.spec.name)
@@ -422,7 +440,7 @@ class PolicyManager:
                 samples=entry.spec.samples,
                 losses=self._losses(),
                 embed=blocking(embedder, loop),
-                previous=live.router if live and job is None else None,
+                previous=live.router if live and not afresh else None,
             )
             if entry.spec.settings.subset is not None:
                 mine = restrict(mine, select(entry.spec.settings.subset, mine))
@@ -431,6 +449,7 @@ class PolicyManager:
             made = {"code_version": code_version(), "fitted_at": datetime.now(UTC).isoformat(timespec="seconds")}
             extra = {"config": _config_of(entry), "library": used, "provenance": made}
             artefact = replace(fitted, data={**fitted.data, **extra})
+            self._check_wanted(entry)
             self._artefacts.publish(entry.spec.name, artefact)
             return artefact
 
@@ -441,14 +460,19 @@ class PolicyManager:
             except TimeoutError:
                 self._passed_over.add(entry.spec.name)
                 return
-            fitted = None if job else await self._reopen(entry, embedder)  # by another gateway on this home
+            fitted = None if afresh else await self._reopen(entry, embedder)  # by another gateway on this home
             if fitted is None or fitted.version != version:
                 fitted = await self._open(entry, await asyncio.to_thread(work), embedder)
+        self._check_wanted(entry)
         self._live[entry.spec.name] = fitted
-        entry.error, entry.num_failures, entry.failed_version = "", 0, ""
+        entry.error, entry.num_failures, entry.failed_version, entry.retry_at = "", 0, "", 0.0
         self._metrics.policy_stale.labels(entry.spec.name).set(0)
         took_ms = round((time.perf_counter() - started) * 1000)
         log.info("policy fitted", policy=entry.spec.name, experts=len(fitted.expert_ids), took_ms=took_ms)
+
+    def _check_wanted(self, entry: _Entry) -> None:
+        if self._entries.get(entry.spec.name) is not entry:
+            raise FitCancelled
 
     async def _open(self, entry: _Entry, artefact: Artefact, embedder: Embedder) -> LivePolicy:
         router = await asyncio.to_thread(entry.kind.load, entry.config, artefact)
@@ -467,6 +491,7 @@ class PolicyManager:
             ids,
             slow,
             provenance=artefact.data.get("provenance", {}),
+            spec=entry.spec,
         )
 
     async def _reopen(self, entry: _Entry, embedder: Embedder) -> LivePolicy | None:

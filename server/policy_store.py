@@ -11,7 +11,6 @@ none.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
@@ -63,7 +62,7 @@ class PolicyStore:
             try:
                 settings = PolicySettings.model_validate_json(file.read_bytes())
                 stored = file.with_name(_SAMPLES)
-                lines = stored.read_text("utf-8").splitlines() if stored.exists() else []
+                lines = stored.read_text("utf-8").split("\n") if stored.exists() else []
                 samples, bad = parse_samples(lines)
                 if bad:
                     raise BadSamples(f"{stored}: {bad[0]}")
@@ -73,14 +72,16 @@ class PolicyStore:
             specs.append(PolicySpec(file.parent.name, settings, tuple(samples), "admin"))
         return specs
 
-    def stamp(self) -> dict[str, tuple[int, ...]]:
-        """What changes whenever a policy is defined, fitted or removed: by name, when its files were written."""
-        stamps = {}
-        for file in self._root.glob(f"*/{_DEFINITION}"):
-            pointer = file.with_name(CURRENT)
-            with contextlib.suppress(OSError):  # removed in this moment
-                stamps[file.parent.name] = tuple(f.stat().st_mtime_ns for f in (file, pointer) if f.exists())
-        return stamps
+    def stamp(self) -> dict[str, tuple[int, int]]:
+        """What changes whenever a policy is defined, fitted or removed.
+
+        By name, when it was defined (0 for one of the settings) and when it was fitted (0 for never), in ns.
+        """
+        folders = [*self._root.glob(f"*/{_DEFINITION}"), *self._root.glob(f"*/{CURRENT}")]
+        return {
+            file.parent.name: (_written_at(file.with_name(_DEFINITION)), _written_at(file.with_name(CURRENT)))
+            for file in folders
+        }
 
     def alone(self, name: str) -> AbstractAsyncContextManager[None]:
         """Be the only one, among all processes on this home, that fits a policy; raises RegistryError."""
@@ -101,3 +102,10 @@ class PolicyStore:
         """Remove a policy with its artefacts."""
         (self._root / name / _DEFINITION).unlink(missing_ok=True)
         shutil.rmtree(self._root / name, ignore_errors=True)
+
+
+def _written_at(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:  # not there, or removed in this moment
+        return 0

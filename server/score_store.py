@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import orjson
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters_registry.files import replace_file
@@ -22,6 +23,9 @@ from server.errors import BadRequest
 
 MAX_ROWS = 200_000
 MAX_REPORTED_MODELS = 2_000
+
+Stamp = tuple[int, int, int]
+NOT_THERE: Stamp = (0, 0, 0)
 
 
 class Figures(BaseModel):
@@ -59,25 +63,36 @@ class ScoreReport(BaseModel):
 
 
 class ScoreStore:
-    """The table on disk and in memory."""
+    """The table on disk and in memory; several gateways may report to one."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "table.jsonl"
         self._rows: dict[Sample, dict[str, Figures]] = {}
-        self._read = False
+        self._read: Stamp = NOT_THERE
+
+    @property
+    def stamp(self) -> Stamp:
+        """What changes with the table's file."""
+        try:
+            found = self._file.stat()
+        except FileNotFoundError:
+            return NOT_THERE
+        return found.st_mtime_ns, found.st_size, found.st_ino
 
     def report(self, rows: Iterable[ScoreRow]) -> None:
         """Merge rows into the table; blocking. Raises BadRequest if it grows too large, OSError if it is not kept."""
-        merged = {sample: dict(models) for sample, models in self._all().items()}
-        for row in rows:
-            merged[row.sample] = merged.get(row.sample, {}) | row.models
-        if len(merged) > MAX_ROWS:
-            raise BadRequest(f"The table would have {len(merged)} prompts; at most {MAX_ROWS} are kept.")
-        self._write(merged)
+        with self._alone():
+            merged = {sample: dict(models) for sample, models in self._all().items()}
+            for row in rows:
+                merged[row.sample] = merged.get(row.sample, {}) | row.models
+            if len(merged) > MAX_ROWS:
+                raise BadRequest(f"The table would have {len(merged)} prompts; at most {MAX_ROWS} are kept.")
+            self._write(merged)
 
     def clear(self) -> None:
         """Forget everything; blocking."""
-        self._write({})
+        with self._alone():
+            self._write({})
 
     def summary(self) -> dict[str, Any]:
         """What the table holds, for people."""
@@ -123,15 +138,20 @@ class ScoreStore:
             blocks["entropy"],
         )
 
+    def _alone(self) -> FileLock:
+        """The right to change the file, among all threads and processes."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._file.with_suffix(".lock"), thread_local=False)
+
     def _all(self) -> dict[Sample, dict[str, Figures]]:
-        if not self._read:
+        if (stamp := self.stamp) != self._read:
             try:
                 lines = self._file.read_bytes().splitlines()
             except FileNotFoundError:
                 lines = []
             rows = [ScoreRow.model_validate_json(line) for line in lines]
             self._rows = {row.sample: dict(row.models) for row in rows}
-            self._read = True
+            self._read = stamp
         return self._rows
 
     def _write(self, rows: dict[Sample, dict[str, Figures]]) -> None:
@@ -144,7 +164,7 @@ class ScoreStore:
         )
         self._file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self._file, content)
-        self._rows, self._read = rows, True
+        self._rows, self._read = rows, self.stamp
 
 
 def parse_report(raw: bytes) -> list[ScoreRow]:

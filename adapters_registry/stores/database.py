@@ -51,8 +51,10 @@ class Database:
         try:
             parsed = make_url(url)
             parsed = parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
-            self._engine: AsyncEngine = create_async_engine(parsed, pool_pre_ping=parsed.drivername not in _SQLITE)
-            self._unsynced = create_async_engine(parsed) if parsed.drivername in _SQLITE else self._engine
+            is_sqlite = parsed.drivername in _SQLITE
+            options = {} if is_sqlite else {"connect_args": _bounded(busy_timeout_s)}
+            self._engine: AsyncEngine = create_async_engine(parsed, pool_pre_ping=not is_sqlite, **options)
+            self._unsynced = create_async_engine(parsed) if is_sqlite else self._engine
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise DatabaseBroken(f"its URL is not usable: {type(error).__name__}") from None
         self._is_sqlite = parsed.drivername in _SQLITE
@@ -153,6 +155,16 @@ class Database:
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
+
+
+def _bounded(wait_s: float) -> dict[str, Any]:
+    """PostgreSQL's own limits: nobody waits for ever for a lock of a gateway that has frozen or lost its network."""
+    lock_ms = str(int(wait_s * 1000))
+    idle_ms = str(int(wait_s * 4000))
+    return {
+        "command_timeout": wait_s * 12,
+        "server_settings": {"lock_timeout": lock_ms, "idle_in_transaction_session_timeout": idle_ms},
+    }
 
 
 async def _to_the_end(transaction: Coroutine[Any, Any, Result]) -> Result:

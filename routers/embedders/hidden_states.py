@@ -9,6 +9,7 @@ imported when an encoder is made. Long prompts are cut to `MAX_TOKENS`.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ class HiddenStateEncoder:
         self._model.eval().to(device or "cpu")
         if device in (None, "cpu"):
             self._torch.set_num_threads(1)  # short texts: two threads that wait for each other were ten times slower
-        self.name = f"hidden-states-{self._layer}:{Path(str(model)).name}"
+        self.name = f"hidden-states-{self._layer}:{Path(str(model)).name}{_content_of(Path(str(model)))}"
         self.dim = int(self._model.config.hidden_size)
 
     def encode(self, texts: Sequence[str]) -> Matrix:
@@ -65,3 +66,14 @@ class HiddenStateEncoder:
     def close(self) -> None:
         """Free the model."""
         self._model = None
+
+
+def _content_of(folder: Path) -> str:
+    """A mark of the model in a folder, since its vectors are kept by name; nothing for a name on a hub."""
+    if not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        with file.open("rb") as stream:
+            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return f"@{digest.hexdigest()[:8]}"

@@ -8,7 +8,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from adapters_registry.errors import RegistryError
 from server.auth import Authenticator
+from server.errors import GatewayError
 from server.metrics import Metrics
 
 
@@ -27,8 +29,10 @@ def health_router(metrics: Metrics, authenticator: Authenticator, missing: Calla
         return {"status": "ok"}
 
     @router.get("/readyz", summary="Whether requests can be answered, and what is missing")
-    async def readyz() -> JSONResponse:
+    async def readyz(request: Request) -> JSONResponse:
         parts = missing()
+        if parts and not await _may_see_details(authenticator, request):
+            parts = dict.fromkeys(parts, "not ready; a key with the scope metrics or admin sees why")
         if parts:
             return JSONResponse({"status": "not ready", "missing": parts}, 503, headers={"retry-after": "2"})
         return JSONResponse({"status": "ready", "missing": {}})
@@ -39,3 +43,11 @@ def health_router(metrics: Metrics, authenticator: Authenticator, missing: Calla
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router
+
+
+async def _may_see_details(authenticator: Authenticator, request: Request) -> bool:
+    try:
+        (await authenticator.authenticate(request.headers)).require("metrics", "admin")
+    except (GatewayError, RegistryError):
+        return False
+    return True

@@ -127,14 +127,12 @@ def policies_router(
         raw = await read_body(request.headers, request.receive, settings.max_upload_bytes)
         rows = await asyncio.to_thread(parse_report, raw)
         await asyncio.to_thread(scores.report, rows)
-        policies.note_new_scores()
         return await asyncio.to_thread(scores.summary)
 
     @router.delete("/scores", summary="Forget all scores")
     async def clear_scores(request: Request) -> dict[str, Any]:
         await principal_of(request)
         await asyncio.to_thread(scores.clear)
-        policies.note_new_scores()
         return await asyncio.to_thread(scores.summary)
 
     return router
@@ -153,6 +151,8 @@ def _order(raw: bytes) -> PolicyOrder:
             param="name",
         )
     for number, sample in enumerate(order.samples):
+        if not sample.prompt.strip():
+            raise BadRequest("A sample's prompt is empty.", param=f"samples.{number}.prompt")
         if sample.metric not in metric_names():
             known = ", ".join(metric_names())
             raise BadRequest(

@@ -11,11 +11,14 @@ from typing import Any
 
 import httpx
 import openai
+import orjson
 import pytest
 
 from adapters_registry.keys import new_key
 from adapters_registry.usage import KeyLimits, Used
+from server.body import parse_body
 from server.engine.fake import FakeEngine
+from server.limits import ANSWER_TOKENS, longest_answer
 from tests.support.servers import Running, running_gateway
 
 NOON = datetime(2026, 5, 1, 12, 0, 20, tzinfo=UTC)
@@ -182,3 +185,22 @@ async def test_a_policy_that_a_key_may_not_ask_is_as_if_it_were_not_there(tmp_pa
         assert (await client.post("/v1/route", json=CHAT | {"model": "team-a"})).status_code == 200
         without = {key: value for key, value in CHAT.items() if key != "model"}
         assert (await client.post("/v1/chat/completions", json=without)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({}, ANSWER_TOKENS),
+        ({"max_tokens": 7}, 7),
+        ({"max_tokens": 7, "max_completion_tokens": 3, "max_output_tokens": 5}, 7),
+        ({"max_tokens": 7, "n": 3}, 21),
+        ({"max_tokens": 7, "n": 2, "best_of": 4}, 28),
+        ({"max_tokens": 7, "prompt": ["a", "b", "c"]}, 21),
+        ({"max_tokens": 7, "prompt": [[1, 2], [3]]}, 14),
+        ({"max_tokens": 7, "prompt": [1, 2, 3]}, 7),
+        ({"max_tokens": 7, "prompt": []}, 7),
+        ({"max_tokens": -1, "n": "x"}, ANSWER_TOKENS),
+    ],
+)
+def test_tokens_set_aside_for_answers(fields: dict[str, Any], tokens: int) -> None:
+    assert longest_answer(parse_body(orjson.dumps(fields))) == tokens

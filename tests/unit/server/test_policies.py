@@ -13,7 +13,7 @@ import pytest
 
 from adapters_registry.records import AdapterRecord, AdapterState, Card, utc_now
 from routers.artefacts import ArtefactStore
-from routers.base import Artefact, FitData, Matrix, Progress, RouteQuery
+from routers.base import Artefact, FitData, Matrix, Progress, RouteQuery, Sample
 from routers.classifier import ClassifierRouter
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
@@ -282,7 +282,6 @@ async def test_scores_make_policies_that_learn_from_them(tmp_path: Path, embedde
     await policies.refresh(records)
     assert not await policies.wants_refresh()
     policies._data._scores.report([ScoreRow(task="t", prompt="p", answer="x", models={"base": Figures(score=1)})])
-    policies.note_new_scores()
     assert await policies.wants_refresh()
     assert (await policies.refresh(records))["best"].version != again.version
     await policies.refresh(records)  # its own fit is news once, and no more
@@ -394,3 +393,96 @@ async def test_a_policy_that_another_gateway_fits_is_taken_up_when_it_is_ready(
     monkeypatch.setattr(KnnRouter, "fit", refuse)
     taken = (await other.refresh(records))["auto"]
     assert taken.provenance == made.provenance
+
+
+async def test_a_fit_of_a_definition_that_was_replaced_or_removed_is_thrown_away(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = threading.Event()
+    fit = KnnRouter.fit
+
+    def slowly(config: KnnConfig, data: FitData, progress: Progress) -> Artefact:
+        if config.max_candidates == 3:
+            free.wait()
+        return fit(config, data, progress)
+
+    policies, other = manager(tmp_path, embedder), manager(tmp_path, embedder)
+    records = [record("sql", "list all orders")]
+    await policies.refresh(records)
+    await other.refresh(records)
+    monkeypatch.setattr(KnnRouter, "fit", slowly)
+    first = PolicySpec("mine", PolicySettings(router="knn", options={"max_candidates": 3}), origin="admin")
+    slow = await policies.create(first)
+    while slow.phase != "fitting":
+        await asyncio.sleep(0.01)
+    second = PolicySpec("mine", PolicySettings(router="knn", options={"max_candidates": 7}), origin="admin")
+    other._store.save(second)  # as another gateway does
+    assert await policies.wants_refresh()
+    await policies.refresh(records)
+    free.set()
+    assert (await ended(policies, slow)).state == "cancelled"
+    assert await policies.wants_refresh()
+    for each in (policies, other):
+        live = (await each.refresh(records))["mine"]
+        assert live.router.config.max_candidates == 7  # type: ignore[attr-defined]
+    assert policies._live["mine"].provenance == other._live["mine"].provenance
+
+    free.clear()
+    slow = await policies.create(first)
+    while slow.phase != "fitting":
+        await asyncio.sleep(0.01)
+    await policies.remove("mine")
+    free.set()
+    assert (await ended(policies, slow)).state == "cancelled"
+    assert "mine" not in await policies.refresh(records)
+    assert not (tmp_path / "policies" / "mine").exists()
+
+
+async def test_a_live_policy_whose_fit_failed_is_tried_again(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = manager(tmp_path, embedder)
+    await policies.refresh([record("sql", "list all orders")])
+    grown = [record("sql", "list all orders"), record("dates", "convert to ISO")]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArtefactStore, "publish", full)
+        assert len((await policies.refresh(grown))["auto"].expert_ids) == 1
+    assert not await policies.wants_refresh()
+    policies._entries["auto"].retry_at = 0
+    assert await policies.wants_refresh()
+    assert len((await policies.refresh(grown))["auto"].expert_ids) == 2
+    await policies.refresh(grown)
+    assert not await policies.wants_refresh()
+
+
+async def test_what_is_as_fitted_again_is_no_longer_stale(tmp_path: Path, embedder: BatchingEmbedder) -> None:
+    policies = manager(tmp_path, embedder, "classifier")
+    first = [record("sql", "list all orders"), record("dates", "convert to ISO")]
+    await policies.refresh(first)
+    (job,) = policies.jobs.all()
+    await ended(policies, job)
+    assert (await policies.refresh([*first, record("poems", "write a sonnet")]))["auto"].stale
+    assert not (await policies.refresh(first))["auto"].stale
+    assert policies._metrics.registry.get_sample_value("moergate_policy_stale", {"policy": "auto"}) == 0
+
+
+async def test_gateways_on_one_home_report_to_one_table_of_scores(tmp_path: Path, embedder: BatchingEmbedder) -> None:
+    one, other = manager(tmp_path, embedder), manager(tmp_path, embedder)
+    await one.refresh([])
+    await one.refresh([])
+    for policies, prompt in ((one, "first"), (other, "second")):
+        row = ScoreRow(prompt=prompt, answer="x", models={"base": Figures(score=1)})
+        policies._data._scores.report([row])
+    assert await one.wants_refresh()
+    assert {sample.prompt for sample in one._data._scores.samples()} == {"first", "second"}
+
+
+def test_samples_of_any_characters_come_back(tmp_path: Path) -> None:
+    samples = (Sample("one\u2028two\u0085three\x0c", "a\u2029b"),)
+    spec = PolicySpec("mine", PolicySettings(router="learned_mix"), samples, "admin")
+    PolicyStore(tmp_path).save(spec)
+    assert PolicyStore(tmp_path).load() == [spec]
