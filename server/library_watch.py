@@ -1,7 +1,8 @@
 """Keeps the catalogue in step with the library, also when another gateway on the same database changed it.
 
 The library's revision is read every second and after every change made here. A changed library is shown in
-two steps: its experts at once, by name; its policies as soon as they are fitted.
+two steps: its experts at once, by name; its policies as soon as they are fitted. Fitting goes on beside the watch, so
+that a revoked key or a removed expert is seen within a second whatever is being fitted.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class LibraryWatcher:
         self._on_change = on_change
         self._revision = -1
         self._wake = asyncio.Event()
+        self._fitted_to = -1
         self._task: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
         self._reading = asyncio.Lock()
         self.catalog = Catalog(base_names, text_of=library.texts.get)
         policies.on_change = self._show_policies
@@ -65,9 +68,10 @@ class LibraryWatcher:
 
     async def close(self) -> None:
         """Stop watching."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in (self._task, self._refreshing):
+            if task:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     async def show_experts(self) -> None:
         """Read the library now, so that its experts can be used by name; policies follow."""
@@ -91,16 +95,13 @@ class LibraryWatcher:
         self.catalog = replace(self.catalog, policies=live)
 
     async def _watch(self) -> None:
-        fitted_to = -1
         while True:
             try:
                 await self.show_experts()
                 self._wake.clear()
                 self.problem = ""
-                if self.may_fit.is_set() and (self._revision != fitted_to or await self._policies.wants_refresh()):
-                    revision = self._revision
-                    await self._policies.refresh(self.records)
-                    fitted_to = revision
+                if self.may_fit.is_set() and self._refreshing is None and await self._wants_refresh():
+                    self._refreshing = asyncio.create_task(self._refresh(self._revision))
             except RegistryError as error:
                 self.problem = str(error)
                 log.error("library cannot be read", error=str(error))
@@ -111,3 +112,17 @@ class LibraryWatcher:
                 await asyncio.wait_for(self._wake.wait(), POLL_S)
             except TimeoutError:
                 continue
+
+    async def _wants_refresh(self) -> bool:
+        return self._revision != self._fitted_to or await self._policies.wants_refresh()
+
+    async def _refresh(self, revision: int) -> None:
+        """Bring the policies up to this revision of the library, or to a later one."""
+        try:
+            await self._policies.refresh(self.records)
+            self._fitted_to = revision
+            self._wake.set()
+        except Exception:  # a fault of ours must not end it for ever: the next turn may work
+            log.exception("policies not refreshed")
+        finally:
+            self._refreshing = None

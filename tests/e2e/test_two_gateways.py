@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -13,6 +14,9 @@ import httpx
 import pytest
 
 from adapters_registry.keys import new_key
+from adapters_registry.records import parse_manifest
+from routers.base import Artefact
+from routers.knn import KnnRouter
 from server.engine.fake import FakeEngine
 from tests.e2e.conftest import EXAMPLES
 from tests.support.adapters import make_adapter, manifest
@@ -141,3 +145,34 @@ async def test_one_is_killed_while_both_register_and_the_other_goes_on(
         for body in bodies:
             assert await register(again, body)
         assert len((await other.get("/admin/adapters")).json()["data"]) == len(bodies)
+
+
+async def test_a_key_is_revoked_while_policies_are_being_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = threading.Event()
+    fit = KnnRouter.fit
+
+    def slowly(*arguments: Any) -> Artefact:
+        free.wait()
+        return fit(*arguments)
+
+    async with running_gateway(tmp_path / "home") as gateway, httpx.AsyncClient(base_url=gateway.url) as client:
+        keep, _ = new_key("keeps the gateway closed")
+        app, secret = new_key("app")
+        for key in (keep, app):
+            await gateway.gateway.library.keys.add(key)
+
+        async def status() -> int:
+            headers = {"authorization": f"Bearer {secret}"}
+            return (await client.get("/v1/models", headers=headers)).status_code
+
+        monkeypatch.setattr(KnnRouter, "fit", slowly)
+        body = manifest("sql", make_adapter(tmp_path / "sql"), *EXAMPLES["sql"])
+        await gateway.gateway.library.register_folder(parse_manifest(body), tmp_path / "sql")
+        try:
+            await becomes(status, 200)
+            await gateway.gateway.library.keys.revoke(app.key_id)
+            await becomes(status, 401)
+        finally:
+            free.set()
