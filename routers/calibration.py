@@ -120,6 +120,15 @@ def marks_of(experts: Iterable[LibraryExpert]) -> frozenset[str]:
     return frozenset(marks)
 
 
+def still_holding(previous: object, kind: type, config: object, marks: frozenset[str]) -> Calibration | None:
+    """The calibration of the router in service, if that is of this kind and options, and the library hardly changed."""
+    if not isinstance(previous, kind):
+        return None
+    calibration: Calibration = previous.calibration  # type: ignore[attr-defined]
+    same = previous.config == config  # type: ignore[attr-defined]
+    return calibration if same and calibration.holds_for(marks) else None
+
+
 def _margin_slope(right: NDArray[np.bool_], margins: Floats) -> float:
     """c of σ(c · margin); three pseudo-observations hold it near the default when there are few examples."""
     prior = np.array([0.05, 0.1, 0.15])

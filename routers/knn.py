@@ -51,7 +51,7 @@ from routers.base import (
     ScoredExpert,
     WeightedExpert,
 )
-from routers.calibration import Calibration, calibrate, marks_of
+from routers.calibration import Calibration, calibrate, marks_of, still_holding
 from routers.errors import BadArtefact
 from routers.example_index import ExampleIndex, Near
 from routers.scoring import examples_of
@@ -119,9 +119,9 @@ class KnnRouter:
     def fit(cls, config: KnnConfig, data: FitData, progress: Progress) -> Artefact:
         """Gather the examples and calibrate; under a second for 1,000 experts with 32 examples each."""
         examples = examples_of(data)
-        marks, previous = marks_of(data.experts), data.previous
-        calibration = previous.calibration if isinstance(previous, cls) and previous.config == config else None
-        if calibration is None or not calibration.holds_for(marks):
+        marks = marks_of(data.experts)
+        calibration = still_holding(data.previous, cls, config, marks)
+        if calibration is None:
             library = ExampleIndex(examples.embeddings, examples.owner, list(examples.experts), list(examples.texts))
             calibration = _calibrated(config, library, examples.bare_embeddings, progress).to(marks)
         return Artefact(

@@ -44,7 +44,7 @@ from routers.base import (
     ScoredExpert,
     WeightedExpert,
 )
-from routers.calibration import Calibration, calibrate, marks_of
+from routers.calibration import Calibration, calibrate, marks_of, still_holding
 from routers.errors import BadArtefact, NotFittable
 from routers.templates import bare_texts
 
@@ -211,9 +211,9 @@ class ScoringRouter(ABC):
         """Learn and calibrate; the latter only if much has changed since `FitData.previous` was calibrated."""
         examples = examples_of(data)
         learned = cls.learn(config, examples)
-        marks, previous = marks_of(data.experts), data.previous
-        calibration = previous.calibration if isinstance(previous, cls) and previous.config == config else None
-        if calibration is None or not calibration.holds_for(marks):
+        marks = marks_of(data.experts)
+        calibration = still_holding(data.previous, cls, config, marks)
+        if calibration is None:
             calibration = cls._calibrated(config, examples, progress).to(marks)
         return Artefact(
             router=cls.card.name,

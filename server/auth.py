@@ -87,6 +87,17 @@ class Authenticator:
         """Ask the store again from now on."""
         self._memory = _Memory()
 
+    async def authorise(self, headers: Mapping[str, str], scope: str, *others: str) -> Principal:
+        """The principal behind a request, who must have the scope, or one of the others.
+
+        Raises:
+            AuthenticationFailed: See `authenticate`.
+            PermissionDenied: Likewise, or for lack of a scope.
+        """
+        principal = await self.authenticate(headers)
+        principal.require(scope, *others)
+        return principal
+
     async def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """The principal behind a request.
 

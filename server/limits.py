@@ -17,7 +17,7 @@ import structlog
 from adapters_registry.errors import RegistryError
 from adapters_registry.records import utc_now
 from adapters_registry.stores.base import UsageStore
-from adapters_registry.usage import KeyLimits, OverLimit, Reservation
+from adapters_registry.usage import KeyLimits, OverLimit, Reservation, Used
 from server.auth import Principal
 from server.body import JsonBody
 from server.errors import QuotaExceeded, RateLimited
@@ -30,8 +30,6 @@ ANSWER_TOKENS = 256
 _BINARY = re.compile(rb'"data:[^",]{0,100};base64,[^"]*"')
 _LONGEST = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _UNITS = {"requests_per_minute": "requests", "tokens_per_minute": "tokens"}
-
-Headers = list[tuple[bytes, bytes]]
 
 log = structlog.get_logger(__name__)
 
@@ -53,13 +51,12 @@ class Grant:
         """Whether it matters how many tokens the answer takes."""
         return self._reservation is not None
 
-    def headers(self) -> Headers:
+    def headers(self) -> list[tuple[bytes, bytes]]:
         """What is left, in OpenAI's headers."""
         limits = self._principal.limits
         if limits is None or self._reservation is None or (used := self._reservation.used.get("minute")) is None:
             return []
-        left = {"requests": used.requests, "tokens": used.tokens}
-        return _headers(limits, left, used.window.ends_at)
+        return [(name.encode(), value.encode()) for name, value in _headers(limits, used).items()]
 
     def settle(self, tokens: int, cost: float) -> None:
         """Say what it took."""
@@ -168,19 +165,16 @@ def _refusal(limits: KeyLimits, over: OverLimit, tokens: int) -> RateLimited | Q
     need = f" and this request may take {tokens}" if unit == "tokens" else ""
     spent = used.tokens if unit == "tokens" else used.requests
     text = f"This key may use {most} {unit} a minute; {spent} are used{need}. Try again in {wait_s} s."
-    left = {"requests": used.requests, "tokens": used.tokens}
-    shown = {name.decode(): value.decode() for name, value in _headers(limits, left, used.window.ends_at)}
-    return RateLimited(text, retry_after_s=wait_s, more_headers=shown)
+    return RateLimited(text, retry_after_s=wait_s, more_headers=_headers(limits, used))
 
 
-def _headers(limits: KeyLimits, used: dict[str, int], ends_at: int) -> Headers:
-    found: Headers = []
-    reset = b"%ds" % max(0, round(ends_at - time.time()))
+def _headers(limits: KeyLimits, used: Used) -> dict[str, str]:
+    """What is left of a minute, in OpenAI's headers."""
+    found = {}
+    spent = {"requests": used.requests, "tokens": used.tokens}
     for limit, unit in _UNITS.items():
         if (most := getattr(limits, limit)) is not None:
-            found += [
-                (f"x-ratelimit-limit-{unit}".encode(), b"%d" % most),
-                (f"x-ratelimit-remaining-{unit}".encode(), b"%d" % max(0, most - used[unit])),
-                (f"x-ratelimit-reset-{unit}".encode(), reset),
-            ]
+            found[f"x-ratelimit-limit-{unit}"] = str(most)
+            found[f"x-ratelimit-remaining-{unit}"] = str(max(0, most - spent[unit]))
+            found[f"x-ratelimit-reset-{unit}"] = f"{max(0, round(used.window.ends_at - time.time()))}s"
     return found

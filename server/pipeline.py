@@ -97,8 +97,7 @@ class Pipeline:
         Raises:
             GatewayError: Anything that went wrong before the engine's first byte.
         """
-        principal = await self._authenticator.authenticate(call.headers)
-        principal.require("infer")
+        principal = await self._authenticator.authorise(call.headers, "infer")
         authenticated = time.perf_counter()
         body = parse_body(await call.read_body())
         read = time.perf_counter()
@@ -127,8 +126,7 @@ class Pipeline:
 
     async def explain(self, call: Call) -> tuple[Plan, dict[str, float]]:
         """Decide as `run` would, without generating: the plan, and the time of each phase in milliseconds."""
-        principal = await self._authenticator.authenticate(call.headers)
-        principal.require("infer")
+        principal = await self._authenticator.authorise(call.headers, "infer")
         authenticated = time.perf_counter()
         body = parse_body(await call.read_body())
         plan = await self._plan(replace(call, path=_explained_path(body)), body, principal)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from adapters_registry.files import digest as content_digest
 from routers.base import Matrix
 from routers.embedders.base import clean_text, unit_rows
 from routers.errors import EmbedderError
@@ -75,5 +76,5 @@ def _content_of(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
         with file.open("rb") as stream:
-            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+            digest.update(f"{file.name} {content_digest(stream)}\n".encode())
     return f"@{digest.hexdigest()[:8]}"

@@ -170,9 +170,7 @@ def admin_router(admin: AdapterAdmin, library: Library, authenticator: Authentic
     router = APIRouter(prefix="/admin", tags=["admin"])
 
     async def principal_of(request: Request) -> Principal:
-        principal = await authenticator.authenticate(request.headers)
-        principal.require("admin")
-        return principal
+        return await authenticator.authorise(request.headers, "admin")
 
     @router.post("/adapters", status_code=201, summary="Register an adapter from a folder or an upload")
     async def register(request: Request) -> dict[str, Any]:

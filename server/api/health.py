@@ -39,7 +39,7 @@ def health_router(metrics: Metrics, authenticator: Authenticator, missing: Calla
 
     @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     async def show_metrics(request: Request) -> Response:
-        (await authenticator.authenticate(request.headers)).require("metrics", "admin")
+        await authenticator.authorise(request.headers, "metrics", "admin")
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router
@@ -47,7 +47,7 @@ def health_router(metrics: Metrics, authenticator: Authenticator, missing: Calla
 
 async def _may_see_details(authenticator: Authenticator, request: Request) -> bool:
     try:
-        (await authenticator.authenticate(request.headers)).require("metrics", "admin")
+        await authenticator.authorise(request.headers, "metrics", "admin")
     except (GatewayError, RegistryError):
         return False
     return True

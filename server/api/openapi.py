@@ -16,6 +16,7 @@ from adapters_registry.records import Manifest
 from server.api.admin import ComposeOrder, ExamplesOrder
 from server.api.inference import PATHS
 from server.api.policies import PolicyOrder
+from server.routing import MAX_TASK_ID_CHARS
 from server.score_store import ScoreReport
 
 BODIES: dict[tuple[str, str], type[BaseModel]] = {
@@ -50,7 +51,11 @@ _CALL = {
     "description": "The body of OpenAI's, Anthropic's or vLLM's API; passed on as it is but for 'model'.",
     "properties": {
         "model": {"type": "string", "description": "The base, an expert, a recipe or a policy (policy:threshold)."},
-        "task_id": {"type": "string", "description": "For policies that decide for a task.", "maxLength": 200},
+        "task_id": {
+            "type": "string",
+            "description": "For policies that decide for a task.",
+            "maxLength": MAX_TASK_ID_CHARS,
+        },
         "preference": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}},
         "exclude_experts": {"type": "array", "items": {"type": "string"}},
     },

@@ -60,9 +60,7 @@ def policies_router(
     router = APIRouter(prefix="/admin", tags=["policies"])
 
     async def principal_of(request: Request) -> Principal:
-        principal = await authenticator.authenticate(request.headers)
-        principal.require("admin")
-        return principal
+        return await authenticator.authorise(request.headers, "admin")
 
     @router.get("/routers", summary="List the routing methods with their cards and options")
     async def list_routers(request: Request) -> dict[str, Any]:

@@ -26,14 +26,12 @@ def public_router(
 
     @router.get("/v1/models", summary="List the base, the policies and the experts that this key may use")
     async def list_models(request: Request) -> dict[str, Any]:
-        principal = await authenticator.authenticate(request.headers)
-        principal.require("infer")
+        principal = await authenticator.authorise(request.headers, "infer")
         return {"object": "list", "data": watcher.catalog.listing(principal)}
 
     @router.get("/v1/models/{model}", summary="Show one model")
     async def show_model(model: str, request: Request) -> dict[str, Any]:
-        principal = await authenticator.authenticate(request.headers)
-        principal.require("infer")
+        principal = await authenticator.authorise(request.headers, "infer")
         target = watcher.catalog.resolve(model, principal)
         shown = {target.asked, *([watcher.catalog.base_names[0]] if target.kind == "base" else [])}
         shown |= {record.name for record in watcher.catalog.experts.values() if record.expert_id == str(target.recipe)}
