@@ -10,6 +10,7 @@ RegistryError                 .message: one text for people
 ├── KeyNotFound               no API key with this id
 ├── NameTaken                 the id is already used for different content
 ├── NotRetired                only a retired version can be purged
+├── WrongState                a version cannot go from its state to the wanted one
 ├── CannotMerge               these adapters cannot be merged by this method
 ├── StorageFull               no room for the files
 ├── StorageUnwritable         the store's folder cannot be written
@@ -127,6 +128,16 @@ class NotRetired(RegistryError):
     def __init__(self, expert_id: str) -> None:
         super().__init__(f"{expert_id} is still offered; retire it before its files are purged.")
         self.expert_id = expert_id
+
+
+class WrongState(RegistryError):
+    """A version cannot go from its state to the wanted one; the message says what it can become."""
+
+    def __init__(self, expert_id: str, state: str, wanted: str, possible: Sequence[str]) -> None:
+        can = f"it can become {', '.join(sorted(possible))}" if possible else "it stays that"
+        super().__init__(f"{expert_id} is {state} and cannot become {wanted}; {can}.")
+        self.expert_id = expert_id
+        self.state = state
 
 
 class CannotMerge(RegistryError):

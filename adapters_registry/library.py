@@ -9,10 +9,10 @@ database (durable). Only then does the call return. A kill in between leaves at 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from weakref import WeakValueDictionary
 
 import structlog
@@ -27,8 +27,9 @@ from adapters_registry.locks import file_lock
 from adapters_registry.merging import MergeOptions, Method
 from adapters_registry.names import nearest, split_expert_id
 from adapters_registry.recipe_texts import RecipeTexts
-from adapters_registry.records import AdapterRecord, AdapterState, Manifest, parse_examples, utc_now
+from adapters_registry.records import AdapterRecord, AuditEntry, Change, Manifest, parse_examples, utc_now
 from adapters_registry.safetensors_header import HeaderError
+from adapters_registry.states import OFFERED, OVER, AdapterState
 from adapters_registry.storage import AdapterStorage
 from adapters_registry.stores.base import AdapterStore, KeyStore, UsageStore
 from adapters_registry.stores.database import Database
@@ -41,7 +42,6 @@ DATABASE_FILE = "registry.sqlite3"
 ADAPTERS_FOLDER = "adapters"
 LEFTOVER_AGE_S = 3600.0
 
-_OFFERED = frozenset({AdapterState.ACTIVE, AdapterState.DRAINING})
 _log = structlog.get_logger(__name__)
 
 
@@ -96,26 +96,31 @@ class Library:
 
     # -- registering --------------------------------------------------------------------------------------------
 
-    async def register_folder(self, manifest: Manifest, folder: Path, *, actor: str = "") -> AdapterRecord:
+    async def register_folder(
+        self, manifest: Manifest, folder: Path, *, actor: str = "", offer: bool = True
+    ) -> AdapterRecord:
         """Register the adapter in a folder (absolute, a real folder), and offer it under the manifest's name.
 
         The same content again returns the same version, with card and examples of this manifest. New content becomes
-        the active version and the old one is retired. Raises InvalidAdapter, NameTaken, and what `open` raises.
+        the active version and the old one drains; without `offer` it is only registered, for whoever probes it. Raises
+        InvalidAdapter, NameTaken, and what `open` raises.
         """
         if not folder.is_absolute():
             fix = "Give the path from the root of the server's file system."
             raise InvalidAdapter([Problem("source.path", f"{quote(folder)} is not absolute", fix)])
         async with self._registering(manifest.name):
             facts = await asyncio.to_thread(self._store_folder, folder)
-            return await self._record(manifest, facts, actor)
+            return await self._record(manifest, facts, actor, offer=offer)
 
-    async def register_archive(self, manifest: Manifest, archive: Path, *, actor: str = "") -> AdapterRecord:
+    async def register_archive(
+        self, manifest: Manifest, archive: Path, *, actor: str = "", offer: bool = True
+    ) -> AdapterRecord:
         """Register an uploaded archive, or a folder of loose uploaded files. As `register_folder`, and BadArchive."""
         if await asyncio.to_thread(archive.is_dir):
-            return await self.register_folder(manifest, _absolute(archive), actor=actor)
+            return await self.register_folder(manifest, _absolute(archive), actor=actor, offer=offer)
         async with self._registering(manifest.name):
             facts = await asyncio.to_thread(self._store_archive, archive)
-            return await self._record(manifest, facts, actor)
+            return await self._record(manifest, facts, actor, offer=offer)
 
     async def compose(
         self,
@@ -125,6 +130,7 @@ class Library:
         options: MergeOptions,
         *,
         actor: str = "",
+        offer: bool = True,
     ) -> AdapterRecord:
         """Merge offered adapters, each with its weight, and register the result; see `adapters_registry.merging`.
 
@@ -133,7 +139,7 @@ class Library:
         folders = [(self.folder_of(record), weight) for record, weight in sources]
         async with self._registering(manifest.name):
             facts = await asyncio.to_thread(self._store_merged, folders, method, options)
-            return await self._record(manifest, facts, actor)
+            return await self._record(manifest, facts, actor, offer=offer)
 
     def _store_merged(
         self, folders: Sequence[tuple[Path, float]], method: Method, options: MergeOptions
@@ -173,13 +179,13 @@ class Library:
             self.storage.derive(facts.sha256)
             return facts
 
-    async def _record(self, manifest: Manifest, facts: AdapterFacts, actor: str) -> AdapterRecord:
+    async def _record(self, manifest: Manifest, facts: AdapterFacts, actor: str, *, offer: bool) -> AdapterRecord:
         now = utc_now()
         record = AdapterRecord(
             name=manifest.name,
             version=facts.sha256[:8],
             sha256=facts.sha256,
-            state=AdapterState.ACTIVE,
+            state=AdapterState.REGISTERED,
             card=manifest.card,
             examples=tuple(manifest.examples),
             rank=facts.rank,
@@ -189,8 +195,10 @@ class Library:
             base_model=facts.base_model,
             created_at=now,
             updated_at=now,
+            publish=manifest.publish,
         )
-        stored = await self._adapters.activate(record, actor=actor)
+        keep = self._adapters.activate if offer else self._adapters.register
+        stored = await keep(record, Change(actor))
         _log.info("adapter registered", expert=stored.expert_id, warnings=list(facts.warnings))
         return stored
 
@@ -200,14 +208,36 @@ class Library:
         """``name``: its active version; ``name@sha8``: that version, if it is offered. Raises AdapterNotFound."""
         name, version = split_expert_id(ref)
         record = await self._adapters.find(name, version)
-        if record is None or record.state not in _OFFERED:
-            names = [offered.name for offered in await self.list()]
-            raise AdapterNotFound(ref, nearest(name, names))
+        if record is None or record.state not in OFFERED:
+            raise await self._not_found(ref)
         return record
 
-    async def list(self) -> tuple[AdapterRecord, ...]:
-        """All active experts, sorted by name."""
-        return await self._adapters.list(AdapterState.ACTIVE)
+    async def find(self, ref: str) -> AdapterRecord:
+        """A version in whatever state; of a bare name the active one, else the newest. Raises AdapterNotFound."""
+        name, version = split_expert_id(ref)
+        record = await self._adapters.find(name, version)
+        if record is None and version is None:
+            record = next(iter(await self._adapters.versions(name)), None)
+        if record is None:
+            raise await self._not_found(ref)
+        return record
+
+    async def _not_found(self, ref: str) -> AdapterNotFound:
+        return AdapterNotFound(ref, nearest(split_expert_id(ref)[0], [offered.name for offered in await self.list()]))
+
+    async def list(self, *states: AdapterState) -> tuple[AdapterRecord, ...]:
+        """All experts in these states, without any the active ones; sorted by name."""
+        return await self._adapters.list(*(states or (AdapterState.ACTIVE,)))
+
+    async def versions(self, name: str) -> tuple[AdapterRecord, ...]:
+        """All versions of a name, the newest first; none if there never was one."""
+        return await self._adapters.versions(name)
+
+    async def audit(
+        self, name: str | None = None, *, limit: int = 100, before: int | None = None
+    ) -> tuple[AuditEntry, ...]:
+        """Who changed what, when and why: the newest first, of one name's versions or of all."""
+        return await self._adapters.audit(name, limit=limit, before=before)
 
     async def revision(self) -> int:
         """A number that rises with every change, also one by another process on the same database."""
@@ -225,10 +255,27 @@ class Library:
         record = await self.get(ref)
         return await self._adapters.set_examples(record.name, record.version, texts, actor=actor)
 
+    async def move(
+        self,
+        record: AdapterRecord,
+        state: AdapterState,
+        change: Change,
+        *,
+        expected: AdapterState | None = None,
+        share: float | None = None,
+        report: Mapping[str, Any] | None = None,
+    ) -> AdapterRecord:
+        """Take a version to a state; see `AdapterStates.move`. Raises AdapterNotFound, WrongState."""
+        moved = await self._adapters.move(
+            record.name, record.version, state, change, expected=expected, share=share, report=report
+        )
+        _log.info("expert moved", expert=moved.expert_id, state=moved.state.value, reason=change.reason)
+        return moved
+
     async def retire(self, ref: str, *, actor: str = "") -> AdapterRecord:
-        """Stop offering an expert. Its files stay for requests that are running, until `purge`."""
-        record = await self.get(ref)
-        retired = await self._adapters.retire(record.name, record.version, actor=actor)
+        """Stop offering an expert at once. Its files stay for requests that are running, until `purge`."""
+        record = await self.find(ref)
+        retired = await self._adapters.retire(record.name, record.version, Change(actor))
         _log.info("adapter retired", expert=retired.expert_id)
         return retired
 
@@ -248,7 +295,7 @@ class Library:
         name, version = split_expert_id(ref)
         if version is not None:
             return [(name, version)]
-        retired = await self._adapters.list(AdapterState.RETIRED)
+        retired = await self._adapters.list(*OVER)
         found = [(record.name, record.version) for record in retired if record.name == name]
         if not found:
             raise AdapterNotFound(ref, nearest(name, [record.name for record in retired]))

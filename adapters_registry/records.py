@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +23,7 @@ from pydantic import (
 
 from adapters_registry.errors import BadManifest, Problem
 from adapters_registry.names import check_name
+from adapters_registry.states import AdapterState
 from adapters_registry.usage import NO_LIMITS, KeyLimits
 
 MAX_EXAMPLES = 2000
@@ -31,6 +31,7 @@ MAX_EXAMPLE_CHARS = 8000
 MAX_DESCRIPTION_CHARS = 4000
 MAX_CARD_ITEMS = 64
 MAX_CARD_ITEM_CHARS = 64
+MAX_GATE_SAMPLES = 200
 
 
 def utc_now() -> datetime:
@@ -92,13 +93,45 @@ class Source(_Strict):
     path: Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_without_nul)] | None = None
 
 
+class GateSample(_Strict):
+    """A prompt with the answer that is wanted."""
+
+    prompt: _Example
+    answer: _Example
+
+
+class QualityGate(_Strict):
+    """What a version must be able to do before it is offered: a mean score on samples, by a metric's name."""
+
+    samples: Annotated[list[GateSample], Field(min_length=1, max_length=MAX_GATE_SAMPLES)]
+    min_score: Annotated[float, Field(ge=0, le=1)]
+    metric: _Line = "exact_match"
+    max_tokens: Annotated[int, Field(ge=1, le=1024)] = 128
+
+
+class Publication(_Strict):
+    """What becomes of a version once its probes have passed.
+
+    ``active``: it replaces the name's active version. ``canary``: it gets `share` of the name's conversations; with a
+    share of 0 it gets none, and is only decided on in the shadow. ``ready``: it waits to be promoted.
+    """
+
+    to: Literal["active", "canary", "ready"] = "active"
+    share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    gate: QualityGate | None = None
+
+
+AT_ONCE = Publication()
+
+
 class Manifest(_Strict):
-    """A registration: the expert's name, where its files are, its card, and prompts that it is good at."""
+    """A registration: the expert's name, its files' place, its card, prompts that it is good at, what becomes of it."""
 
     name: Annotated[str, AfterValidator(_valid_name)]
     source: Source | None = None
     card: Card = Field(default_factory=Card)
     examples: _Examples = Field(default_factory=list)
+    publish: Publication = AT_ONCE
 
 
 _EXAMPLES: TypeAdapter[list[str]] = TypeAdapter(_Examples, config=ConfigDict(strict=True))
@@ -136,33 +169,9 @@ def _problems(error: ValidationError, root: str) -> list[Problem]:
 # -- what the registry keeps --------------------------------------------------------------------------------------
 
 
-class AdapterState(StrEnum):
-    """Where a version stands in its life; `TRANSITIONS` says what may follow what."""
-
-    REGISTERED = "registered"
-    VALIDATING = "validating"
-    READY = "ready"
-    ACTIVE = "active"
-    DRAINING = "draining"
-    RETIRED = "retired"
-    REJECTED = "rejected"
-
-
-TRANSITIONS: Mapping[AdapterState, frozenset[AdapterState]] = {
-    AdapterState.REGISTERED: frozenset({AdapterState.VALIDATING, AdapterState.REJECTED}),
-    AdapterState.VALIDATING: frozenset({AdapterState.READY, AdapterState.REJECTED}),
-    AdapterState.READY: frozenset({AdapterState.ACTIVE, AdapterState.RETIRED}),
-    AdapterState.ACTIVE: frozenset({AdapterState.DRAINING, AdapterState.RETIRED}),
-    AdapterState.DRAINING: frozenset({AdapterState.ACTIVE, AdapterState.RETIRED}),
-    AdapterState.RETIRED: frozenset({AdapterState.ACTIVE}),  # registered again with the same content
-    AdapterState.REJECTED: frozenset(),
-}
-"""Validation happens before anything is stored, so a stored version is born ACTIVE and only two states are in use."""
-
-
 @dataclass(frozen=True, slots=True)
 class AdapterRecord:
-    """One immutable version of an expert; only state, card and examples change.
+    """One immutable version of an expert; only its state, what goes with that, its card and its examples change.
 
     Attributes:
         version: First 8 hex digits of `sha256`.
@@ -172,6 +181,10 @@ class AdapterRecord:
         target_modules: Short names of the adapted modules, sorted, such as ``("k_proj", "q_proj")``.
         size_bytes: Size of the weights' file.
         base_model: The base that the adapter's config names; may be empty.
+        publish: What becomes of it once it is ready.
+        share: Of a canary, its part of the name's conversations.
+        report: What the probes found, if they ran.
+        is_purged: Whether its files are given up.
     """
 
     name: str
@@ -187,11 +200,40 @@ class AdapterRecord:
     base_model: str
     created_at: datetime
     updated_at: datetime
+    publish: Publication = AT_ONCE
+    share: float | None = None
+    report: Mapping[str, Any] | None = None
+    is_purged: bool = False
 
     @property
     def expert_id(self) -> str:
         """`name@sha8`, as callers, routers and recipes name this version."""
         return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Who changes something, and why."""
+
+    actor: str = ""
+    reason: str = ""
+
+
+NOBODY = Change()
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One change that was made, numbered in order; of experts with their states before and after."""
+
+    number: int
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    from_state: str | None
+    to_state: str | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ by one cheap number that they must read again. A method has returned only when i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
-from adapters_registry.records import AdapterRecord, AdapterState, KeyRecord
+from adapters_registry.records import NOBODY, AdapterRecord, AuditEntry, Change, KeyRecord
+from adapters_registry.states import AdapterState
 from adapters_registry.usage import KeyLimits, Reservation, Used
 
 
@@ -31,22 +32,56 @@ class AdapterReader(Protocol):
 
 
 class AdapterWriter(Protocol):
-    """Changing what is offered."""
+    """Recording versions."""
 
-    async def activate(self, record: AdapterRecord, *, actor: str = "") -> AdapterRecord:
-        """Record a version and make it the name's active one; the version that was active is retired.
+    async def register(self, record: AdapterRecord, change: Change = NOBODY) -> AdapterRecord:
+        """Record a version as registered; one that was rejected, is draining or retired begins anew.
 
-        The same version again changes card and examples if they differ, and nothing else. Raises NameTaken if the
-        version's first 8 digits are used for another content.
+        The same version again changes card, examples and publication if they differ, and nothing else. Raises
+        NameTaken if the version's first 8 digits are used for another content.
         """
         ...
 
-    async def retire(self, name: str, version: str, *, actor: str = "") -> AdapterRecord:
-        """Stop offering a version. Raises AdapterNotFound if it is not there or retired already."""
+    async def activate(self, record: AdapterRecord, change: Change = NOBODY) -> AdapterRecord:
+        """Register a version and make it the name's active one at once, without probes; the one before drains."""
         ...
 
     async def set_examples(self, name: str, version: str, examples: Sequence[str], *, actor: str = "") -> AdapterRecord:
         """Replace a version's examples. Raises AdapterNotFound."""
+        ...
+
+
+class AdapterStates(Protocol):
+    """Taking versions through their life; `adapters_registry.states` says what may follow what."""
+
+    async def move(
+        self,
+        name: str,
+        version: str,
+        state: AdapterState,
+        change: Change = NOBODY,
+        *,
+        expected: AdapterState | None = None,
+        share: float | None = None,
+        report: Mapping[str, Any] | None = None,
+    ) -> AdapterRecord:
+        """Take a version to a state. The name's active version drains for a new one, its canary is ready again.
+
+        Args:
+            expected: The state that it must be in, so that of several who try only one succeeds.
+            share: Of a canary.
+            report: What the probes found.
+
+        Raises:
+            AdapterNotFound, WrongState.
+        """
+        ...
+
+    async def retire(self, name: str, version: str, change: Change = NOBODY) -> AdapterRecord:
+        """Take a version out of service at once; one that never was ready is rejected by this.
+
+        Raises AdapterNotFound if it is not there or out of service already.
+        """
         ...
 
 
@@ -58,11 +93,25 @@ class ContentLedger(Protocol):
         ...
 
     async def mark_purged(self, name: str, version: str, *, actor: str = "") -> str:
-        """Give up a retired version's files; returns its SHA-256. Raises AdapterNotFound, NotRetired."""
+        """Give up a retired or rejected version's files; returns its SHA-256. Raises AdapterNotFound, NotRetired."""
         ...
 
 
-class AdapterStore(AdapterReader, AdapterWriter, ContentLedger, Protocol):
+class History(Protocol):
+    """What was before."""
+
+    async def versions(self, name: str) -> tuple[AdapterRecord, ...]:
+        """All versions of a name, the newest first."""
+        ...
+
+    async def audit(
+        self, name: str | None = None, *, limit: int = 100, before: int | None = None
+    ) -> tuple[AuditEntry, ...]:
+        """Who changed what, when and why: the newest first, of one name's versions or of all, older than `before`."""
+        ...
+
+
+class AdapterStore(AdapterReader, AdapterWriter, AdapterStates, ContentLedger, History, Protocol):
     """All that is kept about adapters."""
 
 

@@ -5,20 +5,44 @@ Every method is one transaction; writers are alone (see `database`), so what the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from adapters_registry.errors import AdapterNotFound, DatabaseBroken, NameTaken, NotRetired
-from adapters_registry.records import TRANSITIONS, AdapterRecord, AdapterState, Card, utc_now
+from adapters_registry.errors import AdapterNotFound, DatabaseBroken, NameTaken, NotRetired, WrongState
+from adapters_registry.records import AT_ONCE, NOBODY, AdapterRecord, AuditEntry, Card, Change, Publication, utc_now
+from adapters_registry.states import OVER, TRANSITIONS, AdapterState, may_become
 from adapters_registry.stores.changes import note_change
 from adapters_registry.stores.database import Database
-from adapters_registry.stores.tables import adapters, examples, library
+from adapters_registry.stores.tables import adapters, audit, examples, library
 
 _MAX_IDS_PER_QUERY = 500  # SQLite bounds the number of parameters
+
+_MADE_ROOM_FOR = {AdapterState.ACTIVE: AdapterState.DRAINING, AdapterState.CANARY: AdapterState.READY}
+"""States that only one version of a name is in, and what becomes of the one that was."""
+
+_NEXT_TO_END = {
+    AdapterState.REGISTERED: AdapterState.REJECTED,
+    AdapterState.VALIDATING: AdapterState.REJECTED,
+    AdapterState.READY: AdapterState.RETIRED,
+    AdapterState.CANARY: AdapterState.DRAINING,
+    AdapterState.ACTIVE: AdapterState.DRAINING,
+    AdapterState.DRAINING: AdapterState.RETIRED,
+}
+
+_ACTIONS = {
+    AdapterState.REGISTERED: "register",
+    AdapterState.VALIDATING: "validate",
+    AdapterState.READY: "ready",
+    AdapterState.CANARY: "canary",
+    AdapterState.ACTIVE: "activate",
+    AdapterState.DRAINING: "drain",
+    AdapterState.RETIRED: "retire",
+    AdapterState.REJECTED: "reject",
+}
 
 
 class SqlAdapterStore:
@@ -59,37 +83,63 @@ class SqlAdapterStore:
 
     # -- AdapterWriter ------------------------------------------------------------------------------------------
 
-    async def activate(self, record: AdapterRecord, *, actor: str = "") -> AdapterRecord:
-        """See `AdapterWriter.activate`."""
+    async def register(self, record: AdapterRecord, change: Change = NOBODY) -> AdapterRecord:
+        """See `AdapterWriter.register`."""
 
         async def work(connection: AsyncConnection) -> AdapterRecord:
-            await _refuse_collision(connection, record)
-            now = utc_now()
-            existing = await _find_row(connection, record.name, record.version)
-            if existing is None:
-                await _retire_active(connection, record.name, now, actor)
-                await _insert(connection, record, now)
-                await note_change(connection, "register", record.expert_id, actor, now)
-            elif AdapterState.ACTIVE in TRANSITIONS[AdapterState(existing.state)]:
-                await _retire_active(connection, record.name, now, actor)
-                await _update(connection, existing.id, now, state=AdapterState.ACTIVE, purged_at=None)
-                await note_change(connection, "reactivate", record.expert_id, actor, now)
-            if existing is not None:
-                await _update_description(connection, existing, record, actor, now)
+            await _register(connection, record, change, utc_now())
             return await _reread(connection, record.name, record.version)
 
         return await self._database.write(work)
 
-    async def retire(self, name: str, version: str, *, actor: str = "") -> AdapterRecord:
-        """See `AdapterWriter.retire`."""
+    async def activate(self, record: AdapterRecord, change: Change = NOBODY) -> AdapterRecord:
+        """See `AdapterWriter.activate`."""
 
         async def work(connection: AsyncConnection) -> AdapterRecord:
-            row = await _find_row(connection, name, version)
-            if row is None or AdapterState.RETIRED not in TRANSITIONS[AdapterState(row.state)]:
+            now = utc_now()
+            row = await _register(connection, record, change, now)
+            if AdapterState(row.state) is AdapterState.REGISTERED:
+                row = await _move(connection, row, AdapterState.READY, change, now)
+            await _move(connection, row, AdapterState.ACTIVE, change, now)
+            return await _reread(connection, record.name, record.version)
+
+        return await self._database.write(work)
+
+    async def move(
+        self,
+        name: str,
+        version: str,
+        state: AdapterState,
+        change: Change = NOBODY,
+        *,
+        expected: AdapterState | None = None,
+        share: float | None = None,
+        report: Mapping[str, Any] | None = None,
+    ) -> AdapterRecord:
+        """See `AdapterStates.move`."""
+
+        async def work(connection: AsyncConnection) -> AdapterRecord:
+            row = await _required_row(connection, name, version)
+            if expected is not None and row.state != expected:
+                raise _wrong_state(row, state)
+            more: dict[str, object] = {"share": share} if state is AdapterState.CANARY else {}
+            if report is not None:
+                more["report"] = dict(report)
+            await _move(connection, row, state, change, utc_now(), **more)
+            return await _reread(connection, name, version)
+
+        return await self._database.write(work)
+
+    async def retire(self, name: str, version: str, change: Change = NOBODY) -> AdapterRecord:
+        """See `AdapterStates.retire`."""
+
+        async def work(connection: AsyncConnection) -> AdapterRecord:
+            row = await _required_row(connection, name, version)
+            if row.state in OVER:
                 raise AdapterNotFound(f"{name}@{version}")
             now = utc_now()
-            await _update(connection, row.id, now, state=AdapterState.RETIRED)
-            await note_change(connection, "retire", f"{name}@{version}", actor, now)
+            while row.state not in OVER:
+                row = await _move(connection, row, _NEXT_TO_END[AdapterState(row.state)], change, now)
             return await _reread(connection, name, version)
 
         return await self._database.write(work)
@@ -98,8 +148,8 @@ class SqlAdapterStore:
         """See `AdapterWriter.set_examples`."""
 
         async def work(connection: AsyncConnection) -> AdapterRecord:
-            row = await _find_row(connection, name, version)
-            if row is None or row.state == AdapterState.RETIRED:
+            row = await _required_row(connection, name, version)
+            if row.state in OVER:
                 raise AdapterNotFound(f"{name}@{version}")
             now = utc_now()
             if await _replace_examples(connection, row.id, examples):
@@ -108,6 +158,33 @@ class SqlAdapterStore:
             return await _reread(connection, name, version)
 
         return await self._database.write(work)
+
+    # -- History -------------------------------------------------------------------------------------
+
+    async def versions(self, name: str) -> tuple[AdapterRecord, ...]:
+        """See `History.versions`."""
+
+        async def work(connection: AsyncConnection) -> tuple[AdapterRecord, ...]:
+            query = sa.select(adapters).where(adapters.c.name == name).order_by(adapters.c.id.desc())
+            return await _to_records(connection, (await connection.execute(query)).all())
+
+        return await self._database.read(work)
+
+    async def audit(
+        self, name: str | None = None, *, limit: int = 100, before: int | None = None
+    ) -> tuple[AuditEntry, ...]:
+        """See `History.audit`."""
+
+        async def work(connection: AsyncConnection) -> tuple[AuditEntry, ...]:
+            query = sa.select(audit).order_by(audit.c.id.desc()).limit(limit)
+            if name is not None:
+                whole = audit.c.subject == name
+                query = query.where(whole | audit.c.subject.startswith(f"{name}@", autoescape=True))
+            if before is not None:
+                query = query.where(audit.c.id < before)
+            return tuple(_to_entry(row) for row in await connection.execute(query))
+
+        return await self._database.read(work)
 
     # -- ContentLedger ------------------------------------------------------------------------------------------
 
@@ -124,10 +201,8 @@ class SqlAdapterStore:
         """See `ContentLedger.mark_purged`."""
 
         async def work(connection: AsyncConnection) -> str:
-            row = await _find_row(connection, name, version)
-            if row is None:
-                raise AdapterNotFound(f"{name}@{version}")
-            if row.state != AdapterState.RETIRED:
+            row = await _required_row(connection, name, version)
+            if row.state not in OVER:
                 raise NotRetired(f"{name}@{version}")
             now = utc_now()
             if row.purged_at is None:
@@ -150,6 +225,13 @@ async def _find_row(connection: AsyncConnection, name: str, version: str | None)
     return (await connection.execute(query)).one_or_none()
 
 
+async def _required_row(connection: AsyncConnection, name: str, version: str) -> sa.Row[Any]:
+    row = await _find_row(connection, name, version)
+    if row is None:
+        raise AdapterNotFound(f"{name}@{version}")
+    return row
+
+
 async def _refuse_collision(connection: AsyncConnection, record: AdapterRecord) -> None:
     """Engines tell contents apart by the first 8 digits, across all names."""
     other = sa.select(adapters.c.name).where(adapters.c.version == record.version, adapters.c.sha256 != record.sha256)
@@ -158,10 +240,57 @@ async def _refuse_collision(connection: AsyncConnection, record: AdapterRecord) 
         raise NameTaken(record.expert_id, why)
 
 
-async def _retire_active(connection: AsyncConnection, name: str, now: datetime, actor: str) -> None:
-    if (row := await _find_row(connection, name, None)) is not None:
-        await _update(connection, row.id, now, state=AdapterState.RETIRED)
-        await note_change(connection, "retire", f"{name}@{row.version}", actor, now)
+async def _register(connection: AsyncConnection, record: AdapterRecord, change: Change, now: datetime) -> sa.Row[Any]:
+    """Have a row for the version; one that had left, or was rejected, begins anew."""
+    await _refuse_collision(connection, record)
+    existing = await _find_row(connection, record.name, record.version)
+    if existing is None:
+        await _insert(connection, record, now)
+        states = (None, AdapterState.REGISTERED.value)
+        await note_change(
+            connection, "register", record.expert_id, change.actor, now, states=states, reason=change.reason
+        )
+        return await _required_row(connection, record.name, record.version)
+    if may_become(AdapterState(existing.state), AdapterState.REGISTERED) and existing.state != AdapterState.VALIDATING:
+        existing = await _move(connection, existing, AdapterState.REGISTERED, change, now, purged_at=None, report=None)
+    await _update_description(connection, existing, record, change, now)
+    return await _required_row(connection, record.name, record.version)
+
+
+async def _move(
+    connection: AsyncConnection,
+    row: sa.Row[Any],
+    state: AdapterState,
+    change: Change,
+    now: datetime,
+    **values: object,
+) -> sa.Row[Any]:
+    """Take a version to a state, and whichever version is in the way out of it; the same state again is no change.
+
+    Raises WrongState if `TRANSITIONS` has no such step.
+    """
+    before = AdapterState(row.state)
+    if before is state and (state is not AdapterState.CANARY or values.get("share") == row.share):
+        return row
+    if before is not state and not may_become(before, state):
+        raise _wrong_state(row, state)
+    if state is AdapterState.ACTIVE and row.purged_at is not None:
+        raise WrongState(f"{row.name}@{row.version}", "retired and without its files", "active", ["registered"])
+    if before is not state and state in _MADE_ROOM_FOR:
+        query = sa.select(adapters).where(adapters.c.name == row.name, adapters.c.state == state.value)
+        if (other := (await connection.execute(query)).one_or_none()) is not None:
+            because = Change(change.actor, f"replaced by {row.name}@{row.version}")
+            await _move(connection, other, _MADE_ROOM_FOR[state], because, now)
+    await _update(connection, row.id, now, **({"share": None, "state": state.value} | values))
+    states = (before.value, state.value)
+    subject = f"{row.name}@{row.version}"
+    await note_change(connection, _ACTIONS[state], subject, change.actor, now, states=states, reason=change.reason)
+    return await _required_row(connection, row.name, row.version)
+
+
+def _wrong_state(row: sa.Row[Any], wanted: AdapterState) -> WrongState:
+    state = AdapterState(row.state)
+    return WrongState(f"{row.name}@{row.version}", state.value, wanted.value, [s.value for s in TRANSITIONS[state]])
 
 
 async def _insert(connection: AsyncConnection, record: AdapterRecord, now: datetime) -> None:
@@ -169,7 +298,8 @@ async def _insert(connection: AsyncConnection, record: AdapterRecord, now: datet
         "name": record.name,
         "version": record.version,
         "sha256": record.sha256,
-        "state": AdapterState.ACTIVE.value,
+        "state": AdapterState.REGISTERED.value,
+        "publish": record.publish.model_dump(),
         "card": record.card.model_dump(),
         "rank": record.rank,
         "alpha": record.alpha,
@@ -188,14 +318,14 @@ async def _update(connection: AsyncConnection, adapter_id: int, now: datetime, *
 
 
 async def _update_description(
-    connection: AsyncConnection, existing: sa.Row[Any], record: AdapterRecord, actor: str, now: datetime
+    connection: AsyncConnection, existing: sa.Row[Any], record: AdapterRecord, change: Change, now: datetime
 ) -> None:
-    """Card and examples of a version that is registered again."""
-    card = record.card.model_dump()
+    """Card, examples and what becomes of a version that is registered again."""
+    card, publish = record.card.model_dump(), record.publish.model_dump()
     changed_examples = await _replace_examples(connection, existing.id, record.examples)
-    if changed_examples or existing.card != card:
-        await _update(connection, existing.id, now, card=card)
-        await note_change(connection, "describe", record.expert_id, actor, now)
+    if changed_examples or existing.card != card or (existing.publish or AT_ONCE.model_dump()) != publish:
+        await _update(connection, existing.id, now, card=card, publish=publish)
+        await note_change(connection, "describe", record.expert_id, change.actor, now, reason=change.reason)
 
 
 async def _replace_examples(connection: AsyncConnection, adapter_id: int, texts: Sequence[str]) -> bool:
@@ -245,4 +375,12 @@ def _to_record(row: sa.Row[Any], texts: tuple[str, ...]) -> AdapterRecord:
         base_model=row.base_model,
         created_at=row.created_at,
         updated_at=row.updated_at,
+        publish=Publication.model_validate(row.publish),
+        share=row.share,
+        report=row.report,
+        is_purged=row.purged_at is not None,
     )
+
+
+def _to_entry(row: sa.Row[Any]) -> AuditEntry:
+    return AuditEntry(row.id, row.at, row.actor, row.action, row.subject, row.from_state, row.to_state, row.reason)

@@ -60,6 +60,9 @@ adapters = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("updated_at", UtcDateTime, nullable=False),
     sa.Column("purged_at", UtcDateTime, nullable=True),
+    sa.Column("publish", sa.JSON, nullable=False, server_default="{}"),
+    sa.Column("share", sa.Double, nullable=True),
+    sa.Column("report", sa.JSON(none_as_null=True), nullable=True),
     sa.UniqueConstraint("name", "version", name="uq_adapters_name_version"),
     sa.Index("ix_adapters_version", "version"),
     sa.Index("ix_adapters_sha256", "sha256"),
@@ -69,6 +72,13 @@ adapters = sa.Table(
         unique=True,
         sqlite_where=sa.text("state = 'active'"),
         postgresql_where=sa.text("state = 'active'"),
+    ),
+    sa.Index(
+        "uq_adapters_one_canary",
+        "name",
+        unique=True,
+        sqlite_where=sa.text("state = 'canary'"),
+        postgresql_where=sa.text("state = 'canary'"),
     ),
 )
 
@@ -115,5 +125,9 @@ audit = sa.Table(
     sa.Column("actor", sa.String(200), nullable=False),
     sa.Column("action", sa.String(32), nullable=False),
     sa.Column("subject", sa.String(255), nullable=False),
+    sa.Column("from_state", sa.String(16), nullable=True),
+    sa.Column("to_state", sa.String(16), nullable=True),
+    sa.Column("reason", sa.Text, nullable=False, server_default=""),
+    sa.Index("ix_audit_subject", "subject"),
 )
 """Who changed what, when; only ever added to."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from adapters_registry.errors import AdapterNotFound, DatabaseBusy, KeyNotFound, NameTaken, NotRetired
+from adapters_registry.errors import AdapterNotFound, DatabaseBusy, KeyNotFound, NameTaken, NotRetired, WrongState
 from adapters_registry.keys import new_key
-from adapters_registry.records import AdapterRecord, AdapterState, Card, utc_now
+from adapters_registry.records import AdapterRecord, Card, Change, utc_now
+from adapters_registry.states import TRANSITIONS, AdapterState
 from adapters_registry.stores.base import AdapterStore, KeyStore, UsageStore
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql import SqlAdapterStore
@@ -97,8 +99,8 @@ async def test_one_active_version(adapters: AdapterStore) -> None:
     for content in (1, 2, 3, 2):
         active = await adapters.activate(record("sql", content))
         assert await adapters.list(AdapterState.ACTIVE) == (active,)
-    assert len(await adapters.list(AdapterState.RETIRED)) == 2
-    assert len(await adapters.list(AdapterState.ACTIVE, AdapterState.RETIRED)) == 3
+    assert len(await adapters.list(AdapterState.DRAINING)) == 2
+    assert len(await adapters.list(AdapterState.ACTIVE, AdapterState.DRAINING)) == 3
 
 
 async def test_lists_are_sorted(adapters: AdapterStore) -> None:
@@ -146,6 +148,94 @@ async def test_retiring(adapters: AdapterStore) -> None:
             await adapters.retire(name, version)
 
 
+async def test_a_version_is_probed_before_it_is_offered(adapters: AdapterStore) -> None:
+    old = await adapters.activate(record("sql", 1))
+    new = await adapters.register(record("sql", 2), Change("me", "retrained"))
+    assert (new.state, await adapters.find("sql")) == (AdapterState.REGISTERED, old)
+    with pytest.raises(WrongState, match="registered and cannot become active"):
+        await adapters.move("sql", new.version, AdapterState.ACTIVE)
+    for state in (AdapterState.VALIDATING, AdapterState.READY, AdapterState.ACTIVE):
+        moved = await adapters.move("sql", new.version, state, Change("me"), report={"passed": True})
+        assert (moved.state, moved.report) == (state, {"passed": True})
+    assert await adapters.find("sql") == moved
+    assert (await adapters.versions("sql"))[1].state == AdapterState.DRAINING
+    back = await adapters.move("sql", old.version, AdapterState.ACTIVE, Change("me", "worse"))
+    assert await adapters.find("sql") == back
+    assert [entry.to_state for entry in await adapters.audit("sql", limit=2)] == ["active", "draining"]
+    whole = [
+        (e.action, e.from_state, e.to_state, e.actor, e.reason) for e in await adapters.audit(f"sql@{new.version}")
+    ]
+    assert whole[-1] == ("register", None, "registered", "me", "retrained")
+    assert whole[0] == ("drain", "active", "draining", "me", f"replaced by sql@{old.version}")
+    numbers = [entry.number for entry in await adapters.audit()]
+    assert numbers == sorted(numbers, reverse=True)
+    assert [entry.number for entry in await adapters.audit(before=numbers[2], limit=2)] == numbers[3:5]
+    assert await adapters.audit("sq") == ()
+
+
+async def test_one_canary_with_a_share(adapters: AdapterStore) -> None:
+    await adapters.activate(record("sql", 1))
+    ids = []
+    for content in (2, 3):
+        stored = await adapters.register(record("sql", content))
+        await adapters.move("sql", stored.version, AdapterState.READY)
+        ids.append((await adapters.move("sql", stored.version, AdapterState.CANARY, share=0.25)).version)
+    first, second = ids
+    assert [(r.version, r.share) for r in await adapters.list(AdapterState.CANARY)] == [(second, 0.25)]
+    revision = await adapters.revision()
+    assert (await adapters.move("sql", second, AdapterState.CANARY, share=0.25)).share == 0.25
+    assert await adapters.revision() == revision
+    assert (await adapters.move("sql", second, AdapterState.CANARY, share=0.5)).share == 0.5
+    assert await adapters.revision() > revision
+    promoted = await adapters.move("sql", second, AdapterState.ACTIVE)
+    assert (promoted.share, (await adapters.find("sql", first)).state) == (None, AdapterState.READY)  # type: ignore[union-attr]
+
+
+async def test_one_of_several_who_try_succeeds(adapters: AdapterStore) -> None:
+    stored = await adapters.register(record("sql", 1))
+    moves = (
+        adapters.move("sql", stored.version, AdapterState.VALIDATING, expected=AdapterState.REGISTERED)
+        for _ in range(8)
+    )
+    answers = await asyncio.gather(*moves, return_exceptions=True)
+    assert sum(isinstance(answer, AdapterRecord) for answer in answers) == 1
+    assert sum(isinstance(answer, WrongState) for answer in answers) == 7
+
+
+async def test_a_version_without_files_does_not_come_back_by_itself(adapters: AdapterStore) -> None:
+    stored = await adapters.activate(record("sql", 1))
+    await adapters.retire("sql", stored.version)
+    await adapters.mark_purged("sql", stored.version)
+    with pytest.raises(WrongState, match="registered"):
+        await adapters.move("sql", stored.version, AdapterState.ACTIVE)
+    assert not (await adapters.activate(record("sql", 1))).is_purged
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_walk_leaves_the_table(adapters: AdapterStore, seed: int) -> None:
+    choose = random.Random(seed)
+    last: dict[str, str | None] = {}
+    for _ in range(150):
+        name, content = choose.choice(["a", "b"]), choose.randrange(3)
+        try:
+            if choose.random() < 0.2:
+                await adapters.register(record(name, content))
+            else:
+                version = record(name, content).version
+                await adapters.move(name, version, choose.choice(list(AdapterState)), share=0.1)
+        except (WrongState, AdapterNotFound):
+            continue
+        for state in (AdapterState.ACTIVE, AdapterState.CANARY):
+            names = [found.name for found in await adapters.list(state)]
+            assert len(names) == len(set(names))
+    for entry in reversed(await adapters.audit(limit=1000)):
+        assert entry.from_state == last.get(entry.subject)
+        if entry.from_state and entry.from_state != entry.to_state:
+            assert entry.to_state in TRANSITIONS[AdapterState(entry.from_state)]
+        last[entry.subject] = entry.to_state
+    assert last == {found.expert_id: found.state for found in await adapters.list()}
+
+
 async def test_examples(adapters: AdapterStore) -> None:
     stored = await adapters.activate(record("sql", 1, "a", "b"))
     assert (await adapters.set_examples("sql", stored.version, ["x"])).examples == ("x",)
@@ -177,7 +267,7 @@ async def test_every_change_raises_the_revision_and_nothing_else_does(adapters: 
         seen.append(await adapters.revision())
         return seen[-1] > seen[-2]
 
-    stored = await adapters.activate(record("sql", 1, "a"), actor="me")
+    stored = await adapters.activate(record("sql", 1, "a"), Change("me"))
     assert await rose()
     await adapters.activate(record("sql", 1, "a"))
     assert not await rose()

@@ -27,7 +27,8 @@ from adapters_registry.errors import (
 )
 from adapters_registry.library import Library
 from adapters_registry.limits import AdapterLimits
-from adapters_registry.records import AdapterState, Card, Manifest
+from adapters_registry.records import Card, Manifest
+from adapters_registry.states import AdapterState
 from adapters_registry.validation import AdapterFacts
 
 Write = Callable[..., Path]
@@ -80,6 +81,7 @@ async def test_new_content_is_a_new_version(library: Library, write_adapter: Wri
     assert await library.list() == (new,)
     with pytest.raises(AdapterNotFound):
         await library.get(old.expert_id)
+    assert (await library.find(old.expert_id)).state is AdapterState.DRAINING
     back = await library.register_folder(manifest(), write_adapter())
     assert back.expert_id == old.expert_id
     assert await library.list() == (back,)

@@ -12,8 +12,6 @@ from adapters_registry.errors import BadManifest
 from adapters_registry.keys import new_key
 from adapters_registry.records import (
     MAX_EXAMPLES,
-    TRANSITIONS,
-    AdapterState,
     Manifest,
     parse_examples,
     parse_manifest,
@@ -89,12 +87,6 @@ def test_examples_alone() -> None:
         parse_examples("abc")
     with pytest.raises(BadManifest):
         parse_examples(["a", 1])
-
-
-def test_every_state_has_transitions_and_none_leads_to_itself() -> None:
-    assert set(TRANSITIONS) == set(AdapterState)
-    assert all(state not in followers for state, followers in TRANSITIONS.items())
-    assert AdapterState.RETIRED in TRANSITIONS[AdapterState.ACTIVE]
 
 
 def test_keys_expire() -> None:

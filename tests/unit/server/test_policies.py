@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from adapters_registry.records import AdapterRecord, AdapterState, Card, utc_now
+from adapters_registry.records import AdapterRecord, Card, utc_now
+from adapters_registry.states import AdapterState
 from routers.artefacts import ArtefactStore
 from routers.base import Artefact, FitData, Matrix, Progress, RouteQuery, Sample
 from routers.classifier import ClassifierRouter
