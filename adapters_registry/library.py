@@ -269,7 +269,7 @@ class Library:
         moved = await self._adapters.move(
             record.name, record.version, state, change, expected=expected, share=share, report=report
         )
-        _log.info("expert moved", expert=moved.expert_id, state=moved.state.value, reason=change.reason)
+        _log.debug("expert moved", expert=moved.expert_id, state=moved.state.value, reason=change.reason)
         return moved
 
     async def retire(self, ref: str, *, actor: str = "") -> AdapterRecord:

@@ -38,11 +38,14 @@ TRANSITIONS: Mapping[AdapterState, frozenset[AdapterState]] = {
 ended while it probed. Retired ones were ready once, so a rollback may bring them back; what is removed before it was
 ready is rejected, and has to be registered again."""
 
-OVER = frozenset({AdapterState.RETIRED, AdapterState.REJECTED})
-"""States in which a version serves nothing, so that its files may go."""
-
 OFFERED = frozenset({AdapterState.READY, AdapterState.CANARY, AdapterState.ACTIVE})
 """States in which a version can be asked for by its id."""
+
+SERVING = OFFERED | {AdapterState.DRAINING}
+"""States in which a version may have requests under way."""
+
+OVER = frozenset({AdapterState.RETIRED, AdapterState.REJECTED})
+"""States in which a version serves nothing, so that its files may go."""
 
 
 def may_become(state: AdapterState, next_state: AdapterState) -> bool:

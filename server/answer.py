@@ -175,6 +175,7 @@ class Answer:
             input_tokens=self._tokens.input_tokens,
             output_tokens=self._tokens.output_tokens,
             streamed=self.is_stream,
+            trial_role=self._plan.trial_role,
         )
         self._metrics.record(outcome)
         if self._grant:

@@ -15,6 +15,7 @@ from server.api.admin import AdapterAdmin, admin_router
 from server.api.health import health_router
 from server.api.incoming import error_response, request_id_of
 from server.api.inference import PATHS, InferenceApp
+from server.api.lifecycle import lifecycle_router
 from server.api.openapi import document
 from server.api.policies import policies_router
 from server.api.public import public_router
@@ -35,8 +36,9 @@ def build_app(gateway: Gateway) -> Edge:
     )
     app.include_router(health_router(gateway.metrics, gateway.authenticator, gateway.missing))
     app.include_router(public_router(gateway.pipeline, gateway.watcher, gateway.authenticator, settings.max_body_bytes))
-    admin = AdapterAdmin(gateway.library, gateway.watcher, gateway.drainer, settings)
+    admin = AdapterAdmin(gateway.library, gateway.watcher, gateway.lifecycle, settings)
     app.include_router(admin_router(admin, gateway.library, gateway.authenticator, settings))
+    app.include_router(lifecycle_router(gateway.lifecycle, gateway.shadow, gateway.library, gateway.authenticator))
     app.include_router(
         policies_router(gateway.policies, gateway.scores, gateway.watcher, gateway.authenticator, settings)
     )

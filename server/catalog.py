@@ -14,8 +14,21 @@ from typing import Any, Literal
 
 from adapters_registry.names import nearest
 from adapters_registry.records import AdapterRecord
+from adapters_registry.states import AdapterState
 from server.auth import Principal
-from server.engine.recipes import Base, Ensemble, Recipe, RecipeError, SetRef, Single, bind, parse, parse_asked
+from server.engine.recipes import (
+    EXPERT_ID,
+    Base,
+    Ensemble,
+    Recipe,
+    RecipeError,
+    SetRef,
+    Single,
+    bind,
+    experts_of,
+    parse,
+    parse_asked,
+)
 from server.errors import BadRequest, ModelNotFound
 from server.policies import LivePolicy
 
@@ -26,7 +39,8 @@ DEFAULT_POLICY = "auto"
 class Target:
     """What a ``model`` means: something to execute, or a policy that will decide.
 
-    `threshold` is what the caller wrote behind the policy's name (``policy:0.3``).
+    `threshold` is what the caller wrote behind the policy's name (``policy:0.3``). `pinned` are the experts that the
+    caller asked for by version.
     """
 
     kind: Literal["base", "expert", "policy", "recipe"]
@@ -34,6 +48,7 @@ class Target:
     recipe: Recipe | None = None
     policy: LivePolicy | None = None
     threshold: float | None = None
+    pinned: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -43,18 +58,34 @@ class Catalog:
     Attributes:
         base_names: Names of the base; the first is the one that is shown.
         experts: Active experts by id.
+        others: Versions by id that can be asked for by it (ready, canary), or serve what began on them (draining).
         policies: Policies by name.
         text_of: Text of a long recipe by its digest, or None.
     """
 
     base_names: tuple[str, ...]
     experts: Mapping[str, AdapterRecord] = field(default_factory=dict)
+    others: Mapping[str, AdapterRecord] = field(default_factory=dict)
     policies: Mapping[str, LivePolicy] = field(default_factory=dict)
     text_of: Callable[[str], str | None] = field(default=lambda _digest: None)
 
     @cached_property
     def _by_name(self) -> dict[str, AdapterRecord]:
         return {record.name: record for record in self.experts.values()}
+
+    @cached_property
+    def canaries(self) -> dict[str, AdapterRecord]:
+        """Versions by name that get a share of the name's conversations."""
+        return {r.name: r for r in self.others.values() if r.state is AdapterState.CANARY and r.share}
+
+    def record_of(self, expert_id: str) -> AdapterRecord | None:
+        """The version of this id, if it may serve anything."""
+        return self.experts.get(expert_id) or self.others.get(expert_id)
+
+    def _named(self, asked: str) -> AdapterRecord | None:
+        """What a caller means by a name or an id; a draining version takes nothing new."""
+        record = self._by_name.get(asked) or self.record_of(asked)
+        return None if record is None or record.state is AdapterState.DRAINING else record
 
     def visible_to(self, principal: Principal) -> frozenset[str] | None:
         """Ids of the experts that the principal may use; None stands for all of them."""
@@ -78,11 +109,14 @@ class Catalog:
         policy = self.policies.get(asked.rpartition(":")[0])
         if policy is not None and principal.may_ask(policy.name):
             return Target("policy", asked, policy=policy, threshold=_threshold(asked))
-        record = self._by_name.get(asked) or self.experts.get(asked)
+        record = self._named(asked)
         if record is not None and principal.may_use(record.name):
-            return Target("expert", asked, recipe=Single(record.expert_id))
+            pinned = {asked} if asked == record.expert_id else set()
+            return Target("expert", asked, recipe=Single(record.expert_id), pinned=frozenset(pinned))
         if "(" in asked or asked.startswith("set:"):
-            return Target("recipe", asked, recipe=self.recipe(asked, principal))
+            recipe = self.recipe(asked, principal)
+            pinned = set(experts_of(recipe) if asked.startswith("set:") else EXPERT_ID.findall(asked))
+            return Target("recipe", asked, recipe=recipe, pinned=frozenset(pinned))
         raise self._not_found(asked, principal)
 
     def recipe(self, asked: str, principal: Principal) -> Recipe:
@@ -109,7 +143,7 @@ class Catalog:
         return recipe
 
     def _visible_id(self, expert: str, principal: Principal) -> str:
-        record = self._by_name.get(expert) or self.experts.get(expert)
+        record = self._named(expert)
         if record is None or not principal.may_use(record.name):
             raise self._not_found(expert, principal)
         return record.expert_id

@@ -225,6 +225,7 @@ _LOWER: dict[type[Exception], type[GatewayError]] = {
     registry_errors.NameTaken: Conflict,
     registry_errors.CannotMerge: BadRequest,
     registry_errors.NotRetired: Conflict,
+    registry_errors.WrongState: Conflict,
     registry_errors.StorageFull: StorageFailed,
     registry_errors.StorageUnwritable: StorageFailed,
     registry_errors.DatabaseBusy: Unavailable,

@@ -16,6 +16,7 @@ import structlog
 from adapters_registry.errors import RegistryError
 from adapters_registry.library import Library
 from adapters_registry.records import AdapterRecord
+from adapters_registry.states import SERVING, AdapterState
 from server.catalog import Catalog
 from server.metrics import Metrics
 from server.policies import LivePolicy, PolicyManager
@@ -35,7 +36,8 @@ class LibraryWatcher:
         metrics: Shows the number of experts.
         on_change: Called when the library's revision has changed, also by a change of keys.
 
-    Policies wait for `may_fit`, which whoever registers a whole library clears meanwhile.
+    `on_shown` is called with every new state of library and policies. Policies wait for `may_fit`, which whoever
+    registers a whole library clears meanwhile.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class LibraryWatcher:
         policies.on_change = self._show_policies
         self.may_fit = asyncio.Event()
         self.may_fit.set()
+        self.on_shown: Callable[[Catalog], None] = lambda _catalog: None
         self.problem = "the library has not been read yet"
 
     def start(self) -> None:
@@ -79,11 +82,15 @@ class LibraryWatcher:
             revision = await self._library.revision()
             if revision != self._revision:
                 self._on_change()
-                records = await self._library.list()
-                experts = {record.expert_id: record for record in records}
-                self.catalog = replace(self.catalog, experts=experts)
+                records = {record.expert_id: record for record in await self._library.list(*SERVING)}
+                experts = {each: r for each, r in records.items() if r.state is AdapterState.ACTIVE}
+                others = {each: r for each, r in records.items() if r.state is not AdapterState.ACTIVE}
+                self.catalog = replace(self.catalog, experts=experts, others=others)
                 self._metrics.experts.set(len(experts))
+                for state in SERVING:
+                    self._metrics.versions.labels(state.value).set(sum(r.state is state for r in records.values()))
                 self._revision = revision
+                self.on_shown(self.catalog)
         self._wake.set()
 
     @property
@@ -93,6 +100,7 @@ class LibraryWatcher:
 
     def _show_policies(self, live: Mapping[str, LivePolicy]) -> None:
         self.catalog = replace(self.catalog, policies=live)
+        self.on_shown(self.catalog)
 
     async def _watch(self) -> None:
         while True:

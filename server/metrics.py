@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
@@ -44,7 +45,10 @@ class BoundedLabel:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What is known of a request when it ends; times in seconds, None for what did not happen."""
+    """What is known of a request when it ends; times in seconds, None for what did not happen.
+
+    `trial_role` is the answering version's while its expert has a canary.
+    """
 
     endpoint: str
     policy: str
@@ -55,6 +59,7 @@ class Outcome:
     input_tokens: int = 0
     output_tokens: int = 0
     streamed: bool = False
+    trial_role: Literal["active", "canary"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,30 @@ class Metrics:
         self.active = Gauge("moergate_requests_active", "Requests being worked on.", registry=self.registry)
         self.queued = Gauge("moergate_requests_queued", "Requests waiting for a place.", registry=self.registry)
         self.experts = Gauge("moergate_library_experts", "Active experts of the library.", registry=self.registry)
+        self.versions = Gauge(
+            "moergate_library_versions",
+            "Versions of experts that are in service, by state.",
+            ("state",),
+            registry=self.registry,
+        )
+        self.probes = Counter(
+            "moergate_expert_probes",
+            "Versions that were probed before they are offered, by result: passed or failed.",
+            ("result",),
+            registry=self.registry,
+        )
+        self.canary_requests = Counter(
+            "moergate_canary_requests",
+            "Requests to experts that have a canary, by the version that answered (role: active or canary).",
+            ("expert", "role", "status"),
+            registry=self.registry,
+        )
+        self.shadow_decisions = Counter(
+            "moergate_shadow_decisions",
+            "Decisions about an expert that has a version in the shadow: kept, gained or lost by it, were it offered.",
+            ("policy", "expert", "change"),
+            registry=self.registry,
+        )
         self.policy_stale = Gauge(
             "moergate_policy_stale",
             "1 while a policy's last fit failed, or the library has changed since a costly one was fitted.",
@@ -206,6 +235,10 @@ class Metrics:
         if expert is None:
             self.abstentions.labels(policy).inc()
 
+    def record_shadow(self, policy: str, expert: str, change: str) -> None:
+        """Count a decision that was made in the shadow, too, and concerns an expert in it."""
+        self.shadow_decisions.labels(policy, self._expert(expert), change).inc()
+
     def show_load(self, active: Callable[[], float], queued: Callable[[], float]) -> None:
         """Read the numbers of running and waiting requests at each scrape."""
         self.active.set_function(active)
@@ -227,6 +260,8 @@ class Metrics:
             series.output_tokens.observe(outcome.output_tokens)
         if cost := self.cost_of(outcome):
             series.cost.inc(cost)
+        if outcome.trial_role:
+            self.canary_requests.labels(expert, outcome.trial_role, str(outcome.status)).inc()
 
     def _series_of(self, endpoint: str, policy: str, expert: str) -> _Series:
         key = (endpoint, policy, expert)

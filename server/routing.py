@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import orjson
 import structlog
 
 from adapters_registry.records import AdapterRecord
-from routers.base import AsksBase, Decision, RouteQuery
+from adapters_registry.states import AdapterState
+from routers.base import AsksBase, Decision, RouteQuery, WeightedExpert
 from routers.segments import parts_of
 from routers.views import View, view_of
 from server.auth import Principal
 from server.body import JsonBody, parse_body
 from server.catalog import Catalog, Target
+from server.conversations import Conversation, ConversationMemory, conversation_of
 from server.engine.base import EngineRequest
 from server.engine.errors import EngineFault
 from server.engine.pool import EnginePool
@@ -29,11 +32,18 @@ from server.engine.recipes import MAX_EXPERTS, MAX_WEIGHT, Base, Gate, Mix, Reci
 from server.errors import BadRequest, GatewayError
 from server.metrics import Metrics
 from server.policies import LivePolicy
+from server.shadow import Shadow
 from server.task_windows import TaskWindows
+from server.versions import Versions
 
 MAX_TASK_ID_CHARS = 200
 MAX_CHOICE_TOKENS = 64
 MAX_EXCLUDED = 256
+KEPT_WITHIN = 0.15
+"""A conversation keeps its expert unless another one's score is better by more than this part of the scores' range."""
+
+TIED_WITHIN = 0.03
+"""Scores that differ by less than this part of their range are as good as equal: a resident expert goes first."""
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +58,7 @@ class Plan:
         records: The records of the experts that are used.
         decision: The router's answer, if a policy was asked.
         embed_s, route_s: Time taken by each, in seconds.
+        trial_role: Which of the two a version is whose expert has a canary.
     """
 
     target: Target
@@ -56,6 +67,7 @@ class Plan:
     decision: Decision | None = None
     embed_s: float = 0.0
     route_s: float = 0.0
+    trial_role: Literal["active", "canary"] | None = None
 
     @property
     def policy_name(self) -> str | None:
@@ -80,11 +92,16 @@ class Planner:
     Args:
         pool: Decodes prompts that came as token ids, and lets the base answer routers that ask it.
         metrics: Counts decisions.
+        memory: What conversations began with.
+        shadow: Decides again, and counts, where a version is in the shadow.
     """
 
-    def __init__(self, pool: EnginePool, metrics: Metrics) -> None:
+    def __init__(self, pool: EnginePool, metrics: Metrics, memory: ConversationMemory, shadow: Shadow) -> None:
         self._pool = pool
         self._metrics = metrics
+        self._memory = memory
+        self._shadow = shadow
+        self._versions = Versions(memory)
         self._windows = TaskWindows()
 
     async def plan(
@@ -94,21 +111,57 @@ class Planner:
         policy = target.policy
         if policy is None:
             recipe = target.recipe or Base()
-            return Plan(target, recipe, _records_of(recipe, catalog))
+            if not isinstance(recipe, Base):
+                conversation = conversation_of(principal.key_id, body.fields, request_id)
+                recipe = self._versions.choose(recipe, target.pinned, catalog, conversation)
+            records = _records_of(recipe, catalog)
+            return Plan(target, recipe, records, trial_role=_trial_role(records, catalog))
         started = time.perf_counter()
         query = await self._query(policy, target.threshold, path, body, catalog, principal, request_id)
         if policy.router.card.asks_base:
             query = await self._ask(cast(AsksBase, policy.router), query, request_id)
         embedded = time.perf_counter()
         decision = await asyncio.to_thread(policy.router.route, query) if policy.slow else policy.router.route(query)
+        self._shadow.note(policy.name, query, decision, principal)
+        if not decision.abstained:
+            conversation = conversation_of(principal.key_id, body.fields, request_id)
+            decision = self._settle(decision, policy.name, catalog, conversation)
         recipe = _recipe_of(decision)
+        if len(_records_of(recipe, catalog)) < len(experts_of(recipe)):  # one was removed while the router decided
+            recipe = Base()
+        if not isinstance(recipe, Base):
+            recipe = self._versions.choose(recipe, (), catalog, conversation)
         records = _records_of(recipe, catalog)
-        if len(records) < len(experts_of(recipe)):  # one was removed while the router decided
-            recipe, records = Base(), ()
         routed = time.perf_counter()
-        plan = Plan(target, recipe, records, decision, embedded - started, routed - embedded)
+        role = _trial_role(records, catalog)
+        plan = Plan(target, recipe, records, decision, embedded - started, routed - embedded, role)
         self._metrics.record_decision(policy.name, plan.expert_name if records else None, decision.confidence)
         return plan
+
+    def _settle(self, decision: Decision, policy: str, catalog: Catalog, conversation: Conversation) -> Decision:
+        """A decision for one expert, unless another one is nearly as good and nearer at hand.
+
+        The expert that the conversation has had goes first, whose prefix the engine has cached; then one that is
+        resident in an engine, if the chosen one is not.
+        """
+        if len(decision.experts) != 1 or decision.gate is not None:
+            return decision
+        chosen = decision.experts[0].expert_id
+        name = chosen.partition("@")[0]
+        had = self._memory.get(conversation, f"policy {policy}")
+        if had is not None and had != name:
+            close = (each for each in near_ties(decision, KEPT_WITHIN) if each.partition("@")[0] == had)
+            if (kept := next(close, None)) is not None and kept in catalog.experts:
+                chosen, why = kept, "the conversation has had this expert"
+        elif not self._pool.is_resident(chosen):
+            resident = (each for each in near_ties(decision, TIED_WITHIN) if self._pool.is_resident(each))
+            if (near := next(resident, None)) is not None and near in catalog.experts:
+                chosen, why = near, "nearly as good, and resident in the engine"
+        self._memory.put(conversation, f"policy {policy}", chosen.partition("@")[0])
+        if chosen == decision.experts[0].expert_id:
+            return decision
+        reason = f"{decision.reason} Taken instead of {decision.experts[0].expert_id}: {why}."
+        return replace(decision, experts=(WeightedExpert(chosen, decision.experts[0].weight),), reason=reason.strip())
 
     async def _query(
         self,
@@ -189,6 +242,28 @@ class Planner:
             return {}
 
 
+def _trial_role(records: Sequence[AdapterRecord], catalog: Catalog) -> Literal["active", "canary"] | None:
+    if len(records) != 1 or records[0].name not in catalog.canaries:
+        return None
+    return "canary" if records[0].state is AdapterState.CANARY else "active"
+
+
+def near_ties(decision: Decision, within: float) -> Iterator[str]:
+    """Candidates that are nearly as good as the best one, best first, without the chosen one.
+
+    Scores have a scale of their own with each router, so the distance counts as a part of that from the best to the
+    worst of the listed candidates.
+    """
+    if not decision.candidates:
+        return
+    best, worst = decision.candidates[0].score, decision.candidates[-1].score
+    for candidate in decision.candidates:
+        if best - candidate.score > within * (best - worst):
+            return
+        if candidate.expert_id != decision.experts[0].expert_id:
+            yield candidate.expert_id
+
+
 def _task_id(body: JsonBody) -> str | None:
     task_id = body.fields.get("task_id")
     if task_id is None or (isinstance(task_id, str) and 0 < len(task_id) <= MAX_TASK_ID_CHARS):
@@ -238,4 +313,4 @@ def _recipe_of(decision: Decision) -> Recipe:
 
 
 def _records_of(recipe: Recipe, catalog: Catalog) -> tuple[AdapterRecord, ...]:
-    return tuple(record for expert in experts_of(recipe) if (record := catalog.experts.get(expert)) is not None)
+    return tuple(record for expert in experts_of(recipe) if (record := catalog.record_of(expert)) is not None)

@@ -132,6 +132,21 @@ class Settings(BaseSettings):
         description="Folders from which adapters may be registered by path; none given: any folder.",
     )
 
+    probe_adapters: bool = Field(
+        True,
+        description="Ask the engine whether a registered adapter works before it is offered: that it changes the "
+        "base's answers, that they are finite, and that its name gives its own answers.",
+    )
+    kept_versions: int = Field(
+        2, ge=0, description="Replaced versions of an expert whose files are kept, so that they can be rolled back to."
+    )
+    conversation_idle_s: float = Field(
+        300.0,
+        ge=0,
+        description="A replaced version goes on answering conversations that began on it until they have been silent "
+        "for so many seconds.",
+    )
+
     count_stream_tokens: bool = Field(
         False,
         description="Ask the engine for the token counts of streams, and take them out of the answer again. "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,8 @@ from server.admission import Admission
 from server.answer import Limits
 from server.auth import LOOPBACK_NAMES, Authenticator
 from server.base_model import default_cache_dir
+from server.catalog import Catalog
+from server.conversations import ConversationMemory
 from server.draining import Drainer
 from server.embedders import BASE, Embedders
 from server.engine.connector import TimedConnector
@@ -43,6 +45,7 @@ from server.engine.supervisor import EngineOptions, EngineSupervisor, engine_com
 from server.engine.vllm import VllmEngine
 from server.engine_losses import EngineLosses
 from server.library_watch import LibraryWatcher
+from server.lifecycle import Lifecycle
 from server.limits import Limiter
 from server.logs import AccessLog
 from server.metrics import Metrics
@@ -52,6 +55,7 @@ from server.policy_store import PolicySpec, PolicyStore
 from server.routing import Planner
 from server.score_store import ScoreStore
 from server.settings import Settings, SettingsError
+from server.shadow import Shadow
 from server.vector_store import VectorStore
 
 IDLE_CONNECTION_S = 4.0
@@ -77,6 +81,8 @@ class Gateway:
     limiter: Limiter
     admission: Admission
     pipeline: Pipeline
+    lifecycle: Lifecycle
+    shadow: Shadow
     drainer: Drainer
     session: aiohttp.ClientSession
     supervisor: EngineSupervisor | None = None
@@ -89,6 +95,7 @@ class Gateway:
             self.supervisor.start()
         self.pool.start()
         self.watcher.start()
+        self.lifecycle.start()
         self._tasks.append(asyncio.create_task(self._clean_up()))
         if self.settings.library:
             self.watcher.may_fit.clear()
@@ -114,8 +121,10 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.lifecycle.close()
         await self.drainer.close()
         await self.watcher.close()
+        await self.shadow.close()
         await self.policies.close()
         await self.pool.close()
         if self.supervisor:
@@ -132,6 +141,7 @@ class Gateway:
         try:
             await self.library.clean_orphans()
             await self.library.derive_missing()
+            await self.drainer.collect()
         except RegistryError as error:
             log.warning("leftovers not removed", error=str(error))
 
@@ -156,9 +166,10 @@ class Gateway:
                 continue
             folder = (path.parent / source).absolute()
             try:
-                await self.library.register_folder(manifest, folder, actor="start-up")
+                await self.library.register_folder(manifest, folder, actor="start-up", offer=False)
             except RegistryError as error:
                 log.error("expert refused", expert=manifest.name, error=str(error))
+        await self.lifecycle.all_seen_through()
 
 
 async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gateway:
@@ -213,19 +224,35 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
     access_log = AccessLog(settings.log_format if settings.log_level in ("debug", "info") else None)
     metrics.show_load(lambda: admission.num_active, lambda: admission.num_waiting)
     limiter = Limiter(library.usage, metrics)
+    memory = ConversationMemory()
+    shadow = Shadow(_shadow_fitter(settings, embedders, scores), metrics)
     pipeline = Pipeline(
         authenticator,
         limiter,
         admission,
         watcher,
-        Planner(pool, metrics),
+        Planner(pool, metrics, memory, shadow),
         pool,
         metrics,
         Limits(settings.first_token_timeout_s, settings.total_timeout_s),
         access_log,
         count_stream_tokens=settings.count_stream_tokens,
     )
-    drainer = Drainer(library, pool, [engine.unload for _, engine in engines])
+    lifecycle = Lifecycle(library, watcher, pool, metrics, probes=settings.probe_adapters)
+    drainer = Drainer(
+        library,
+        pool,
+        memory,
+        [engine.unload for _, engine in engines],
+        kept_versions=settings.kept_versions,
+        conversation_idle_s=settings.conversation_idle_s,
+    )
+
+    def follow(catalog: Catalog) -> None:
+        drainer.follow([*catalog.experts.values(), *catalog.others.values()])
+        shadow.follow(catalog)
+
+    watcher.on_shown = follow
     return Gateway(
         settings,
         metrics,
@@ -240,10 +267,26 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         limiter,
         admission,
         pipeline,
+        lifecycle,
+        shadow,
         drainer,
         session,
         supervisor,
     )
+
+
+def _shadow_fitter(
+    settings: Settings, embedders: Embedders, scores: ScoreStore
+) -> Callable[[Sequence[PolicySpec]], PolicyManager]:
+    """How policies are fitted a second time, for decisions that are only counted."""
+    folder = settings.home / "shadow"
+
+    def manager(specs: Sequence[PolicySpec]) -> PolicyManager:
+        unseen = Metrics(max_experts=1, prices={})
+        vectors = VectorStore(settings.home / "policies" / "vectors.sqlite")
+        return PolicyManager(specs, embedders, ArtefactStore(folder), PolicyStore(folder), scores, unseen, vectors)
+
+    return manager
 
 
 def policy_specs(settings: Settings) -> list[PolicySpec]:

@@ -8,7 +8,7 @@ import shutil
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from fastapi import APIRouter, Request
@@ -20,18 +20,21 @@ from starlette.types import Message
 from adapters_registry.library import Library
 from adapters_registry.merging import USES_DENSITY, USES_SEED, MergeOptions, Method
 from adapters_registry.records import AdapterRecord, Card, Composition, Manifest, parse_manifest
+from adapters_registry.states import AdapterState
 from server.api.incoming import read_body
 from server.auth import Authenticator, Principal
-from server.draining import Drainer
 from server.engine.recipes import Mix, Single
 from server.errors import AdapterRefused, BadRequest, BodyTooLarge, Conflict, PermissionDenied
 from server.library_watch import LibraryWatcher
+from server.lifecycle import Lifecycle
 from server.settings import Settings
 
 _SAFE_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
 _MAX_FORM_FILES = 64
 _MAX_MANIFEST_BYTES = 32 << 20
+
+StateFilter = Literal["all", "registered", "validating", "ready", "canary", "active", "draining", "retired", "rejected"]
 
 
 class ComposeOrder(BaseModel):
@@ -63,14 +66,14 @@ class AdapterAdmin:
     Args:
         library: Where adapters are kept.
         watcher: Shows changes to callers.
-        drainer: Takes removed experts out of the engines.
+        lifecycle: Sees registered versions through to being offered.
         settings: Limits, and folders that may be registered from.
     """
 
-    def __init__(self, library: Library, watcher: LibraryWatcher, drainer: Drainer, settings: Settings) -> None:
+    def __init__(self, library: Library, watcher: LibraryWatcher, lifecycle: Lifecycle, settings: Settings) -> None:
         self._library = library
         self._watcher = watcher
-        self._drainer = drainer
+        self._lifecycle = lifecycle
         self._settings = settings
         self._uploads = settings.home / "uploads"
 
@@ -120,16 +123,8 @@ class AdapterAdmin:
         card = order.card.model_copy(update={"composed_from": made})
         manifest = parse_manifest({"name": order.name, "card": card.model_dump(), "examples": order.examples})
         return await self._offer(
-            manifest.name,
-            lambda: self._library.compose(manifest, sources, order.method, options, actor=principal.key_id),
+            lambda: self._library.compose(manifest, sources, order.method, options, actor=principal.key_id, offer=False)
         )
-
-    async def remove(self, ref: str, actor: str) -> AdapterRecord:
-        """Stop offering an expert; running requests end, then its files go."""
-        record = await self._library.retire(ref, actor=actor)
-        await self._watcher.show_experts()
-        self._drainer.drain(record.expert_id)
-        return record
 
     async def set_examples(self, ref: str, examples: list[str], actor: str) -> AdapterRecord:
         """Replace an expert's example prompts; policies follow."""
@@ -140,16 +135,15 @@ class AdapterAdmin:
     async def _register(self, manifest: Manifest, source: Path, actor: str, *, is_upload: bool) -> AdapterRecord:
         self._check_name(manifest.name)
         register = self._library.register_archive if is_upload else self._library.register_folder
-        return await self._offer(manifest.name, lambda: register(manifest, source, actor=actor))
+        return await self._offer(lambda: register(manifest, source, actor=actor, offer=False))
 
-    async def _offer(self, name: str, register: Callable[[], Awaitable[AdapterRecord]]) -> AdapterRecord:
-        """Register a version of an expert, show it, and drain those that it replaced."""
-        before = [r.expert_id for r in await self._library.list() if r.name == name]
-        record = await register()
-        await self._watcher.show_experts()
-        for expert_id in before:
-            if expert_id != record.expert_id:
-                self._drainer.drain(expert_id)
+    async def _offer(self, register: Callable[[], Awaitable[AdapterRecord]]) -> AdapterRecord:
+        """Register a version and see it through; raises AdapterRefused if the engine's probes reject it."""
+        record = await self._lifecycle.see_through(await register())
+        if record.state is AdapterState.REJECTED:
+            problems = tuple((record.report or {}).get("problems", ()))
+            listed = " ".join(f"{each['where']}: {each['what']}. {each['fix']}" for each in problems)
+            raise AdapterRefused(f"{record.expert_id} was rejected by its probes. {listed}", problems=problems)
         return record
 
     def _check_name(self, name: str) -> None:
@@ -200,21 +194,17 @@ def admin_router(admin: AdapterAdmin, library: Library, authenticator: Authentic
             raise BadRequest(found) from None
         return show(await admin.compose(order, principal))
 
-    @router.get("/adapters", summary="List active adapters")
-    async def list_adapters(request: Request) -> dict[str, Any]:
+    @router.get("/adapters", summary="List adapters: the active ones, or those in other states")
+    async def list_adapters(request: Request, state: StateFilter = "active") -> dict[str, Any]:
         await principal_of(request)
-        return {"object": "list", "data": [show(record) for record in await library.list()]}
+        wanted = tuple(AdapterState) if state == "all" else (AdapterState(state),)
+        return {"object": "list", "data": [show(record) for record in await library.list(*wanted)]}
 
     @router.get("/adapters/{ref}", summary="Show an adapter by name or name@version, with its examples")
     async def show_adapter(ref: str, request: Request) -> dict[str, Any]:
         await principal_of(request)
-        record = await library.get(ref)
+        record = await library.find(ref)
         return show(record) | {"examples": list(record.examples)}
-
-    @router.delete("/adapters/{ref}", summary="Remove an adapter: running requests end, then its files go")
-    async def remove_adapter(ref: str, request: Request) -> dict[str, Any]:
-        principal = await principal_of(request)
-        return show(await admin.remove(ref, principal.key_id))
 
     @router.put("/adapters/{ref}/examples", summary="Replace an adapter's example prompts")
     async def put_examples(ref: str, request: Request) -> JSONResponse:
@@ -246,6 +236,9 @@ def show(record: AdapterRecord) -> dict[str, Any]:
         "num_examples": len(record.examples),
         "created_at": record.created_at.isoformat(),
         "updated_at": record.updated_at.isoformat(),
+        "publish": {"to": record.publish.to, "share": record.publish.share},
+        "share": record.share,
+        "report": record.report,
     }
 
 

@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 from adapters_registry.records import Manifest
 from server.api.admin import ComposeOrder, ExamplesOrder
 from server.api.inference import PATHS
+from server.api.lifecycle import ChangeOrder, PromoteOrder
 from server.api.policies import PolicyOrder
 from server.routing import MAX_TASK_ID_CHARS
 from server.score_store import ScoreReport
@@ -23,6 +24,9 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", "/admin/adapters"): Manifest,
     ("post", "/admin/adapters/compose"): ComposeOrder,
     ("put", "/admin/adapters/{ref}/examples"): ExamplesOrder,
+    ("post", "/admin/adapters/{ref}/promote"): PromoteOrder,
+    ("post", "/admin/adapters/{ref}/withdraw"): ChangeOrder,
+    ("post", "/admin/adapters/{name}/rollback"): ChangeOrder,
     ("post", "/admin/policies"): PolicyOrder,
     ("post", "/admin/scores"): ScoreReport,
 }

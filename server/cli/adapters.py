@@ -15,6 +15,8 @@ from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, 
 
 app = typer.Typer(no_args_is_help=True)
 
+Reason = Annotated[str, typer.Option(help="Why; kept in the history.")]
+
 
 @app.command()
 def add(
@@ -29,6 +31,12 @@ def add(
     max_examples: Annotated[
         int | None, typer.Option(help="Take at most so many of the examples, evenly spaced.", min=1)
     ] = None,
+    publish: Annotated[
+        str, typer.Option(help="What becomes of it once its probes have passed: active, canary or ready.")
+    ] = "active",
+    share: Annotated[
+        float, typer.Option(help="Of a canary: its part of the conversations, 0 to 1.", min=0, max=1)
+    ] = 0.1,
     upload: Annotated[bool, typer.Option(help="Send the files, for a gateway on another machine.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
@@ -42,6 +50,7 @@ def add(
         "name": name,
         "card": {"description": description, "tags": tag or []},
         "examples": examples,
+        "publish": {"to": publish, "share": share},
     }
     if not source.exists():
         raise ClientError(f"{source} does not exist.", 2)
@@ -54,25 +63,24 @@ def add(
     if as_json:
         print_json(record)
     else:
-        typer.echo(f"{record['id']} is registered: rank {record['rank']}, {len(examples)} examples.")
+        typer.echo(f"{record['id']} is {_shown_state(record)}: rank {record['rank']}, {len(examples)} examples.")
         if not examples:
             typer.echo("It has no example prompts, so routers that learn from examples will not choose it.")
 
 
 @app.command("list")
-def list_adapters(url: Url = DEFAULT_URL, api_key: Key = None, as_json: AsJson = False) -> None:
-    """List the active adapters."""
-    records = call("GET", url, "/admin/adapters", key=api_key)["data"]
+def list_adapters(
+    state: Annotated[str, typer.Option(help="Those in this state, or all.")] = "active",
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """List adapters: the active ones, or those in another state."""
+    records = call("GET", url, f"/admin/adapters?state={_quoted(state)}", key=api_key)["data"]
     if as_json:
         print_json(records)
         return
-    table = Table("id", "rank", "modules", "size", "examples", "description", box=None)
-    for record in records:
-        modules = ", ".join(record["target_modules"])
-        size = f"{record['size_bytes'] / 2**20:.1f} MiB"
-        row = (record["id"], record["rank"], modules, size, record["num_examples"], record["card"]["description"])
-        table.add_row(*map(str, row))
-    Console().print(table)
+    _print_table(records)
 
 
 @app.command()
@@ -97,15 +105,117 @@ def show(
 
 
 @app.command()
-def rm(
-    ref: Annotated[str, typer.Argument(help="name or name@version.")],
+def versions(
+    name: Annotated[str, typer.Argument(help="Name of the expert.")],
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove an adapter: requests that use it end, then its files go."""
+    """List all versions of an adapter, the newest first."""
+    records = call("GET", url, f"/admin/adapters/{_quoted(name)}/versions", key=api_key)["data"]
+    print_json(records) if as_json else _print_table(records)
+
+
+@app.command()
+def promote(
+    ref: Annotated[str, typer.Argument(help="name@version.")],
+    share: Annotated[
+        float | None,
+        typer.Option(
+            help="Only this part of the conversations, 0 to 1: a canary. 0 only shows what it would get.", min=0, max=1
+        ),
+    ] = None,
+    reason: Reason = "",
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the active one of its name; with --share its canary."""
+    order = {"reason": reason} | ({} if share is None else {"share": share})
+    _change(url, f"/admin/adapters/{_quoted(ref)}/promote", order, api_key, as_json)
+
+
+@app.command()
+def withdraw(
+    ref: Annotated[str, typer.Argument(help="name, or name@version of the canary.")],
+    reason: Reason = "",
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a canary's share of the traffic away."""
+    _change(url, f"/admin/adapters/{_quoted(ref)}/withdraw", {"reason": reason}, api_key, as_json)
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="Name of the expert.")],
+    reason: Reason = "",
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the version active again that was before the one that is."""
+    _change(url, f"/admin/adapters/{_quoted(name)}/rollback", {"reason": reason}, api_key, as_json)
+
+
+@app.command()
+def history(
+    name: Annotated[str | None, typer.Argument(help="name or name@version; without it, every change.")] = None,
+    limit: Annotated[int, typer.Option(help="At most so many changes.", min=1, max=1000)] = 50,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show who changed what, when and why, the newest first."""
+    which = f"&name={_quoted(name)}" if name else ""
+    entries = call("GET", url, f"/admin/audit?limit={limit}{which}", key=api_key)["data"]
+    if as_json:
+        print_json(entries)
+        return
+    table = Table("when", "who", "what", "subject", "from", "to", "why", box=None)
+    for entry in entries:
+        when = str(entry["at"])[:19].replace("T", " ")
+        row = (when, entry["actor"], entry["action"], entry["subject"], entry["from"], entry["to"], entry["reason"])
+        table.add_row(*(str(cell or "") for cell in row))
+    Console().print(table)
+
+
+@app.command()
+def rm(
+    ref: Annotated[str, typer.Argument(help="name: all its versions; or name@version.")],
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove an adapter: requests that use it end, then its files go. Its record stays."""
     record = call("DELETE", url, f"/admin/adapters/{_quoted(ref)}", key=api_key)
     print_json(record) if as_json else typer.echo(f"{record['id']} is removed.")
+
+
+def _change(url: str, path: str, order: dict[str, Any], api_key: str | None, as_json: bool) -> None:
+    record = call("POST", url, path, key=api_key, body=orjson.dumps(order))
+    print_json(record) if as_json else typer.echo(f"{record['id']} is {_shown_state(record)}.")
+
+
+def _shown_state(record: dict[str, Any]) -> str:
+    if record["state"] == "canary":
+        return f"a canary with {record['share']:.0%} of the conversations"
+    return {"registered": "registered, and will be probed when an engine is ready"}.get(
+        str(record["state"]), str(record["state"])
+    )
+
+
+def _print_table(records: list[dict[str, Any]]) -> None:
+    table = Table("id", "state", "rank", "modules", "size", "examples", "description", box=None)
+    for record in records:
+        share = f" {record['share']:.0%}" if record["share"] is not None else ""
+        modules = ", ".join(record["target_modules"])
+        size = f"{record['size_bytes'] / 2**20:.1f} MiB"
+        state = record["state"] + share
+        row = (record["id"], state, record["rank"], modules, size, record["num_examples"])
+        table.add_row(*map(str, row), record["card"]["description"])
+    Console().print(table)
 
 
 def _read_examples(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import zlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class FakeEngine:
         break_after: Close the connection in the middle after so many tokens of a stream; None never does.
         healthy: What ``/health`` says.
         has_plugin: Whether it says that it executes mixes and gates.
+        without_effect: Ids of experts that answer as the base does.
         cancelled: Requests whose caller went away before the end.
     """
 
@@ -53,6 +55,7 @@ class FakeEngine:
     break_after: int | None = None
     healthy: bool = True
     has_plugin: bool = True
+    without_effect: set[str] = field(default_factory=set)
     cancelled: int = 0
     running: int = 0
     seen: deque[Seen] = field(default_factory=lambda: deque(maxlen=1000))
@@ -151,7 +154,8 @@ class FakeEngine:
         choice["finish_reason"] = "length"
         answer = {"id": "fake-1", "object": "chat.completion", "created": 1, "model": model, "choices": [choice]}
         if body.get("prompt_logprobs") is not None:
-            answer["prompt_logprobs"] = _prompt_logprobs(model, body)
+            same_as_base = any(expert in self.without_effect for expert in _EXPERT.findall(model))
+            answer["prompt_logprobs"] = _prompt_logprobs("base" if same_as_base else model, body)
         await _json(send, answer | {"usage": usage})
 
     async def _stream(self, path: str, body: dict[str, Any], model: str, num_tokens: int, send: Send) -> None:
@@ -185,9 +189,11 @@ def _asked_text(body: dict[str, Any]) -> str:
 
 
 def _prompt_logprobs(model: str, body: dict[str, Any]) -> list[dict[str, Any] | None]:
-    """One token a word; each costs as many nats as the model's name has letters, so that models differ."""
+    """One token a word; each costs as many nats as the model's name has letters and a bit by its hash, so that models
+    differ."""
     words = _asked_text(body).split()
-    place = {"0": {"logprob": -0.1 * len(model), "rank": 1, "decoded_token": "word"}}
+    logprob = -0.1 * len(model) - zlib.crc32(model.encode()) / 2**32
+    place = {"0": {"logprob": logprob, "rank": 1, "decoded_token": "word"}}
     return [None, *([place] * (len(words) - 1))]
 
 

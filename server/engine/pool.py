@@ -105,6 +105,10 @@ class EnginePool:
         """Why the pool is not ready, for people."""
         return "; ".join(f"{r.name}: {r.health.detail or 'ready'}" for r in self.replicas)
 
+    def is_resident(self, expert_id: str) -> bool:
+        """Whether a ready replica has the expert in a slot, as it said last."""
+        return any(r.health.ready and expert_id in r.residency.experts for r in self.replicas)
+
     def num_using(self, expert_id: str) -> int:
         """Requests under way that use an expert."""
         return sum(replica.experts[expert_id] for replica in self.replicas)

@@ -9,6 +9,7 @@ The embedding and the output head take no adapters (the registry refuses them), 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections import OrderedDict
@@ -29,7 +30,7 @@ from vllm.v1.worker import lora_model_runner_mixin
 from server.vllm_plugin.admission import num_slots
 from server.vllm_plugin.batch import Batch
 from server.vllm_plugin.linear import ExpertLinear, SliceWeights
-from server.vllm_plugin.plans import Plan, plan_of_request
+from server.vllm_plugin.plans import Plan, forgotten_version, plan_of_request
 from server.vllm_plugin.punica import BatchWrapper, ModuleWrapper
 from server.vllm_plugin.stats import ResidencyStats
 from server.vllm_plugin.store import ExpertStore
@@ -208,12 +209,20 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
         return True
 
     def remove_adapter(self, adapter_id: int) -> bool:
-        """Forget a recipe; an expert that was asked for by itself leaves memory as well."""
-        manager = self._adapter_manager
-        plan = manager.plans.pop(adapter_id, None)
+        """Forget a recipe; an expert that was asked for by itself, or is to be forgotten, leaves memory as well."""
+        if (version := forgotten_version(adapter_id)) is not None:
+            removed = [self._forget(expert) for expert in list(self._int_ids) if expert.endswith(version)]
+            give_back_memory()
+            return any(removed)
+        plan = self._adapter_manager.plans.pop(adapter_id, None)
         if plan is None or len(plan.experts) != 1:
             return plan is not None
-        int_id = self._int_ids.pop(plan.experts[0], None)
+        return self._forget(plan.experts[0])
+
+    def _forget(self, expert: str) -> bool:
+        """Take an expert out of its slot and out of memory; a later request loads it again."""
+        manager = self._adapter_manager
+        int_id = self._int_ids.pop(expert, None)
         if int_id is None:
             return True
         removed: bool = super().remove_adapter(int_id)
@@ -301,6 +310,13 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
                 del self._int_ids[expert]
                 manager.names.pop(int_id, None)
                 manager.vectors.pop(int_id, None)
+
+
+def give_back_memory() -> None:
+    """Have the C library return freed pages to the system, which glibc otherwise keeps; elsewhere, nothing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 _here: list[RecipeWorkerManager] = []

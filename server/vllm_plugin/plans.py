@@ -12,6 +12,10 @@ FIXED = "fixed"
 """The gate of a mix whose A and B are added up each by itself: its weights are the plan's, whatever the token."""
 
 
+_FORGET = 1 << 52
+"""A LoRA number from here on asks the worker to forget an expert; its version, 32 bits, is added."""
+
+
 class RecipeRefused(Exception):
     """A recipe cannot be executed; the text says why, for the caller."""
 
@@ -39,6 +43,16 @@ class Plan:
     experts: tuple[str, ...]
     weights: tuple[float, ...]
     gate: GateSpec | None = None
+
+
+def forgetting_id(expert_id: str) -> int:
+    """What to have vLLM remove, so that the worker forgets an expert whatever recipes it was loaded for."""
+    return _FORGET + int(expert_id.rpartition("@")[2], 16)
+
+
+def forgotten_version(lora_int_id: int) -> str | None:
+    """The end of the ids of the experts that are to be forgotten, or None if the number is a recipe's."""
+    return f"@{lora_int_id - _FORGET:08x}" if lora_int_id >= _FORGET else None
 
 
 def plan_of(recipe: Recipe) -> Plan:

@@ -17,9 +17,9 @@ from vllm.entrypoints.openai.models.serving import OpenAIServingModels, create_e
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
-from server.engine.recipes import MAX_EXPERTS, Base, Single
+from server.engine.recipes import EXPERT_ID, MAX_EXPERTS, Base, Single
 from server.vllm_plugin.admission import num_slots
-from server.vllm_plugin.plans import RecipeRefused, plan_of
+from server.vllm_plugin.plans import RecipeRefused, forgetting_id, plan_of
 from server.vllm_plugin.store import ExpertStore
 
 NAME = "moergate"
@@ -119,11 +119,14 @@ async def _resolve_checked(self: Any, lora_name: str) -> Any:
 
 @wraps(_unload_lora)
 async def _unload_everywhere(self: Any, request: Any) -> Any:
-    """vLLM only forgets the name; here the engine frees the memory as well."""
+    """vLLM only forgets the name; here the engine frees the memory as well, also of what only mixes have used."""
     known = self.lora_requests.get(request.lora_name)
     answer = await _unload_lora(self, request)
     if known is not None and isinstance(answer, str):
         await self.engine_client.remove_lora(known.lora_int_id)
+    if EXPERT_ID.fullmatch(request.lora_name):
+        await self.engine_client.remove_lora(forgetting_id(request.lora_name))
+        return f"Success: LoRA adapter '{request.lora_name}' removed successfully."
     return answer
 
 

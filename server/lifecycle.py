@@ -1,0 +1,250 @@
+"""What becomes of a registered version: probed on the engine, then offered as its manifest says, or rejected.
+
+`AdapterState` has the states. A version that is registered waits in the database, so that a gateway's end loses
+nothing: whichever gateway claims it first probes it, when its engine is ready. Publishing, withdrawing, rolling back
+and removing move versions from state to state; what follows from that, in routing and in the engines, others do who
+watch the library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+
+from adapters_registry.errors import AdapterNotFound, RegistryError, WrongState
+from adapters_registry.library import Library
+from adapters_registry.names import split_expert_id
+from adapters_registry.records import AdapterRecord, Change, utc_now
+from adapters_registry.states import OVER, AdapterState
+from server.engine.pool import EnginePool
+from server.errors import Conflict
+from server.library_watch import LibraryWatcher
+from server.metrics import Metrics
+from server.probes import CannotProbe, EngineBusy, Prober, Report
+
+POLL_S = 1.0
+BUSY_S = 5.0
+"""Time until an engine that could not be asked is asked again."""
+
+MAX_PARALLEL = 4
+_PATIENCE = {AdapterState.REGISTERED: timedelta(seconds=2), AdapterState.VALIDATING: timedelta(seconds=300)}
+"""A version that has been in its state for longer was left there by a gateway that ended, or had no engine."""
+
+PROBER = "gateway"
+
+log = structlog.get_logger(__name__)
+
+
+class Lifecycle:
+    """See the module's docstring.
+
+    Args:
+        library: The library.
+        watcher: Shows changes to callers.
+        pool: The engines.
+        metrics: Counts probes.
+        probes: Whether versions are probed before they are offered.
+    """
+
+    def __init__(
+        self, library: Library, watcher: LibraryWatcher, pool: EnginePool, metrics: Metrics, *, probes: bool
+    ) -> None:
+        self._library = library
+        self._watcher = watcher
+        self._pool = pool
+        self._metrics = metrics
+        self._probes = probes
+        self._prober = Prober(pool)
+        self._places = asyncio.Semaphore(MAX_PARALLEL)
+        self._under_way: dict[str, asyncio.Task[AdapterRecord]] = {}
+        self._worker: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look for versions that wait."""
+        self._worker = asyncio.create_task(self._work())
+
+    async def close(self) -> None:
+        """Stop; what was being probed waits again."""
+        tasks = [*self._under_way.values(), *([self._worker] if self._worker else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- from registered to offered -----------------------------------------------------------------------------
+
+    async def see_through(self, record: AdapterRecord) -> AdapterRecord:
+        """Bring a registered version to what its manifest wants, and return it as it is then.
+
+        It stays registered if no engine is ready to probe it; it is taken up again as soon as one is.
+        """
+        if record.state is AdapterState.REGISTERED and (not self._probes or self._pool.ready):
+            task = self._under_way.get(record.expert_id) or self._begin(record)
+            record = await asyncio.shield(task)
+        elif record.state is AdapterState.READY:
+            record = await self._publish(record)
+        await self._watcher.show_experts()
+        return record
+
+    async def all_seen_through(self) -> None:
+        """Wait until no version waits to be probed."""
+        while await self._library.list(AdapterState.REGISTERED, AdapterState.VALIDATING):  # noqa: ASYNC110 - at start
+            await asyncio.sleep(POLL_S / 4)
+
+    def _begin(self, record: AdapterRecord) -> asyncio.Task[AdapterRecord]:
+        task = asyncio.create_task(self._validate(record))
+        self._under_way[record.expert_id] = task
+        task.add_done_callback(lambda _done: self._under_way.pop(record.expert_id, None))
+        return task
+
+    async def _validate(self, record: AdapterRecord) -> AdapterRecord:
+        if not self._probes:
+            change = Change(PROBER, "probes are off")
+            return await self._publish(await self._library.move(record, AdapterState.READY, change))
+        async with self._places:
+            try:
+                record = await self._library.move(
+                    record, AdapterState.VALIDATING, Change(PROBER), expected=AdapterState.REGISTERED
+                )
+            except WrongState:  # another gateway has it
+                return await self._library.find(record.expert_id)
+            try:
+                report = await self._probe(record)
+            except BaseException as error:
+                why = str(error) or type(error).__name__
+                await asyncio.shield(self._library.move(record, AdapterState.REGISTERED, Change(PROBER, why)))
+                if isinstance(error, EngineBusy):
+                    return await self._library.find(record.expert_id)
+                raise
+        return await self._conclude(record, report)
+
+    async def _probe(self, record: AdapterRecord) -> Report:
+        try:
+            return await self._prober.probe(record, self._watcher.records)
+        except CannotProbe as error:
+            log.warning("expert not probed", expert=record.expert_id, why=str(error))
+            return Report((), {"skipped": str(error)})
+
+    async def _conclude(self, record: AdapterRecord, report: Report) -> AdapterRecord:
+        self._metrics.probes.labels("passed" if report.passed else "failed").inc()
+        found = report.as_json()
+        log.info("expert probed", expert=record.expert_id, passed=report.passed)
+        if report.passed:
+            ready = await self._library.move(record, AdapterState.READY, Change(PROBER, "probed"), report=found)
+            return await self._publish(ready)
+        why = "; ".join(f"{problem.where}: {problem.what}" for problem in report.problems)
+        return await self._library.move(record, AdapterState.REJECTED, Change(PROBER, why), report=found)
+
+    async def _publish(self, record: AdapterRecord) -> AdapterRecord:
+        """Offer a ready version as its manifest wants."""
+        wanted = record.publish
+        change = Change(PROBER, "published by its manifest")
+        if wanted.to == "active":
+            return await self._library.move(record, AdapterState.ACTIVE, change)
+        has_active = any(r.name == record.name for r in await self._library.list())
+        if wanted.to == "canary" and (has_active or not wanted.share):
+            return await self._library.move(record, AdapterState.CANARY, change, share=wanted.share)
+        return record
+
+    async def _work(self) -> None:
+        """Take up what waits, from before a start or from gateways that ended."""
+        revision = -1
+        while True:
+            try:
+                if not self._probes or self._pool.ready:
+                    now = await self._library.revision()
+                    if now != revision:
+                        revision = now if await self._take_up() else -1
+            except RegistryError as error:
+                log.warning("waiting experts not taken up", error=str(error))
+            except Exception:  # a fault of ours must not end it for ever: the next turn may work
+                log.exception("waiting experts not taken up")
+            await asyncio.sleep(POLL_S)
+
+    async def _take_up(self) -> bool:
+        """Probe what waits; whether nothing is left that has to be looked at again."""
+        waiting = await self._library.list(AdapterState.REGISTERED, AdapterState.VALIDATING)
+        ours = [record for record in waiting if record.expert_id not in self._under_way]
+        late = [record for record in ours if utc_now() - record.updated_at >= _PATIENCE[record.state]]
+        for record in late:
+            if record.state is AdapterState.VALIDATING:
+                change = Change(PROBER, "abandoned")
+                record = await self._library.move(
+                    record, AdapterState.REGISTERED, change, expected=AdapterState.VALIDATING
+                )
+            self._begin(record)
+        tasks = [self._under_way[r.expert_id] for r in late if r.expert_id in self._under_way]
+        seen = await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await self._watcher.show_experts()
+        is_busy = any(isinstance(r, BaseException) or r.state is AdapterState.REGISTERED for r in seen)
+        if is_busy:
+            await asyncio.sleep(BUSY_S)
+        return len(late) == len(ours) and not is_busy
+
+    # -- by hand ------------------------------------------------------------------------------------------------
+
+    async def promote(self, ref: str, share: float | None, change: Change) -> AdapterRecord:
+        """Make a version active, or with a `share` the canary of its name.
+
+        Raises AdapterNotFound, WrongState; Conflict for a share where no active version has the rest.
+        """
+        record = await self._library.find(ref)
+        if share is None:
+            return await self._moved(record, AdapterState.ACTIVE, change)
+        if share > 0 and not any(active.name == record.name for active in await self._library.list()):
+            raise Conflict(f"{record.name} has no active version to share its traffic with; promote without a share.")
+        moved = await self._library.move(record, AdapterState.CANARY, change, share=share)
+        await self._watcher.show_experts()
+        return moved
+
+    async def withdraw(self, ref: str, change: Change) -> AdapterRecord:
+        """Take a canary's share away; it stays ready. Raises AdapterNotFound, WrongState."""
+        name, version = split_expert_id(ref)
+        record = await self._library.find(ref)
+        if version is None:
+            canaries = [r for r in await self._library.versions(name) if r.state is AdapterState.CANARY]
+            record = next(iter(canaries), record)
+        if record.state is not AdapterState.CANARY:
+            raise WrongState(record.expert_id, record.state.value, "withdrawn", ["withdrawn while it is a canary"])
+        return await self._moved(record, AdapterState.READY, change)
+
+    async def rollback(self, name: str, change: Change) -> AdapterRecord:
+        """Make the version active again that was before the one that is. Raises AdapterNotFound, Conflict."""
+        versions = {r.expert_id: r for r in await self._library.versions(name)}
+        if not versions:
+            raise AdapterNotFound(name)
+        for entry in await self._library.audit(name, limit=1000):
+            found = versions.get(entry.subject)
+            if entry.to_state == AdapterState.ACTIVE and found is not None and found.state is not AdapterState.ACTIVE:
+                if found.is_purged:
+                    break
+                return await self._moved(found, AdapterState.ACTIVE, change)
+        raise Conflict(f"{name} has no earlier version whose files are still here; register it again.")
+
+    async def remove(self, ref: str, change: Change) -> AdapterRecord:
+        """Take a version, or all versions of a name, out of service: it drains, then its files go.
+
+        Raises AdapterNotFound, also if it is out of service already.
+        """
+        name, version = split_expert_id(ref)
+        versions = await self._library.versions(name)
+        going = [r for r in versions if r.state not in OVER and version in (None, r.version)]
+        going = [r for r in going if r.state is not AdapterState.DRAINING]
+        if not going:
+            raise AdapterNotFound(ref)
+        shown = next((r for r in going if r.state is AdapterState.ACTIVE), going[0])
+        moved = [await self._leave(record, change) for record in going]
+        await self._watcher.show_experts()
+        return next(r for r in moved if r.expert_id == shown.expert_id)
+
+    async def _leave(self, record: AdapterRecord, change: Change) -> AdapterRecord:
+        if record.state in (AdapterState.ACTIVE, AdapterState.CANARY):
+            return await self._library.move(record, AdapterState.DRAINING, change)
+        return await self._library.retire(record.expert_id, actor=change.actor)
+
+    async def _moved(self, record: AdapterRecord, state: AdapterState, change: Change) -> AdapterRecord:
+        moved = await self._library.move(record, state, change)
+        await self._watcher.show_experts()
+        return moved

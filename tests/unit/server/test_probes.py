@@ -1,0 +1,52 @@
+"""The arithmetic of probes; tests/e2e/test_lifecycle.py has them against a double, tests/engine against vLLM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from server.probes import NEUTRAL_PROMPTS, _problems, _prompts, distance
+
+FINE: Mapping[str, Any] = {"base_distance": 0.5, "noise": 1e-6, "repeat_distance": 1e-6}
+
+
+def test_the_distance_is_that_of_the_prompt_that_differs_most() -> None:
+    assert distance([[1.0, 2.0], [0.0]], [[1.0, 2.0], [0.5]]) == 0.5
+    assert distance([[1.0, 2.0]], [[2.0, 0.0]]) == 1.5
+    assert distance([], []) == 0.0
+
+
+@pytest.mark.parametrize("bad", [[[math.nan]], [[math.inf]], [[]], [[0.0, 1.0]]])
+def test_what_cannot_be_compared_is_not_a_number(bad: list[list[float]]) -> None:
+    assert math.isnan(distance([[0.0]], bad))
+
+
+@pytest.mark.parametrize(
+    ("changed", "near", "where"),
+    [
+        ({}, {}, None),
+        ({}, {"other@00000000": 0.3}, None),
+        ({"base_distance": 0.0}, {}, "probe.effect"),
+        ({"base_distance": 9e-5}, {}, "probe.effect"),
+        ({"base_distance": 0.02, "noise": 0.01}, {}, "probe.effect"),
+        ({"base_distance": 0.04, "noise": 0.01, "repeat_distance": 0.01}, {}, None),
+        ({"repeat_distance": 0.4}, {}, "probe.identity"),
+        ({}, {"a@00000000": 0.3, "b@00000000": 0.0}, "probe.identity"),
+        ({"noise": math.nan}, {}, "probe.finite"),
+        ({}, {"a@00000000": math.nan}, "probe.finite"),
+    ],
+)
+def test_what_is_rejected(changed: dict[str, float], near: dict[str, float], where: str | None) -> None:
+    found = _problems({**FINE, **changed}, near)
+    assert [problem.where for problem in found] == ([where] if where else [])
+
+
+def test_prompts_are_few_short_and_never_none() -> None:
+    assert _prompts(()) == list(NEUTRAL_PROMPTS)
+    assert _prompts(("word",)) == list(NEUTRAL_PROMPTS)
+    chosen = _prompts(tuple(f"{i} " + "long " * 500 for i in range(100)))
+    assert [text.split()[0] for text in chosen] == ["0", "25", "50", "75"]
+    assert all(len(text) <= 400 for text in chosen)
