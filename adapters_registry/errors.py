@@ -12,6 +12,8 @@ RegistryError                 .message: one text for people
 ├── NotRetired                only a retired version can be purged
 ├── WrongState                a version cannot go from its state to the wanted one
 ├── CannotMerge               these adapters cannot be merged by this method
+├── BadBackup                 a backup that cannot be restored
+├── NotEmpty                  only an empty library can be restored into
 ├── StorageFull               no room for the files
 ├── StorageUnwritable         the store's folder cannot be written
 ├── DatabaseBusy              locked or unreachable for longer than we wait; trying again later can succeed
@@ -142,6 +144,20 @@ class WrongState(RegistryError):
 
 class CannotMerge(RegistryError):
     """Adapters cannot be merged by this method; the message says why, and what can be done."""
+
+
+class BadBackup(RegistryError):
+    """A backup that cannot be restored. The library is as it was."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"The backup cannot be restored: {what}. Nothing was changed; take another backup.")
+
+
+class NotEmpty(RegistryError):
+    """A library with experts or keys cannot be restored into."""
+
+    def __init__(self) -> None:
+        super().__init__("The library has experts or keys already. Restore into an empty home and database.")
 
 
 class StorageFull(RegistryError):

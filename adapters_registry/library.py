@@ -34,6 +34,7 @@ from adapters_registry.storage import AdapterStorage
 from adapters_registry.stores.base import AdapterStore, KeyStore, UsageStore
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql import SqlAdapterStore
+from adapters_registry.stores.sql_backup import SqlBackup
 from adapters_registry.stores.sql_keys import SqlKeyStore
 from adapters_registry.stores.sql_usage import SqlUsageStore
 from adapters_registry.validation import AdapterFacts, check_listing, validate_adapter
@@ -61,6 +62,7 @@ class Library:
         self.texts = RecipeTexts(storage.root)
         self.keys: KeyStore = SqlKeyStore(database)
         self.usage: UsageStore = SqlUsageStore(database)
+        self.backup = SqlBackup(database)
         self._database = database
         self._adapters: AdapterStore = SqlAdapterStore(database)
         self._name_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

@@ -224,6 +224,8 @@ _LOWER: dict[type[Exception], type[GatewayError]] = {
     registry_errors.KeyNotFound: NotFound,
     registry_errors.NameTaken: Conflict,
     registry_errors.CannotMerge: BadRequest,
+    registry_errors.BadBackup: BadRequest,
+    registry_errors.NotEmpty: Conflict,
     registry_errors.NotRetired: Conflict,
     registry_errors.WrongState: Conflict,
     registry_errors.StorageFull: StorageFailed,

@@ -1,14 +1,14 @@
 """Whether an expert works on the real engine: asked before it is offered, and written into its record.
 
 The engine reads a few of the expert's own examples under the expert, under the base and under other experts, all in one
-batch, and tells the log-probability of every token that it read. From these:
+batch, and tells the log-probability of every token that it read; the first prompt is also read alone. From these:
 
 distance        mean absolute difference of the log-probabilities, in nats, of the prompt for which it is largest
 base_distance   between expert and base: must exceed the noise, else the adapter has no effect
-noise           between two readings of the base in the same batch
-repeat_distance between two readings of the expert, the second alone: must stay below `base_distance`, else the name
-                does not always give this adapter
+noise           of the base, between alone and in the batch
+repeat_distance the same of the expert: must stay below `base_distance`, else the name does not always give this adapter
 nearest_other   the smallest distance to another expert's content: must exceed the noise, else somebody else answers
+load_s          time of the first reading, with which the engine loads the adapter, in seconds
 
 All figures must be finite. A quality gate of the manifest has the expert answer its samples and takes the mean score.
 An engine that cannot be asked now raises `EngineBusy`, one that does not tell log-probabilities `CannotProbe`: neither
@@ -37,7 +37,7 @@ from server.engine.pool import EnginePool
 from server.engine.recipes import Base, Recipe, Single
 from server.errors import GatewayError
 
-NUM_PROMPTS = 4
+NUM_PROMPTS = 3
 MAX_PROMPT_CHARS = 400
 MAX_OTHERS = 2
 MIN_DISTANCE = 1e-4
@@ -102,36 +102,32 @@ class Prober:
         prompts = _prompts(record.examples)
         expert = Single(record.expert_id)
         strangers = [other for other in others if other.sha256 != record.sha256 and other.name != record.name]
-        strangers = strangers[:MAX_OTHERS]
+        strangers = sorted(strangers, key=lambda other: other.created_at)[-MAX_OTHERS:]
+        first = prompts[:1]
         try:
-            await self._read(Base(), prompts[:1])
+            base_alone = await self._read(Base(), first)
         except _Refused as refusal:
             raise CannotProbe(f"the engine refuses to read a prompt under the base ({refusal})") from refusal
         try:
             started = time.perf_counter()
-            await self._read(expert, prompts[:1])
+            alone = await self._read(expert, first)
             first_s = time.perf_counter() - started
-            started = time.perf_counter()
-            base, again, own, *foreign = await asyncio.gather(
-                self._read(Base(), prompts),
+            base, own, *foreign = await asyncio.gather(
                 self._read(Base(), prompts),
                 self._read(expert, prompts),
-                *(self._read(Single(other.expert_id), prompts) for other in strangers),
+                *(self._read(Single(other.expert_id), first) for other in strangers),
             )
-            batch_s = time.perf_counter() - started
-            alone = await self._read(expert, prompts)
         except _Refused as refusal:
             return _refused(record, str(refusal))
         figures: dict[str, Any] = {
             "num_prompts": len(prompts),
-            "first_answer_s": round(first_s, 4),
-            "batch_s": round(batch_s, 4),
+            "load_s": round(first_s, 4),
             "size_bytes": record.size_bytes,
-            "noise": distance(base, again),
+            "noise": distance(base_alone, base[:1]),
             "base_distance": distance(base, own),
-            "repeat_distance": distance(own, alone),
+            "repeat_distance": distance(alone, own[:1]),
         }
-        near = {o.expert_id: distance(own, r) for o, r in zip(strangers, foreign, strict=True)}
+        near = {o.expert_id: distance(own[:1], r) for o, r in zip(strangers, foreign, strict=True)}
         if near:
             nearest = min(near, key=lambda expert_id: near[expert_id])
             figures["nearest_other"] = {"expert": nearest, "distance": near[nearest]}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from server.cli.bulk import find_items, import_all
 from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, print_json
+from server.cli.progress import phases
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -52,20 +56,52 @@ def add(
         "examples": examples,
         "publish": {"to": publish, "share": share},
     }
-    if not source.exists():
-        raise ClientError(f"{source} does not exist.", 2)
-    if source.is_dir() and not upload:
-        manifest["source"] = {"path": str(source.resolve())}
-        record = call("POST", url, "/admin/adapters", key=api_key, body=orjson.dumps(manifest))
-    else:
-        body, content_type = _multipart(manifest, source)
-        record = call("POST", url, "/admin/adapters", key=api_key, body=body, content_type=content_type)
+    record = _register(manifest, source, upload, url, api_key)
     if as_json:
         print_json(record)
     else:
         typer.echo(f"{record['id']} is {_shown_state(record)}: rank {record['rank']}, {len(examples)} examples.")
         if not examples:
             typer.echo("It has no example prompts, so routers that learn from examples will not choose it.")
+
+
+@app.command("import")
+def import_adapters(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder with a sub-folder or archive for each adapter, or a list of manifests (JSON, YAML)."
+        ),
+    ],
+    parallel: Annotated[int, typer.Option(help="So many at a time.", min=1, max=64)] = 8,
+    upload: Annotated[bool, typer.Option(help="Send the files, for a gateway on another machine.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register many adapters at once. Repeat it as you like: what is there already stays as it is.
+
+    A sub-folder may have, beside the adapter's two files, a manifest.json (or .yaml) with card, examples and publish,
+    and an examples.jsonl (or .txt). Ends with 1 if any adapter was refused.
+    """
+    items = find_items(source, _read_examples)
+    before = {record["name"]: record for record in call("GET", url, "/admin/adapters", key=api_key)["data"]}
+
+    def register(manifest: dict[str, Any], place: Path) -> dict[str, Any]:
+        return _register(manifest, place, upload, url, api_key)
+
+    with phases() as progress:
+        outcomes = import_all(items, before, register, parallel, lambda done, total: progress("adapters", done, total))
+    refused = [outcome for outcome in outcomes if outcome.result == "refused"]
+    if as_json:
+        print_json([asdict(outcome) for outcome in outcomes])
+    else:
+        for outcome in refused:
+            typer.echo(f"{outcome.name}: {outcome.detail}", err=True)
+        counts = Counter(outcome.result for outcome in outcomes)
+        typer.echo(", ".join(f"{number} {result}" for result, number in sorted(counts.items())) + ".")
+    if refused:
+        raise typer.Exit(1)
 
 
 @app.command("list")
@@ -191,6 +227,17 @@ def rm(
     """Remove an adapter: requests that use it end, then its files go. Its record stays."""
     record = call("DELETE", url, f"/admin/adapters/{_quoted(ref)}", key=api_key)
     print_json(record) if as_json else typer.echo(f"{record['id']} is removed.")
+
+
+def _register(manifest: dict[str, Any], source: Path, upload: bool, url: str, api_key: str | None) -> dict[str, Any]:
+    """Register the adapter in a folder or archive; the record."""
+    if not source.exists():
+        raise ClientError(f"{source} does not exist.", 2)
+    if source.is_dir() and not upload:
+        body = orjson.dumps(manifest | {"source": {"path": str(source.resolve())}})
+        return dict(call("POST", url, "/admin/adapters", key=api_key, body=body))
+    body, content_type = _multipart(manifest, source)
+    return dict(call("POST", url, "/admin/adapters", key=api_key, body=body, content_type=content_type))
 
 
 def _change(url: str, path: str, order: dict[str, Any], api_key: str | None, as_json: bool) -> None:

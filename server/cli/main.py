@@ -11,7 +11,21 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from server.cli import adapters, compare, compose, config, fake_engine, fit, keys, policies, route, score, serve, tune
+from server.cli import (
+    adapters,
+    compare,
+    compose,
+    config,
+    fake_engine,
+    fit,
+    keys,
+    library,
+    policies,
+    route,
+    score,
+    serve,
+    tune,
+)
 from server.cli.client import ClientError
 
 app = typer.Typer(
@@ -24,6 +38,7 @@ app = typer.Typer(
 )
 app.command("serve", help=serve.HELP)(serve.command())
 app.add_typer(adapters.app, name="adapters", help="Register, list, show and remove adapters of a running gateway.")
+app.add_typer(library.app, name="library", help="Back up a whole library as one file, and restore it.")
 app.command("compose", help=compose.HELP)(compose.compose)
 app.command("fit", help=fit.HELP)(fit.fit)
 app.add_typer(

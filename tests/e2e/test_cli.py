@@ -217,3 +217,36 @@ def test_tune_says_what_is_wrong_with_a_library(tmp_path: Path) -> None:
         assert message in refused.stderr
     assert run_cli("tune", str(tmp_path / "out"), "--library", str(tmp_path / "absent")).returncode == 2
     assert [path.name for path in tmp_path.iterdir()] == ["library.json"]
+
+
+def test_an_import_a_backup_and_a_restore(served: Serving, tmp_path: Path) -> None:
+    folder = tmp_path / "adapters"
+    for seed, name in enumerate(("one", "two", "three")):
+        make_adapter(folder / name, seed=seed)
+        (folder / name / "examples.txt").write_text(f"first of {name}\nsecond of {name}\n")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "adapter_config.json").write_text("{}")
+    command = ("adapters", "import", str(folder), "--url", served.url)
+    first = run_cli(*command)
+    assert (first.returncode, first.stdout.strip()) == (1, "3 new, 1 refused."), first.stderr
+    assert "broken: The adapter was refused" in first.stderr
+    make_adapter(folder / "two", seed=9)
+    again = json.loads(run_cli(*command, "--json").stdout)
+    results = {outcome["name"]: outcome["result"] for outcome in again}
+    assert results == {"one": "unchanged", "two": "new version", "three": "unchanged", "broken": "refused"}
+    history = run_cli("adapters", "history", "two", "--url", served.url).stdout
+    assert "replaced by two@" in history
+    versions = json.loads(run_cli("adapters", "versions", "two", "--json", "--url", served.url).stdout)
+    assert [version["state"] for version in versions] == ["active", "draining"]
+    back = run_cli("adapters", "rollback", "two", "--reason", "worse", "--url", served.url)
+    assert f"{versions[1]['id']} is active" in back.stdout
+    canary = run_cli("adapters", "promote", versions[0]["id"], "--share", "0.25", "--url", served.url)
+    assert "draining and cannot become canary" in canary.stderr
+
+    home, other = tmp_path / "home", tmp_path / "restored"
+    file = tmp_path / "backup.tar"
+    exported = run_cli("library", "export", str(file), "--home", str(home))
+    assert exported.returncode == 0 and "4 adapters' files" in exported.stdout, exported.stderr
+    assert "3 experts are active" in run_cli("library", "restore", str(file), "--home", str(other)).stdout
+    refused = run_cli("library", "restore", str(file), "--home", str(other))
+    assert refused.returncode == 1 and "already" in refused.stderr

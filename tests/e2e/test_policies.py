@@ -110,6 +110,7 @@ async def test_what_is_wrong_with_an_order_is_said(client: httpx.AsyncClient) ->
 async def test_a_learned_mix_asks_the_engine(client: httpx.AsyncClient, running: Running) -> None:
     samples = [{"prompt": "add two and two", "answer": "four five", "task": "sums"}]
     order = {"name": "blend", "router": "learned_mix", "samples": samples}
+    running.engine.seen.clear()
     job = await fit(client, **order)
     assert job["state"] == "succeeded", job["error"]
     asked = [json.loads(seen.body) for seen in running.engine.seen if b"prompt_logprobs" in seen.body]

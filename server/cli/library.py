@@ -1,0 +1,83 @@
+"""``moergate library``: a whole library as one file, and back; works on the home folder and database themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adapters_registry import backup
+from adapters_registry.errors import RegistryError
+from server.cli.client import ClientError
+from server.cli.progress import phases
+from server.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from adapters_registry.library import Library
+
+app = typer.Typer(no_args_is_help=True)
+
+Home = Annotated[Path | None, typer.Option(help="The gateway's home folder.")]
+DatabaseUrl = Annotated[str | None, typer.Option(help="The library's database, if it is not in the home folder.")]
+
+
+@app.command("export")
+def export_library(
+    file: Annotated[Path, typer.Argument(help="Where the backup goes; replaced if it exists.")],
+    home: Home = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Write experts with all versions and files, keys' hashes, the audit, and policies made while running, as one file.
+
+    Gateways may run meanwhile. Policies are fitted again from their definitions after a restore.
+    """
+
+    async def work(settings: Settings, library: Library) -> None:
+        folder = settings.home / "policies"
+        definitions = {
+            f"policies/{path.relative_to(folder)}": path
+            for pattern in ("*/policy.json", "*/samples.jsonl")
+            for path in sorted(folder.glob(pattern))
+        }
+        with phases() as progress:
+            num = await backup.export(library, file, definitions, lambda done, total: progress("files", done, total))
+        typer.echo(f"{file} has {num} adapters' files, {file.stat().st_size / 2**20:.1f} MiB.")
+
+    _run(home, database_url, work)
+
+
+@app.command("restore")
+def restore_library(
+    file: Annotated[Path, typer.Argument(help="A backup that 'moergate library export' has written.")],
+    home: Home = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Fill an empty home folder and database from a backup. Every file is checked against its hash."""
+
+    async def work(settings: Settings, library: Library) -> None:
+        with phases() as progress:
+            num = await backup.restore(library, file, settings.home, lambda done, total: progress("files", done, total))
+        active = len(await library.list())
+        typer.echo(f"{active} experts are active again, with {num} adapters' files in all.")
+
+    _run(home, database_url, work)
+
+
+def _run(home: Path | None, database_url: str | None, work: Callable[[Settings, Library], Awaitable[None]]) -> None:
+    from server.wiring import open_library
+
+    async def run() -> None:
+        settings = load_settings({"home": home, "database_url": database_url})
+        library = await open_library(settings)
+        try:
+            await work(settings, library)
+        finally:
+            await library.close()
+
+    try:
+        asyncio.run(run())
+    except RegistryError as error:
+        raise ClientError(error.message, 1) from None
