@@ -107,19 +107,31 @@ class LibraryWatcher:
             try:
                 await self.show_experts()
                 self._wake.clear()
-                self.problem = ""
+                self._note("")
                 if self.may_fit.is_set() and self._refreshing is None and await self._wants_refresh():
                     self._refreshing = asyncio.create_task(self._refresh(self._revision))
             except RegistryError as error:
-                self.problem = str(error)
-                log.error("library cannot be read", error=str(error))
+                if not self.problem or not self.has_been_read:
+                    log.error("library cannot be read", error=str(error))
+                self._note(str(error))
             except Exception as error:  # a fault of ours must not end the watch: the next turn may work
-                self.problem = f"the library could not be followed ({type(error).__name__})"
+                self._note(f"the library could not be followed ({type(error).__name__})")
                 log.exception("library not followed")
             try:
                 await asyncio.wait_for(self._wake.wait(), POLL_S)
             except TimeoutError:
                 continue
+
+    @property
+    def has_been_read(self) -> bool:
+        """Whether there is a catalogue to go on with, should the database be away."""
+        return self._revision >= 0
+
+    def _note(self, problem: str) -> None:
+        if self.problem and not problem and self.has_been_read:
+            log.info("library can be read")
+        self.problem = problem
+        self._metrics.registry_up.set(not problem)
 
     async def _wants_refresh(self) -> bool:
         return self._revision != self._fitted_to or await self._policies.wants_refresh()

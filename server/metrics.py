@@ -184,6 +184,11 @@ class Metrics:
         self.active = Gauge("moergate_requests_active", "Requests being worked on.", registry=self.registry)
         self.queued = Gauge("moergate_requests_queued", "Requests waiting for a place.", registry=self.registry)
         self.experts = Gauge("moergate_library_experts", "Active experts of the library.", registry=self.registry)
+        self.registry_up = Gauge(
+            "moergate_registry_up",
+            "Whether the library's database could be read at the last try; without it, what is known is served on.",
+            registry=self.registry,
+        )
         self.versions = Gauge(
             "moergate_library_versions",
             "Versions of experts that are in service, by state.",

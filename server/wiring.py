@@ -107,7 +107,7 @@ class Gateway:
         missing: dict[str, str] = {}
         if not self.pool.ready:
             missing["engine"] = self.pool.describe()
-        if self.watcher.problem:
+        if self.watcher.problem and not self.watcher.has_been_read:
             missing["registry"] = self.watcher.problem
         elif self._registering and not self._registering.done():
             missing["registry"] = "the library's manifests are being registered"
