@@ -384,6 +384,15 @@ async def test_budgets_by_day_and_month(usage: UsageStore) -> None:
     await usage.reserve("k", more, 5, march)
 
 
+async def test_a_clock_that_jumps_forgets_no_budget(usage: UsageStore) -> None:
+    limits = KeyLimits(requests_per_minute=9, budget_per_day=0.5, budget_per_month=9.0)
+    for moment in (NOON, NOON - timedelta(hours=30), NOON + timedelta(days=40), NOON):
+        await usage.settle(await usage.reserve("k", limits, 1, moment), 1, 0.25)
+    with pytest.raises(OverLimit, match="budget_per_day"):
+        await usage.reserve("k", limits, 1, NOON)
+    await usage.reserve("k", limits, 1, NOON - timedelta(hours=30))
+
+
 async def test_the_next_minute_is_a_new_one_and_old_ones_are_forgotten(usage: UsageStore, database: Database) -> None:
     limits = KeyLimits(requests_per_minute=1)
     for minute in range(0, 200, 20):
