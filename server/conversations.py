@@ -27,10 +27,12 @@ class Conversation:
     Attributes:
         digest: Its name; equal for all its turns.
         goes_on: Whether this request carries an earlier answer.
+        may_go_on: Whether a later request can be told to belong to it.
     """
 
     digest: bytes
     goes_on: bool
+    may_go_on: bool = True
 
     def lot(self, subject: str) -> float:
         """A number in [0, 1) that is this conversation's for a subject: drawn evenly, always the same."""
@@ -49,7 +51,7 @@ def conversation_of(key_id: str, fields: Mapping[str, Any], request_id: str) -> 
         return Conversation(_digest(key_id, named), goes_on)
     first_user = next((place for place, role in enumerate(roles) if role in _USER_ROLES), None)
     if first_user is None:
-        return Conversation(_digest(key_id, request_id), False)
+        return Conversation(_digest(key_id, request_id), goes_on=False, may_go_on=False)
     opening = orjson.dumps(turns[: first_user + 1])
     return Conversation(_digest(key_id, opening), goes_on)
 
@@ -77,7 +79,9 @@ class ConversationMemory:
         return None if found is None else found[0]
 
     def put(self, conversation: Conversation, subject: str, choice: str) -> None:
-        """Remember a choice, and that it is in use."""
+        """Remember a choice, and that it is in use, if the conversation may go on."""
+        if not conversation.may_go_on:
+            return
         now = time.monotonic()
         key = (conversation.digest, subject)
         self._chosen[key] = (choice, now)

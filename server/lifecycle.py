@@ -29,8 +29,10 @@ BUSY_S = 5.0
 """Time until an engine that could not be asked is asked again."""
 
 MAX_PARALLEL = 4
-_PATIENCE = {AdapterState.REGISTERED: timedelta(seconds=2), AdapterState.VALIDATING: timedelta(seconds=300)}
+_PATIENCE = {AdapterState.REGISTERED: timedelta(seconds=2), AdapterState.VALIDATING: timedelta(seconds=60)}
 """A version that has been in its state for longer was left there by a gateway that ended, or had no engine."""
+
+_SHORT_S = 0.25
 
 PROBER = "gateway"
 
@@ -87,10 +89,11 @@ class Lifecycle:
         await self._watcher.show_experts()
         return record
 
-    async def all_seen_through(self) -> None:
-        """Wait until no version waits to be probed."""
-        while await self._library.list(AdapterState.REGISTERED, AdapterState.VALIDATING):  # noqa: ASYNC110 - at start
-            await asyncio.sleep(POLL_S / 4)
+    async def all_seen_through(self, within_s: float = 30.0) -> None:
+        """Wait until no version waits to be probed, or an engine has been ready for so long."""
+        while within_s > 0 and await self._library.list(AdapterState.REGISTERED, AdapterState.VALIDATING):
+            await asyncio.sleep(_SHORT_S)
+            within_s -= _SHORT_S if self._pool.ready else 0.0
 
     def _begin(self, record: AdapterRecord) -> asyncio.Task[AdapterRecord]:
         task = asyncio.create_task(self._validate(record))
@@ -117,7 +120,10 @@ class Lifecycle:
                 if isinstance(error, EngineBusy):
                     return await self._library.find(record.expert_id)
                 raise
-        return await self._conclude(record, report)
+        try:
+            return await self._conclude(record, report)
+        except WrongState:  # it took so long that another gateway has probed it, too
+            return await self._library.find(record.expert_id)
 
     async def _probe(self, record: AdapterRecord) -> Report:
         try:
