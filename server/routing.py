@@ -47,6 +47,7 @@ class Plan:
         recipe: What the engine gets.
         records: The records of the experts that are used.
         decision: The router's answer, if a policy was asked.
+        query: What it was asked.
         embed_s, route_s: Time taken by each, in seconds.
     """
 
@@ -56,6 +57,7 @@ class Plan:
     decision: Decision | None = None
     embed_s: float = 0.0
     route_s: float = 0.0
+    query: RouteQuery | None = None
 
     @property
     def policy_name(self) -> str | None:
@@ -106,7 +108,7 @@ class Planner:
         if len(records) < len(experts_of(recipe)):  # one was removed while the router decided
             recipe, records = Base(), ()
         routed = time.perf_counter()
-        plan = Plan(target, recipe, records, decision, embedded - started, routed - embedded)
+        plan = Plan(target, recipe, records, decision, embedded - started, routed - embedded, query)
         self._metrics.record_decision(policy.name, plan.expert_name if records else None, decision.confidence)
         return plan
 

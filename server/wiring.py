@@ -35,7 +35,9 @@ from server.admission import Admission
 from server.answer import Limits
 from server.auth import LOOPBACK_NAMES, Authenticator
 from server.base_model import default_cache_dir
+from server.decision_log import DecisionLog
 from server.draining import Drainer
+from server.drift import Traffic, drifts
 from server.embedders import BASE, Embedders
 from server.engine.connector import TimedConnector
 from server.engine.pool import EnginePool
@@ -46,7 +48,7 @@ from server.library_watch import LibraryWatcher
 from server.limits import Limiter
 from server.logs import AccessLog
 from server.metrics import Metrics
-from server.pipeline import Pipeline
+from server.pipeline import GENERATING, Pipeline
 from server.policies import PolicyManager
 from server.policy_store import PolicySpec, PolicyStore
 from server.routing import Planner
@@ -78,6 +80,8 @@ class Gateway:
     admission: Admission
     pipeline: Pipeline
     drainer: Drainer
+    decisions: DecisionLog
+    traffic: Traffic
     session: aiohttp.ClientSession
     supervisor: EngineSupervisor | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -89,6 +93,7 @@ class Gateway:
             self.supervisor.start()
         self.pool.start()
         self.watcher.start()
+        self.decisions.start()
         self._tasks.append(asyncio.create_task(self._clean_up()))
         if self.settings.library:
             self.watcher.may_fit.clear()
@@ -124,6 +129,7 @@ class Gateway:
         self.access_log.flush()
         await self.embedders.close()
         await self.limiter.close()
+        await self.decisions.close()
         await self.library.close()
 
     async def _clean_up(self) -> None:
@@ -213,6 +219,17 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
     access_log = AccessLog(settings.log_format if settings.log_level in ("debug", "info") else None)
     metrics.show_load(lambda: admission.num_active, lambda: admission.num_waiting)
     limiter = Limiter(library.usage, metrics)
+    traffic = Traffic()
+    decisions = DecisionLog(
+        library.decisions,
+        traffic,
+        metrics,
+        level=settings.decision_log,
+        endpoints=GENERATING,
+        sample=settings.decision_log_sample,
+        keep_days=settings.decision_log_days,
+    )
+    metrics.show_drift(lambda: drifts(traffic, watcher.catalog.policies))
     pipeline = Pipeline(
         authenticator,
         limiter,
@@ -223,6 +240,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         metrics,
         Limits(settings.first_token_timeout_s, settings.total_timeout_s),
         access_log,
+        decisions,
         count_stream_tokens=settings.count_stream_tokens,
     )
     drainer = Drainer(library, pool, [engine.unload for _, engine in engines])
@@ -241,6 +259,8 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         admission,
         pipeline,
         drainer,
+        decisions,
+        traffic,
         session,
         supervisor,
     )

@@ -16,6 +16,7 @@ from adapters_registry.records import Manifest
 from server.api.admin import ComposeOrder, ExamplesOrder
 from server.api.inference import PATHS
 from server.api.policies import PolicyOrder
+from server.feedback import FeedbackOrder
 from server.routing import MAX_TASK_ID_CHARS
 from server.score_store import ScoreReport
 
@@ -25,6 +26,7 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("put", "/admin/adapters/{ref}/examples"): ExamplesOrder,
     ("post", "/admin/policies"): PolicyOrder,
     ("post", "/admin/scores"): ScoreReport,
+    ("post", "/v1/feedback"): FeedbackOrder,
 }
 OPEN = ("/livez", "/readyz")
 """Paths that need no key."""
