@@ -10,7 +10,7 @@ policy or ``none``; `expert` is ``base`` or one of the first N experts that were
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -260,9 +260,12 @@ class Metrics:
         for drift in self._drifts():
             if drift.index is not None:
                 self.policy_drift.labels(drift.policy).set(drift.index)
-            self._show_profile(drift.policy, "traffic", drift.traffic)
-            if drift.fitting is not None:
-                self._show_profile(drift.policy, "fitting", drift.fitting)
+            traffic, fitting = drift.traffic, drift.fitting
+            if traffic.num and fitting is not None:  # also experts that nobody wants
+                traffic = replace(traffic, shares=dict.fromkeys(fitting.shares, 0.0) | dict(traffic.shares))
+            self._show_profile(drift.policy, "traffic", traffic)
+            if fitting is not None:
+                self._show_profile(drift.policy, "fitting", fitting)
         return generate_latest(self.registry)
 
     def _show_profile(self, policy: str, of: str, profile: Profile) -> None:

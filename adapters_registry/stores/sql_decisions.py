@@ -14,13 +14,22 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from adapters_registry.decisions import MAX_PAGE, DecisionPage, DecisionQuery, DecisionRecord, Feedback
+from adapters_registry.decisions import (
+    MAX_COMMENT_CHARS,
+    MAX_PAGE,
+    MAX_TEXT_CHARS,
+    DecisionPage,
+    DecisionQuery,
+    DecisionRecord,
+    Feedback,
+)
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.tables import decisions, feedback
 
 MAX_EXAMINED = 20_000
 
 _INSERTS: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_MOST_TOKENS = 2**53  # an engine may say anything
 _OPINION = ("at", "rating", "comment", "expert")
 
 
@@ -76,6 +85,7 @@ class SqlDecisionStore:
             if row is None:
                 return None
             values = {name: getattr(opinion, name) for name in _OPINION}
+            values["comment"] = _storable(opinion.comment, MAX_COMMENT_CHARS)
             place = {"key_id": opinion.key_id, "request_id": opinion.request_id}
             statement = _INSERTS[connection.dialect.name](feedback).values(**place, **values)
             await connection.execute(statement.on_conflict_do_update(index_elements=list(place), set_=values))
@@ -131,19 +141,19 @@ def _row(decision: DecisionRecord) -> dict[str, Any]:
         "key_id": decision.key_id,
         "endpoint": decision.endpoint,
         "kind": decision.kind,
-        "policy": decision.policy,
+        "policy": _storable(decision.policy, 63),
         "recipe": decision.recipe,
         "experts": f" {' '.join(decision.experts)} ",
         "confidence": decision.confidence,
         "abstained": decision.abstained,
         "status": decision.status,
-        "input_tokens": decision.input_tokens,
-        "output_tokens": decision.output_tokens,
+        "input_tokens": min(decision.input_tokens, _MOST_TOKENS),
+        "output_tokens": min(decision.output_tokens, _MOST_TOKENS),
         "duration_ms": decision.duration_ms,
         "ttft_ms": decision.ttft_ms,
         "cost": decision.cost,
-        "text": _storable(decision.text),
-        "embedder": decision.embedder and decision.embedder[:255],
+        "text": _storable(decision.text, MAX_TEXT_CHARS),
+        "embedder": _storable(decision.embedder, 255),
         "embedding": decision.embedding,
     }
 
@@ -157,6 +167,6 @@ def _decision(row: sa.RowMapping) -> DecisionRecord:
     return DecisionRecord(**values | {"experts": tuple(row["experts"].split())}, feedback=opinion)
 
 
-def _storable(text: str | None) -> str | None:
-    """Text that every database takes: PostgreSQL has no NUL, UTF-8 no lone surrogates."""
-    return None if text is None else text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+def _storable(text: str | None, most: int) -> str | None:
+    """A text that every database takes: bounded, and PostgreSQL has no NUL, UTF-8 no lone surrogates."""
+    return None if text is None else text[:most].replace("\0", "\ufffd").encode("utf-8", "replace").decode()

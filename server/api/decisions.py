@@ -26,7 +26,21 @@ MAX_FEEDBACK_BYTES = 64 << 10
 MAX_LISTED = 500
 MAX_NUMBER = 2**63 - 1
 
-PolicyName = Annotated[str | None, Query(max_length=63, description="Only of this policy.")]
+PolicyName = Annotated[
+    str | None, Query(min_length=1, max_length=63, pattern=r"^[^\x00]+$", description="Only of this policy.")
+]
+ExpertName = Annotated[
+    str | None,
+    Query(
+        max_length=72,
+        pattern=r"^[a-z0-9][a-z0-9_.-]*(@[0-9a-f]{8})?$",
+        description="name or name@version, in the recipe.",
+    ),
+]
+RequestId = Annotated[
+    str | None, Query(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Only of requests with this id.")
+]
+KeyId = Annotated[str | None, Query(pattern=r"^[a-z0-9]{1,16}$", description="Only of this key.")]
 
 
 def decisions_router(
@@ -47,14 +61,12 @@ def decisions_router(
             int | None, Query(ge=1, le=MAX_NUMBER, description="The 'next' of the page before this one.")
         ] = None,
         policy: PolicyName = None,
-        expert: Annotated[
-            str | None, Query(min_length=1, max_length=72, description="name or name@version, in the recipe.")
-        ] = None,
+        expert: ExpertName = None,
         abstained: Annotated[
             bool | None, Query(description="Only those for which no expert was chosen, or was.")
         ] = None,
-        request_id: Annotated[str | None, Query(max_length=64, description="Only of this request.")] = None,
-        key_id: Annotated[str | None, Query(max_length=16, description="Only of this key.")] = None,
+        request_id: RequestId = None,
+        key_id: KeyId = None,
         rated: Annotated[bool | None, Query(description="Only those with feedback, or without.")] = None,
     ) -> dict[str, Any]:
         await authenticator.authorise(request.headers, "admin")
