@@ -94,26 +94,27 @@ def most_common_embedder(rows: Sequence[DecisionRecord]) -> list[DecisionRecord]
 
 
 def _labels(embeddings: Matrix, k: int | None) -> NDArray[np.int64]:
-    """The group of each row, shape (n,)."""
+    """The group of each row, shape (n,). Equal rows weigh as many as they are, but their number makes no group."""
     from sklearn.metrics import silhouette_score  # takes a second that the gateway's start need not
 
-    distinct = len(np.unique(embeddings, axis=0))
+    rows, place, counts = np.unique(embeddings, axis=0, return_inverse=True, return_counts=True)
+    place = place.reshape(-1)
     if k is not None:
-        return _k_means(embeddings, min(k, distinct))
-    best, best_score = np.zeros(len(embeddings), np.int64), MIN_SILHOUETTE
-    for num in range(2, min(MAX_GROUPS, distinct - 1, len(embeddings) // MIN_PER_GROUP) + 1):
-        labels = _k_means(embeddings, num)
-        sample = min(SILHOUETTE_SAMPLE, len(embeddings)) if len(embeddings) > SILHOUETTE_SAMPLE else None
-        score = float(silhouette_score(embeddings, labels, sample_size=sample, random_state=0))
+        return _k_means(rows, counts, min(k, len(rows)))[place]
+    best, best_score = np.zeros(len(rows), np.int64), MIN_SILHOUETTE
+    for num in range(2, min(MAX_GROUPS, len(rows) // MIN_PER_GROUP) + 1):
+        labels = _k_means(rows, counts, num)
+        sample = SILHOUETTE_SAMPLE if len(rows) > SILHOUETTE_SAMPLE else None
+        score = float(silhouette_score(rows, labels, sample_size=sample, random_state=0))
         if score > best_score:
             best, best_score = labels, score
-    return best
+    return best[place]
 
 
-def _k_means(embeddings: Matrix, num: int) -> NDArray[np.int64]:
+def _k_means(rows: Matrix, counts: NDArray[np.int64], num: int) -> NDArray[np.int64]:
     from sklearn.cluster import KMeans
 
-    labels = KMeans(num, n_init=4, random_state=0).fit_predict(embeddings)
+    labels = KMeans(num, n_init=4, random_state=0).fit_predict(rows, sample_weight=counts)
     return np.asarray(labels, np.int64)
 
 

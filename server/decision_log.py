@@ -150,6 +150,8 @@ class DecisionLog:
         """Write the oldest decisions; returns how many. They wait until they are written."""
         async with self._writing:
             batch = [self._waiting[number] for number in range(min(BATCH, len(self._waiting)))]
+            if not batch:
+                return 0
             try:
                 await self._store.add([self._record(noted) for noted in batch])
             except RegistryError:

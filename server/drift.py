@@ -5,10 +5,12 @@ examples, less the part for which the policy chose no expert when examples were 
 (`routers.calibration.LeftOut`). *Traffic* is the first choice of its last `WINDOW` decisions on this gateway. Between
 both stands the population stability index, over bins b of the shares t of traffic and f of fitting:
 
-    PSI = Σ_b (t_b − f_b) · ln(t_b / f_b)          shares below `FLOOR` count as `FLOOR`
+    PSI = Σ_b (t_b − f_b) · ln(t_b / f_b)          shares below 1 / 2n, half a decision of n, count as that
 
-0.1 is a slight difference, 0.25 a strong one. By chance alone n decisions over B bins give about (B − 1) / n, so only
-as many experts have a bin of their own, those with most examples, as keep this under `MAX_NOISE`; all others share one.
+0.1 is a slight difference, 0.25 a strong one. By chance alone n decisions over B bins give about (B − 1) / n. So
+experts are put into bins in the order of their examples, and a bin is full when `MIN_EXPECTED` decisions are expected
+for it: one for each of the larger experts, one for several of the smaller, and one for what is left and for unknown
+ones. That keeps the noise about 0.05.
 ``base``, no expert, is a bin of its own where calibration tells how often that happens, and left out where it does not.
 
 Requests need not come like examples: a library with as many examples of every expert and one popular expert has a large
@@ -30,8 +32,7 @@ WINDOW = 2000
 MIN_DECISIONS = 100
 """With fewer there is no index."""
 
-MAX_NOISE = 0.05
-FLOOR = 1e-4
+MIN_EXPECTED = 20
 OTHER = "other experts"
 SLIGHT, STRONG = 0.1, 0.25
 
@@ -138,8 +139,8 @@ def drift_of(policy: str, traffic: Profile, fitting: Profile | None) -> PolicyDr
     index = None
     if fitting is not None and traffic.num >= MIN_DECISIONS:
         ours, theirs = binned(traffic, fitting)
-        if ours:
-            index = stability_index(ours, theirs)
+        if len(ours) > 1:
+            index = stability_index(ours, theirs, 1 / (2 * traffic.num))
     return PolicyDrift(policy, traffic, fitting, index)
 
 
@@ -159,18 +160,16 @@ def drifts(traffic: Traffic, policies: Mapping[str, Fitted]) -> list[PolicyDrift
 
 
 def binned(traffic: Profile, fitting: Profile) -> tuple[dict[str, float], dict[str, float]]:
-    """Both profiles' shares in the same bins, traffic first; empty if nothing is left of one."""
+    """Both profiles' shares in the same bins, named by a member, traffic first; empty if nothing is left of one."""
     knows_base = BASE in fitting.shares
     num = traffic.num if knows_base else round(traffic.num * (1 - traffic.shares.get(BASE, 0.0)))
-    max_bins = 1 + int(MAX_NOISE * num)
-    ranked = sorted(fitting.shares, key=lambda name: (name != BASE, -fitting.shares[name], name))
-    own = set(ranked[: max(1, max_bins - 1)])
+    bin_of = _bins(fitting, num)
     found: list[dict[str, float]] = []
     for profile in (traffic, fitting):
-        shares = dict.fromkeys((*own, OTHER), 0.0)
+        shares = dict.fromkeys((*bin_of.values(), OTHER), 0.0)
         for name, share in profile.shares.items():
             if knows_base or name != BASE:
-                shares[name if name in own else OTHER] += share
+                shares[bin_of.get(name, OTHER)] += share
         total = sum(shares.values())
         if not total:
             return {}, {}
@@ -178,11 +177,25 @@ def binned(traffic: Profile, fitting: Profile) -> tuple[dict[str, float], dict[s
     return found[0], found[1]
 
 
-def stability_index(traffic: Mapping[str, float], fitting: Mapping[str, float]) -> float:
+def _bins(fitting: Profile, num: int) -> dict[str, str]:
+    """The bin of each expert, but for those of the last one."""
+    bin_of = {BASE: BASE} if BASE in fitting.shares else {}
+    members: list[str] = []
+    expected = 0.0
+    for name in sorted(fitting.shares.keys() - {BASE}, key=lambda name: (-fitting.shares[name], name)):
+        members.append(name)
+        expected += fitting.shares[name] * num
+        if expected >= MIN_EXPECTED:
+            bin_of |= dict.fromkeys(members, members[0])
+            members, expected = [], 0.0
+    return bin_of
+
+
+def stability_index(traffic: Mapping[str, float], fitting: Mapping[str, float], floor: float) -> float:
     """The population stability index of shares over the same bins; see the module's docstring."""
     index = 0.0
     for name, share in traffic.items():
-        ours, theirs = max(share, FLOOR), max(fitting[name], FLOOR)
+        ours, theirs = max(share, floor), max(fitting[name], floor)
         index += (ours - theirs) * math.log(ours / theirs)
     return index
 

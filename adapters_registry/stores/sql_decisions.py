@@ -27,6 +27,8 @@ from adapters_registry.stores.database import Database
 from adapters_registry.stores.tables import decisions, feedback
 
 MAX_EXAMINED = 20_000
+CHUNK = 50
+"""Rows of one statement: preparing more would hold up the event loop for milliseconds."""
 
 _INSERTS: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _MOST_TOKENS = 2**53  # an engine may say anything
@@ -44,7 +46,8 @@ class SqlDecisionStore:
         rows = [_row(decision) for decision in made]
 
         async def work(connection: AsyncConnection) -> None:
-            await connection.execute(sa.insert(decisions), rows)
+            for start in range(0, len(rows), CHUNK):
+                await connection.execute(sa.insert(decisions), rows[start : start + CHUNK])
 
         if rows:
             await self._database.count(work)

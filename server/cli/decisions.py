@@ -113,12 +113,12 @@ def taught(decisions: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         prompt, opinion = each["prompt"], each["feedback"]
         if not prompt or not opinion or prompt in seen:
             continue
+        seen.add(prompt)
         expert = opinion["expert"]
         if expert is None and opinion["rating"] > 0 and len(each["experts"]) == 1:
             expert = each["experts"][0].partition("@")[0]
         if expert is None or expert == "base":
             continue
-        seen.add(prompt)
         yield {
             "prompt": prompt,
             "answer": "",
