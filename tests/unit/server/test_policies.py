@@ -140,7 +140,11 @@ async def test_a_policy_knows_what_it_was_fitted_to_also_from_an_older_artefact(
     assert artefact is not None
     older = {key: value for key, value in artefact.data.items() if key != "left_out"}
     store.publish("auto", replace(artefact, data=older))
-    monkeypatch.setattr(KnnRouter, "fit", None)  # it is not fitted again for that
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("fitted again")
+
+    monkeypatch.setattr(KnnRouter, "fit", refuse)
     reopened = (await manager(tmp_path, embedder).refresh(records))["auto"].fitting
     assert reopened is not None
     assert reopened.shares == pytest.approx({"sql": 2 / 3, "dates": 1 / 3})
