@@ -10,7 +10,7 @@ from datetime import datetime
 
 MAX_TEXT_CHARS = 2000
 MAX_COMMENT_CHARS = 2000
-MAX_PAGE = 5000
+MAX_PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ class DecisionLog:
         waiting.append(Noted(utc_now(), plan, outcome, request_id, key_id))
         if len(waiting) == 1:
             self._some.set()
-        elif len(waiting) == BATCH:
+        elif len(waiting) >= BATCH:
             self._many.set()
 
     def keeps(self, request_id: str) -> bool:
@@ -180,7 +180,8 @@ class DecisionLog:
             if pause_s:
                 log.info("decisions are written again")
                 pause_s = 0.0
-            self._many.clear()
+            if len(self._waiting) < BATCH:
+                self._many.clear()
             if not self._waiting:
                 self._some.clear()
 
@@ -196,6 +197,8 @@ class DecisionLog:
                 await asyncio.sleep(PRUNE_PAUSE_S)
         except RegistryError as error:
             log.warning("old decisions stay", error=str(error))
+        except Exception:  # a fault of ours must not end it for ever: the next hour may work
+            log.exception("old decisions stay")
 
     def _record(self, noted: Noted) -> DecisionRecord:
         at, plan, outcome, request_id, key_id = noted

@@ -29,6 +29,7 @@ from routers.base import BASE, Decision, LibraryExpert, name_of
 from routers.calibration import LeftOut
 
 WINDOW = 2000
+MAX_POLICIES = 256
 MIN_DECISIONS = 100
 """With fewer there is no index."""
 
@@ -82,6 +83,8 @@ class Traffic:
         window = self._windows.get(policy)
         if window is None:
             window = self._windows[policy] = deque(maxlen=WINDOW)
+            if len(self._windows) > MAX_POLICIES:
+                del self._windows[next(iter(self._windows))]
         window.append((first_choice(decision), decision.confidence))
 
     def keep_only(self, policies: Iterable[str]) -> None:

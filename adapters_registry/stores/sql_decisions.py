@@ -82,6 +82,8 @@ class SqlDecisionStore:
     async def rate(self, opinion: Feedback) -> tuple[DecisionRecord, bool] | None:
         """See `FeedbackStore.rate`."""
         query = DecisionQuery(1, key_id=opinion.key_id, request_id=opinion.request_id)
+        if not (await self.recent(query)).decisions:  # nobody who writes is held up for that
+            return None
 
         async def work(connection: AsyncConnection) -> tuple[DecisionRecord, bool] | None:
             row = (await connection.execute(_wanted(query, None).limit(1))).mappings().one_or_none()

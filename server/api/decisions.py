@@ -6,13 +6,15 @@ import asyncio
 from datetime import timedelta
 from typing import Annotated, Any
 
+import orjson
 from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
 from pydantic import ValidationError
 
-from adapters_registry.decisions import DecisionQuery, DecisionRecord
+from adapters_registry.decisions import MAX_PAGE, DecisionQuery, DecisionRecord
 from adapters_registry.library import Library
 from adapters_registry.records import utc_now
-from server.abstentions import MAX_ROWS, Group, group_abstentions, most_common_embedder
+from server.abstentions import Group, group_abstentions, most_common_embedder, read_abstentions
 from server.api.incoming import read_body
 from server.auth import Authenticator
 from server.catalog import DEFAULT_POLICY
@@ -23,7 +25,6 @@ from server.feedback import FeedbackDesk, FeedbackOrder
 from server.library_watch import LibraryWatcher
 
 MAX_FEEDBACK_BYTES = 64 << 10
-MAX_LISTED = 500
 MAX_NUMBER = 2**63 - 1
 
 PolicyName = Annotated[
@@ -56,7 +57,7 @@ def decisions_router(
     @router.get("/decisions", summary="List what was decided for requests, newest first")
     async def list_decisions(
         request: Request,
-        limit: Annotated[int, Query(ge=1, le=MAX_LISTED, description="At most so many.")] = 50,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="At most so many.")] = 50,
         before: Annotated[
             int | None, Query(ge=1, le=MAX_NUMBER, description="The 'next' of the page before this one.")
         ] = None,
@@ -68,7 +69,7 @@ def decisions_router(
         request_id: RequestId = None,
         key_id: KeyId = None,
         rated: Annotated[bool | None, Query(description="Only those with feedback, or without.")] = None,
-    ) -> dict[str, Any]:
+    ) -> Response:
         await authenticator.authorise(request.headers, "admin")
         query = DecisionQuery(
             limit=limit,
@@ -81,12 +82,13 @@ def decisions_router(
             rated=rated,
         )
         page = await library.decisions.recent(query)
-        return {
+        answer = {
             "object": "list",
             "data": [show(decision) for decision in page.decisions],
             "next": page.next,
             "decision_log": log.level,
         }
+        return Response(orjson.dumps(answer), media_type="application/json")
 
     @router.get("/abstentions", summary="Group the prompts for which no expert was chosen: what nobody covers")
     async def group(
@@ -96,9 +98,7 @@ def decisions_router(
         k: Annotated[int | None, Query(ge=1, le=50, description="How many groups; left out: as many as fit.")] = None,
     ) -> dict[str, Any]:
         await authenticator.authorise(request.headers, "admin")
-        since = utc_now() - timedelta(days=days)
-        query = DecisionQuery(MAX_ROWS, since=since, policy=policy, abstained=True, embedded=True)
-        found = (await library.decisions.recent(query)).decisions
+        found = await read_abstentions(library.decisions, policy, utc_now() - timedelta(days=days))
         rows = most_common_embedder(found)
         live = watcher.catalog.policies.get(policy or (rows[0].policy if rows else None) or DEFAULT_POLICY)
         groups = await asyncio.to_thread(group_abstentions, rows, k, live)
