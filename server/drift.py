@@ -67,8 +67,10 @@ class PolicyDrift:
         """The index in a word."""
         if self.fitting is None:
             return "unknown: this method is not fitted to examples"
-        if self.index is None:
+        if self.traffic.num < MIN_DECISIONS:
             return f"unknown: {self.traffic.num} decisions, at least {MIN_DECISIONS} are needed"
+        if self.index is None:
+            return "unknown: too few decisions for an expert to compare"
         return "strong" if self.index >= STRONG else "slight" if self.index >= SLIGHT else "none"
 
 

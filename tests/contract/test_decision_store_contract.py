@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from adapters_registry.decisions import DecisionQuery, DecisionRecord, Feedback
+from adapters_registry.decisions import DecisionQuery, Feedback
 from adapters_registry.stores import sql_decisions
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql import SqlAdapterStore
 from adapters_registry.stores.sql_decisions import SqlDecisionStore
-
-NOON = datetime(2026, 2, 28, 12, 0, 30, 1234, tzinfo=UTC)
+from tests.support.decisions import NOON, decision
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -37,28 +36,6 @@ async def database(url: str) -> AsyncIterator[Database]:
 @pytest.fixture
 def store(database: Database) -> SqlDecisionStore:
     return SqlDecisionStore(database)
-
-
-def decision(request_id: str = "r", **changes: object) -> DecisionRecord:
-    plain = DecisionRecord(
-        request_id=request_id,
-        at=NOON,
-        key_id="aaaaaaaa",
-        endpoint="/v1/chat/completions",
-        kind="policy",
-        policy="auto",
-        recipe="sql@00000001",
-        experts=("sql@00000001",),
-        confidence=0.75,
-        abstained=False,
-        status=200,
-        input_tokens=2**40,
-        output_tokens=7,
-        duration_ms=12.5,
-        ttft_ms=None,
-        cost=0.25,
-    )
-    return replace(plain, **changes)  # type: ignore[arg-type]
 
 
 async def ids(store: SqlDecisionStore, query: DecisionQuery) -> list[str]:

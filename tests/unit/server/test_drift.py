@@ -154,5 +154,6 @@ def test_verdicts() -> None:
     assert drift_of("p", profile(a=0.5, b=0.5), fitting).verdict == "none"
     assert drift_of("p", profile(a=0.68, b=0.32), fitting).verdict == "slight"
     assert drift_of("p", profile(a=0.9, b=0.1), fitting).verdict == "strong"
+    assert "too few" in drift_of("p", profile(base=1.0), fitting).verdict
     assert "at least 100" in drift_of("p", profile(MIN_DECISIONS - 1, a=1.0), fitting).verdict
     assert "not fitted to examples" in drift_of("p", profile(a=1.0), None).verdict

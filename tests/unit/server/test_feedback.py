@@ -16,7 +16,7 @@ from server.drift import Traffic
 from server.errors import NotFound
 from server.feedback import LOOKS, FeedbackDesk, FeedbackOrder
 from server.metrics import Metrics
-from tests.contract.test_decision_store_contract import decision
+from tests.support.decisions import decision
 from tests.unit.server.test_decision_log import Memory
 
 ORDER = FeedbackOrder(request_id="r", rating="up")
