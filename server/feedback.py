@@ -18,10 +18,11 @@ from adapters_registry.stores.base import FeedbackStore
 from server.auth import Principal
 from server.catalog import Catalog
 from server.decision_log import PAUSE_S, DecisionLog
-from server.errors import BadRequest, ModelNotFound, NotFound
+from server.errors import BadRequest, ModelNotFound, NotFound, Unavailable
 from server.metrics import Metrics
 
 RATINGS = {"up": 1.0, "down": -1.0}
+PATIENCE_S = 5.0
 LOOKS = 4
 MAX_PATIENT = 64
 """Requests that may wait for another gateway's queue at once; more are answered at the first look."""
@@ -74,7 +75,7 @@ class FeedbackDesk:
             ModelNotFound: For an expert that does not exist or is hidden.
             BadRequest: For one that is no expert.
             NotFound: The key sent no such request, or it is not kept.
-            RegistryError: The database is away.
+            Unavailable, RegistryError: The database is away.
         """
         opinion = Feedback(
             key_id=principal.key_id,
@@ -89,9 +90,13 @@ class FeedbackDesk:
                 "This gateway keeps no decisions that feedback could belong to (setting decision_log).",
                 param="request_id",
             )
-        if self._decisions.holds(principal.key_id, order.request_id):
-            await self._decisions.flush()
-        found = await self._store.rate(opinion) or await self._look_again(opinion)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                found = await self._join(opinion)
+        except TimeoutError:
+            raise Unavailable(
+                "The database does not answer now; send the feedback again in a moment.", retry_after_s=5
+            ) from None
         if found is None:
             raise NotFound(
                 "No decision with this request id is kept for this key. The id is the answer's x-request-id; a request "
@@ -102,6 +107,12 @@ class FeedbackDesk:
         if is_first:
             self._metrics.record_feedback(decision.policy, decision.answered_by, opinion.rating)
         return Kept(opinion, is_first)
+
+    async def _join(self, opinion: Feedback) -> tuple[DecisionRecord, bool] | None:
+        """Keep an opinion with its decision, wherever that still is."""
+        if self._decisions.holds(opinion.key_id, opinion.request_id):
+            await self._decisions.flush()
+        return await self._store.rate(opinion) or await self._look_again(opinion)
 
     async def _look_again(self, opinion: Feedback) -> tuple[DecisionRecord, bool] | None:
         """Wait for what another gateway has not written yet."""
