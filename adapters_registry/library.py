@@ -31,10 +31,11 @@ from adapters_registry.records import AdapterRecord, AuditEntry, Change, Manifes
 from adapters_registry.safetensors_header import HeaderError
 from adapters_registry.states import OFFERED, OVER, AdapterState
 from adapters_registry.storage import AdapterStorage
-from adapters_registry.stores.base import AdapterStore, KeyStore, UsageStore
+from adapters_registry.stores.base import AdapterStore, DecisionStore, FeedbackStore, KeyStore, UsageStore
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql import SqlAdapterStore
 from adapters_registry.stores.sql_backup import SqlBackup
+from adapters_registry.stores.sql_decisions import SqlDecisionStore
 from adapters_registry.stores.sql_keys import SqlKeyStore
 from adapters_registry.stores.sql_usage import SqlUsageStore
 from adapters_registry.validation import AdapterFacts, check_listing, validate_adapter
@@ -63,6 +64,8 @@ class Library:
         self.keys: KeyStore = SqlKeyStore(database)
         self.usage: UsageStore = SqlUsageStore(database)
         self.backup = SqlBackup(database)
+        self.decisions: DecisionStore = (decisions := SqlDecisionStore(database))
+        self.feedback: FeedbackStore = decisions
         self._database = database
         self._adapters: AdapterStore = SqlAdapterStore(database)
         self._name_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

@@ -16,6 +16,9 @@ The threshold t and slope b of P(known | s) = σ(b (s - t)) are a weighted logis
 P(right | margin) = σ(c · margin), margin being the distance to the second expert: one half at a tie, c fitted on the
 known set likewise. Confidence is the product: it grows with the score and with the margin.
 
+What the policy decided for the left-out examples is kept too (`LeftOut`): traffic that is like the examples is decided
+like them, so a difference is drift.
+
 Calibrating costs more than all the rest of a fit, and one expert among a thousand hardly moves it. So a policy that
 follows its library keeps its calibration until a fiftieth of the experts have changed since (`Calibration.holds_for`).
 """
@@ -23,14 +26,14 @@ follows its library keeps its calibration until a fiftieth of the experts have c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.base import LibraryExpert
+from routers.base import BASE, LibraryExpert
 
 Floats = NDArray[np.float64]
 
@@ -45,35 +48,86 @@ _MOST_CHANGED = 0.02
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """How a policy decided for its own examples, each left out.
+
+    Attributes:
+        abstained: Share for which it chose no expert, in [0, 1].
+        confidence: Mean confidence by first choice: an expert's id, or ``base`` for no expert.
+    """
+
+    abstained: float
+    confidence: Mapping[str, float]
+
+    @classmethod
+    def load(cls, data: Mapping[str, Any]) -> Self | None:
+        """From an artefact's data; None for one that was made before this was kept, or by another method."""
+        kept = data.get("left_out")
+        if not isinstance(kept, dict):
+            return None
+        return cls(float(kept["abstained"]), {str(e): float(mean) for e, mean in dict(kept["confidence"]).items()})
+
+    def dump(self) -> dict[str, Any]:
+        """JSON values for an artefact."""
+        return {"abstained": self.abstained, "confidence": dict(self.confidence)}
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """What was fitted, and to whom.
 
     Attributes:
         threshold, slope, margin_slope: See the module's docstring.
         fitted_to: Marks of the experts with their examples (`marks_of`).
+        left_out: How it decides for them; None if nothing was left out.
     """
 
     threshold: float
     slope: float
     margin_slope: float
     fitted_to: frozenset[str] = frozenset()
+    left_out: LeftOut | None = None
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Self:
         """From `dump`; raises KeyError, TypeError or ValueError."""
         threshold, slope, margin_slope = (float(number) for number in data["calibration"])
-        return cls(threshold, slope, margin_slope, frozenset(map(str, data.get("calibrated_to", ()))))
+        marks = frozenset(map(str, data.get("calibrated_to", ())))
+        return cls(threshold, slope, margin_slope, marks, LeftOut.load(data))
 
     def dump(self) -> dict[str, Any]:
         """JSON values for an artefact."""
         return {
             "calibration": [self.threshold, self.slope, self.margin_slope],
             "calibrated_to": sorted(self.fitted_to),
+            "left_out": self.left_out.dump() if self.left_out else None,
         }
 
     def to(self, marks: frozenset[str]) -> Self:
         """The same, saying to whom it was fitted."""
         return replace(self, fitted_to=marks)
+
+    def with_left_out(
+        self, chosen: Sequence[str], known: Floats, margins: Floats | None, threshold: float | None
+    ) -> Self:
+        """The same, with how it decides for the left-out examples.
+
+        Args:
+            chosen: The expert that came first for each, n of them.
+            known, margins: As for `calibrate`, shape (n,); None if the method's confidence knows no margin.
+            threshold: The one that the policy uses; None for the calibrated one.
+        """
+        if not len(known):
+            return self
+        confidence = sigmoids(self.slope * (known - self.threshold))
+        if margins is not None:
+            confidence = confidence * sigmoids(self.margin_slope * np.maximum(margins, 0.0))
+        is_below = known < (self.threshold if threshold is None else threshold)
+        found: dict[str, list[float]] = {}
+        for expert, below, value in zip(chosen, is_below.tolist(), confidence.tolist(), strict=True):
+            found.setdefault(BASE if below else expert, []).append(value)
+        means = {expert: sum(values) / len(values) for expert, values in sorted(found.items())}
+        return replace(self, left_out=LeftOut(float(is_below.mean()), means))
 
     def holds_for(self, marks: frozenset[str]) -> bool:
         """Whether the library has changed so little since that this may be kept."""
@@ -164,3 +218,8 @@ def _loss(beta: Floats, x: Floats, labels: Floats, weights: Floats, ridge: float
 def sigmoid(x: float) -> float:
     """1 / (1 + e^-x), without overflow."""
     return float(1 / (1 + np.exp(-np.clip(x, -40, 40))))
+
+
+def sigmoids(x: Floats) -> Floats:
+    """`sigmoid` of each, shape as given."""
+    return np.asarray(1 / (1 + np.exp(-np.clip(x, -40, 40))))

@@ -210,6 +210,7 @@ def _calibrated(config: KnnConfig, library: ExampleIndex, bare: Matrix, progress
     known: list[float] = []
     margins: list[float] = []
     right: list[bool] = []
+    chosen: list[str] = []
     unknown: list[float] = []
     block = 128
     for start in range(0, len(sample), block):
@@ -232,15 +233,13 @@ def _calibrated(config: KnnConfig, library: ExampleIndex, bare: Matrix, progress
             top = _top_two(expert_scores(others, library.owner, config.num_evidence, num_examples))
             known.append(top[0][1])
             right.append(top[0][0] == own)
+            chosen.append(library.experts[top[0][0]])
             margins.append(top[0][1] - top[1][1] if len(top) > 1 else 1.0)
         progress(min(start + block, len(sample)), len(sample))
-    return calibrate(
-        np.array(known, np.float64),
-        np.array(right, dtype=bool),
-        np.array(margins, np.float64),
-        np.array(unknown, np.float64),
-        config.in_library_share,
-    )
+    scores, gaps = np.array(known, np.float64), np.array(margins, np.float64)
+    is_right, strange = np.array(right, dtype=bool), np.array(unknown, np.float64)
+    calibration = calibrate(scores, is_right, gaps, strange, config.in_library_share)
+    return calibration.with_left_out(chosen, scores, gaps, config.threshold)
 
 
 def _without_siblings(near: Near, is_own: NDArray[np.bool_], num_siblings: int) -> NDArray[np.bool_] | None:

@@ -279,6 +279,8 @@ class ScoringRouter(ABC):
         known: list[Floats] = []
         margins: list[Floats] = []
         right: list[NDArray[np.bool_]] = []
+        first: list[str] = []
+        has_margin = True
         unknown: list[Floats] = []
         fold_of = _folds(examples.owner)
         none = Calibration(0.0, 1.0, 1.0)
@@ -294,6 +296,7 @@ class ScoringRouter(ABC):
             for block in np.array_split(held_out, -(-len(held_out) // BLOCK)):
                 tried = examples.take(block)
                 judged = router.judge(Prompts(tried.bare_texts, tried.bare_embeddings))
+                has_margin = judged.evidence is judged.scores
                 scores, evidence = (np.where(np.isnan(values), -np.inf, values) for values in judged)
                 rows = np.arange(len(scores))
                 own = scores[rows, tried.owner].copy()
@@ -304,14 +307,16 @@ class ScoringRouter(ABC):
                 unknown.append(others[np.isfinite(others)])
                 is_known = np.isfinite(own)
                 is_right = own > stranger
+                winner = np.where(is_right, tried.owner, scores.argmax(axis=1))
+                first += [examples.experts[number] for number in winner[is_known].tolist()]
                 gap = np.where(is_right, own - stranger, stranger - np.maximum(own, second))
                 known.append(best[is_known])
                 right.append(is_right[is_known])
                 margins.append(np.where(np.isfinite(gap), gap, 1.0)[is_known])
         progress(NUM_FOLDS, NUM_FOLDS)
-        return calibrate(
-            _joined(known), _joined(right).astype(bool), _joined(margins), _joined(unknown), config.in_library_share
-        )
+        tops, gaps = _joined(known), _joined(margins)
+        calibration = calibrate(tops, _joined(right).astype(bool), gaps, _joined(unknown), config.in_library_share)
+        return calibration.with_left_out(first, tops, gaps if has_margin else None, config.threshold)
 
 
 def examples_of(data: FitData) -> Examples:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from server.body import EventSplitter, ModelRewriter
 from server.deadline import Deadline
+from server.decision_log import DecisionLog
 from server.engine.errors import EngineFault
 from server.engine.pool import PooledResponse
 from server.errors import EngineLost, EngineTimeout, GatewayError, error_body
@@ -53,6 +54,7 @@ class Origin:
     received_at: float
     overhead_s: float
     hide_usage: bool = False
+    key_id: str = ""
 
 
 class Answer:
@@ -66,6 +68,7 @@ class Answer:
         limits: Longest waits.
         metrics: Where the outcome goes.
         access_log: Where its line goes.
+        decisions: Where the decision goes.
         release: Gives the request's place back.
         grant: Of a key with limits.
     """
@@ -79,6 +82,7 @@ class Answer:
         limits: Limits,
         metrics: Metrics,
         access_log: AccessLog,
+        decisions: DecisionLog,
         release: Callable[[], None],
         grant: Grant | None = None,
     ) -> None:
@@ -89,6 +93,7 @@ class Answer:
         self._limits = limits
         self._metrics = metrics
         self._access_log = access_log
+        self._decisions = decisions
         self._release = release
         self._grant = grant
         self._finished = False
@@ -178,6 +183,7 @@ class Answer:
             trial_role=self._plan.trial_role,
         )
         self._metrics.record(outcome)
+        self._decisions.note(self._plan, outcome, self._origin.request_id, self._origin.key_id)
         if self._grant:
             is_unsaid = not outcome.input_tokens and self.status < 400  # a caller who hung up pays for the prompt too
             spent = replace(outcome, input_tokens=self._grant.prompt_tokens) if is_unsaid else outcome

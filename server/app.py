@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from adapters_registry.errors import RegistryError
 from routers.errors import RouterError
 from server.api.admin import AdapterAdmin, admin_router
+from server.api.decisions import decisions_router, feedback_router
 from server.api.health import health_router
 from server.api.incoming import error_response, request_id_of
 from server.api.inference import PATHS, InferenceApp
@@ -20,6 +21,7 @@ from server.api.openapi import document
 from server.api.policies import policies_router
 from server.api.public import public_router
 from server.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, from_lower
+from server.feedback import FeedbackDesk
 from server.wiring import Gateway
 
 log = structlog.get_logger(__name__)
@@ -42,6 +44,11 @@ def build_app(gateway: Gateway) -> Edge:
     app.include_router(
         policies_router(gateway.policies, gateway.scores, gateway.watcher, gateway.authenticator, settings)
     )
+    app.include_router(
+        decisions_router(gateway.library, gateway.decisions, gateway.traffic, gateway.watcher, gateway.authenticator)
+    )
+    desk = FeedbackDesk(gateway.library.feedback, gateway.decisions, gateway.metrics)
+    app.include_router(feedback_router(desk, gateway.watcher, gateway.authenticator))
     app.add_exception_handler(Exception, _on_error)
     for kind in (GatewayError, HTTPException, RequestValidationError, RegistryError, RouterError):
         app.add_exception_handler(kind, _on_error)

@@ -9,14 +9,15 @@ policy or ``none``; `expert` is ``base`` or one of the first N experts that were
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 
+from server.drift import PolicyDrift, Profile
 from server.settings import Price
 
 SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -81,6 +82,8 @@ class Metrics:
     def __init__(self, *, max_experts: int, prices: Mapping[str, Price]) -> None:
         self.registry = CollectorRegistry()
         self._expert = BoundedLabel(max_experts)
+        self._drifting = BoundedLabel(max_experts)  # of its own: experts without traffic would use the others up
+        self._drifts: Callable[[], Iterable[PolicyDrift]] = tuple
         self._prices = prices
         self._series: dict[tuple[str, str, str], _Series] = {}
         route = ("endpoint", "policy", "expert")
@@ -219,6 +222,36 @@ class Metrics:
             ("policy",),
             registry=self.registry,
         )
+        self.decisions_dropped = Counter(
+            "moergate_decisions_dropped",
+            "Decisions that the log lost: the database was away or too slow, and the queue full.",
+            registry=self.registry,
+        )
+        self.feedback = Counter(
+            "moergate_feedback",
+            "Requests that got feedback, by what answered them and the first rating: up, down or neutral.",
+            ("policy", "expert", "rating"),
+            registry=self.registry,
+        )
+        self.expert_share = Gauge(
+            "moergate_expert_share",
+            "Share of a policy's last decisions on this gateway by first choice, and the same if requests came like "
+            "its experts' examples; of: traffic or fitting.",
+            ("policy", "expert", "of"),
+            registry=self.registry,
+        )
+        self.expert_confidence = Gauge(
+            "moergate_expert_confidence",
+            "Mean confidence of the same decisions.",
+            ("policy", "expert", "of"),
+            registry=self.registry,
+        )
+        self.policy_drift = Gauge(
+            "moergate_policy_drift",
+            "Population stability index between the shares of traffic and fitting: 0.1 is slight, 0.25 strong.",
+            ("policy",),
+            registry=self.registry,
+        )
         self.embedder_lookups = Counter(
             "moergate_embedder_lookups",
             "Texts asked of the embedder, by result: hit or miss of its cache.",
@@ -248,6 +281,44 @@ class Metrics:
         """Read the numbers of running and waiting requests at each scrape."""
         self.active.set_function(active)
         self.queued.set_function(queued)
+
+    def record_feedback(self, policy: str | None, expert: str, rating: float) -> None:
+        """Count a request's first rating, from -1 to 1."""
+        kind = "up" if rating > 0 else "down" if rating < 0 else "neutral"
+        self.feedback.labels(policy or "none", expert if expert == "base" else self._expert(expert), kind).inc()
+
+    def show_drift(self, found: Callable[[], Iterable[PolicyDrift]]) -> None:
+        """Read how policies drift at each scrape."""
+        self._drifts = found
+
+    def exposition(self) -> bytes:
+        """All metrics as Prometheus reads them."""
+        for gauge in (self.expert_share, self.expert_confidence, self.policy_drift):
+            gauge.clear()
+        for drift in self._drifts():
+            if drift.index is not None:
+                self.policy_drift.labels(drift.policy).set(drift.index)
+            traffic, fitting = drift.traffic, drift.fitting
+            if traffic.num and fitting is not None:  # also experts that nobody wants
+                traffic = replace(traffic, shares=dict.fromkeys(fitting.shares, 0.0) | dict(traffic.shares))
+            self._show_profile(drift.policy, "traffic", traffic)
+            if fitting is not None:
+                self._show_profile(drift.policy, "fitting", fitting)
+        return generate_latest(self.registry)
+
+    def _show_profile(self, policy: str, of: str, profile: Profile) -> None:
+        sums: dict[
+            str, tuple[float, float, float]
+        ] = {}  # by label: share, share with a known confidence, their product
+        for name, share in sorted(profile.shares.items(), key=lambda item: -item[1]):
+            label = name if name == "base" else self._drifting(name)
+            known = share if name in profile.confidence else 0.0
+            total, weight, product = sums.get(label, (0.0, 0.0, 0.0))
+            sums[label] = (total + share, weight + known, product + known * profile.confidence.get(name, 0.0))
+        for label, (total, weight, product) in sums.items():
+            self.expert_share.labels(policy, label, of).set(total)
+            if weight:
+                self.expert_confidence.labels(policy, label, of).set(product / weight)
 
     def record(self, outcome: Outcome) -> None:
         """Count a request that reached an engine, when it ends."""

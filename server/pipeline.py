@@ -6,7 +6,7 @@
 4. if a policy: view → embedding → decision
 5. decision → recipe
 6. replica → forward the body, unchanged but for ``model``; the answer streams back through `server.answer`
-7. record: metrics and log, when the answer ends
+7. record: metrics, access log and decision log, when the answer ends
 
 The web framework stays outside: a request comes in as a `Call`, and goes out as an `Answer` or as a `GatewayError`.
 """
@@ -23,6 +23,7 @@ from server.answer import Answer, Limits, Origin
 from server.auth import Authenticator, Principal
 from server.body import JsonBody, parse_body
 from server.deadline import Deadline
+from server.decision_log import DecisionLog
 from server.engine.base import EngineRequest
 from server.engine.pool import EnginePool, PooledResponse
 from server.engine.recipes import Base
@@ -77,6 +78,7 @@ class Pipeline:
         metrics: Metrics,
         limits: Limits,
         access_log: AccessLog,
+        decisions: DecisionLog,
         *,
         count_stream_tokens: bool,
     ) -> None:
@@ -89,6 +91,7 @@ class Pipeline:
         self._metrics = metrics
         self._limits = limits
         self._access_log = access_log
+        self._decisions = decisions
         self._count_stream_tokens = count_stream_tokens
 
     async def run(self, call: Call) -> Answer:
@@ -120,9 +123,9 @@ class Pipeline:
             self._admission.release()
             _give_back(grant)
             raise
-        origin = Origin(call.request_id, call.path, call.received_at, overhead_s, hide_usage)
-        finished = self._admission.release
-        return Answer(response, deadline, plan, origin, self._limits, self._metrics, self._access_log, finished, grant)
+        origin = Origin(call.request_id, call.path, call.received_at, overhead_s, hide_usage, principal.key_id)
+        records = self._metrics, self._access_log, self._decisions
+        return Answer(response, deadline, plan, origin, self._limits, *records, self._admission.release, grant)
 
     async def explain(self, call: Call) -> tuple[Plan, dict[str, float]]:
         """Decide as `run` would, without generating: the plan, and the time of each phase in milliseconds."""

@@ -38,6 +38,7 @@ from routers.errors import BadArtefact, FitCancelled, NotFittable, RouterError
 from routers.fitting import fit_policy, unmet_needs
 from routers.registry import make_config, router_class
 from routers.subset import restrict, select
+from server.drift import Profile, fitting_profile
 from server.embedders import Embedders
 from server.errors import BadRequest, NotFound
 from server.jobs import Job, Jobs
@@ -70,6 +71,7 @@ class LivePolicy:
         stale: Whether the library has changed since.
         provenance: When and by which version of the code it was fitted.
         spec: What it was fitted as; another gateway may have redefined the policy since.
+        fitting: How it would choose for prompts like its examples; None if it was not fitted to examples.
     """
 
     name: str
@@ -82,6 +84,7 @@ class LivePolicy:
     stale: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
     spec: PolicySpec | None = None
+    fitting: Profile | None = None
 
     def describe(self) -> dict[str, Any]:
         """The method's card, for people."""
@@ -481,6 +484,8 @@ class PolicyManager:
         if not isinstance(library, list):
             raise BadArtefact("the artefact does not say which experts it was fitted to")
         ids = frozenset(map(str, library))
+        mine = [expert for expert in self._experts if expert.expert_id in ids]
+        fitting = fitting_profile(mine, artefact.data) if "examples" in entry.kind.card.needs else None
         entry.error = ""
         return LivePolicy(
             entry.spec.name,
@@ -492,6 +497,7 @@ class PolicyManager:
             slow,
             provenance=artefact.data.get("provenance", {}),
             spec=entry.spec,
+            fitting=fitting,
         )
 
     async def _reopen(self, entry: _Entry, embedder: Embedder) -> LivePolicy | None:

@@ -59,6 +59,7 @@ class Plan:
         decision: The router's answer, if a policy was asked.
         embed_s, route_s: Time taken by each, in seconds.
         trial_role: Which of the two a version is whose expert has a canary.
+        query: What the router was asked.
     """
 
     target: Target
@@ -68,6 +69,7 @@ class Plan:
     embed_s: float = 0.0
     route_s: float = 0.0
     trial_role: Literal["active", "canary"] | None = None
+    query: RouteQuery | None = None
 
     @property
     def policy_name(self) -> str | None:
@@ -134,7 +136,7 @@ class Planner:
         records = _records_of(recipe, catalog)
         routed = time.perf_counter()
         role = _trial_role(records, catalog)
-        plan = Plan(target, recipe, records, decision, embedded - started, routed - embedded, role)
+        plan = Plan(target, recipe, records, decision, embedded - started, routed - embedded, role, query)
         self._metrics.record_decision(policy.name, plan.expert_name if records else None, decision.confidence)
         return plan
 

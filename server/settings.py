@@ -156,6 +156,15 @@ class Settings(BaseSettings):
     metrics_experts: int = Field(
         100, ge=1, description="Experts with a label of their own in the metrics; all others share the label other."
     )
+    decision_log: Literal["off", "decisions", "embeddings", "prompts"] = Field(
+        "decisions",
+        description="What the database keeps of requests: nothing; who decided what for whom; also the embeddings of "
+        "prompts without an expert, which can reveal something of them; also the routed texts.",
+    )
+    decision_log_sample: float = Field(
+        1.0, ge=0, le=1, description="Share of the requests that the decision log keeps, chosen by request id."
+    )
+    decision_log_days: int = Field(14, ge=1, le=3650, description="Days after which decisions and feedback go.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity to log.")
     log_format: Literal["console", "json"] = Field("console", description="For people, or one JSON object a line.")
 

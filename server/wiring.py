@@ -37,7 +37,9 @@ from server.auth import LOOPBACK_NAMES, Authenticator
 from server.base_model import default_cache_dir
 from server.catalog import Catalog
 from server.conversations import ConversationMemory
+from server.decision_log import DecisionLog
 from server.draining import Drainer
+from server.drift import Traffic, drifts
 from server.embedders import BASE, Embedders
 from server.engine.connector import TimedConnector
 from server.engine.pool import EnginePool
@@ -49,7 +51,7 @@ from server.lifecycle import Lifecycle
 from server.limits import Limiter
 from server.logs import AccessLog
 from server.metrics import Metrics
-from server.pipeline import Pipeline
+from server.pipeline import GENERATING, Pipeline
 from server.policies import PolicyManager
 from server.policy_store import PolicySpec, PolicyStore
 from server.routing import Planner
@@ -84,6 +86,8 @@ class Gateway:
     lifecycle: Lifecycle
     shadow: Shadow
     drainer: Drainer
+    decisions: DecisionLog
+    traffic: Traffic
     session: aiohttp.ClientSession
     supervisor: EngineSupervisor | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -96,6 +100,7 @@ class Gateway:
         self.pool.start()
         self.watcher.start()
         self.lifecycle.start()
+        self.decisions.start()
         self._tasks.append(asyncio.create_task(self._clean_up()))
         if self.settings.library:
             self.watcher.may_fit.clear()
@@ -133,6 +138,7 @@ class Gateway:
         self.access_log.flush()
         await self.embedders.close()
         await self.limiter.close()
+        await self.decisions.close()
         await self.library.close()
 
     async def _clean_up(self) -> None:
@@ -226,6 +232,17 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
     limiter = Limiter(library.usage, metrics)
     memory = ConversationMemory()
     shadow = Shadow(_shadow_fitter(settings, embedders, scores), metrics)
+    traffic = Traffic()
+    decisions = DecisionLog(
+        library.decisions,
+        traffic,
+        metrics,
+        level=settings.decision_log,
+        endpoints=GENERATING,
+        sample=settings.decision_log_sample,
+        keep_days=settings.decision_log_days,
+    )
+    metrics.show_drift(lambda: drifts(traffic, watcher.catalog.policies))
     pipeline = Pipeline(
         authenticator,
         limiter,
@@ -236,6 +253,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         metrics,
         Limits(settings.first_token_timeout_s, settings.total_timeout_s),
         access_log,
+        decisions,
         count_stream_tokens=settings.count_stream_tokens,
     )
     lifecycle = Lifecycle(library, watcher, pool, metrics, probes=settings.probe_adapters)
@@ -270,6 +288,8 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         lifecycle,
         shadow,
         drainer,
+        decisions,
+        traffic,
         session,
         supervisor,
     )

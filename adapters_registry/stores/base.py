@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
+from adapters_registry.decisions import DecisionPage, DecisionQuery, DecisionRecord, Feedback
 from adapters_registry.records import NOBODY, AdapterRecord, AuditEntry, Change, KeyRecord
 from adapters_registry.states import AdapterState
 from adapters_registry.usage import KeyLimits, Reservation, Used
@@ -152,4 +153,32 @@ class KeyStore(Protocol):
 
     async def revoke(self, key_id: str, *, actor: str = "") -> KeyRecord:
         """Make a key unusable for good; again is no error. Raises KeyNotFound."""
+        ...
+
+
+class DecisionStore(Protocol):
+    """What was decided for requests. Written behind their backs, so that a loss of power may take the last seconds."""
+
+    async def add(self, decisions: Sequence[DecisionRecord]) -> None:
+        """Keep decisions, all or none of them."""
+        ...
+
+    async def recent(self, query: DecisionQuery) -> DecisionPage:
+        """Those that are wanted, newest first, with their feedback."""
+        ...
+
+    async def prune(self, before: datetime, most: int) -> int:
+        """Forget the oldest decisions and opinions of before, at most so many of each; returns how many went."""
+        ...
+
+
+class FeedbackStore(Protocol):
+    """What callers thought of answers."""
+
+    async def rate(self, feedback: Feedback) -> tuple[DecisionRecord, bool] | None:
+        """Keep an opinion instead of an earlier one of the same request.
+
+        Returns the newest decision with that request id of that key and whether this is its first opinion; None, with
+        nothing kept, if there is no such decision.
+        """
         ...

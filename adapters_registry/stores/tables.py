@@ -131,3 +131,50 @@ audit = sa.Table(
     sa.Index("ix_audit_subject", "subject"),
 )
 """Who changed what, when; only ever added to."""
+
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("key_id", sa.String(16), nullable=False),
+    sa.Column("endpoint", sa.String(64), nullable=False),
+    sa.Column("kind", sa.String(8), nullable=False),
+    sa.Column("policy", sa.String(63), nullable=True),
+    sa.Column("recipe", sa.Text, nullable=False),
+    sa.Column("experts", sa.Text, nullable=False),
+    sa.Column("confidence", sa.Double, nullable=True),
+    sa.Column("abstained", sa.Boolean, nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("input_tokens", sa.BigInteger, nullable=False),
+    sa.Column("output_tokens", sa.BigInteger, nullable=False),
+    sa.Column("duration_ms", sa.Double, nullable=False),
+    sa.Column("ttft_ms", sa.Double, nullable=True),
+    sa.Column("cost", sa.Double, nullable=False),
+    sa.Column("text", sa.Text, nullable=True),
+    sa.Column("embedder", sa.String(255), nullable=True),
+    sa.Column("embedding", sa.LargeBinary, nullable=True),
+    sa.Index("ix_decisions_at", "at"),
+    sa.Index("ix_decisions_request_id", "request_id"),
+    sa.Index(
+        "ix_decisions_embedded",
+        "number",
+        sqlite_where=sa.text("embedding IS NOT NULL"),
+        postgresql_where=sa.text("embedding IS NOT NULL"),
+    ),
+)
+"""What requests were routed to; not part of the library. `experts` is ids between blanks, also first and last."""
+
+feedback = sa.Table(
+    "feedback",
+    metadata,
+    sa.Column("key_id", sa.String(16), primary_key=True),
+    sa.Column("request_id", sa.String(64), primary_key=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("rating", sa.Double, nullable=False),
+    sa.Column("comment", sa.Text, nullable=True),
+    sa.Column("expert", sa.String(80), nullable=True),
+    sa.Index("ix_feedback_at", "at"),
+)
+"""Callers' opinions of answers, one a request."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from adapters_registry.errors import RegistryError
 from server.auth import Authenticator
@@ -40,7 +40,7 @@ def health_router(metrics: Metrics, authenticator: Authenticator, missing: Calla
     @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     async def show_metrics(request: Request) -> Response:
         await authenticator.authorise(request.headers, "metrics", "admin")
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return router
 

@@ -17,6 +17,7 @@ from server.api.admin import ComposeOrder, ExamplesOrder
 from server.api.inference import PATHS
 from server.api.lifecycle import ChangeOrder, PromoteOrder
 from server.api.policies import PolicyOrder
+from server.feedback import FeedbackOrder
 from server.routing import MAX_TASK_ID_CHARS
 from server.score_store import ScoreReport
 
@@ -29,6 +30,7 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", "/admin/adapters/{name}/rollback"): ChangeOrder,
     ("post", "/admin/policies"): PolicyOrder,
     ("post", "/admin/scores"): ScoreReport,
+    ("post", "/v1/feedback"): FeedbackOrder,
 }
 OPEN = ("/livez", "/readyz")
 """Paths that need no key."""

@@ -12,10 +12,12 @@ import typer
 from rich.console import Console
 
 from server.cli import (
+    abstentions,
     adapters,
     compare,
     compose,
     config,
+    decisions,
     fake_engine,
     fit,
     keys,
@@ -47,6 +49,8 @@ app.add_typer(
 app.command("tune", help=tune.HELP)(tune.tune)
 app.command("score", help=score.HELP)(score.score)
 app.command("compare", help=compare.HELP)(compare.compare)
+app.add_typer(decisions.app, name="decisions", help="List what was decided for requests, and export it to learn from.")
+app.command("abstentions", help=abstentions.HELP)(abstentions.abstentions)
 app.command("route", help=route.HELP)(route.route)
 app.add_typer(keys.app, name="keys", help="Create, list and revoke API keys in a home folder.")
 app.add_typer(config.app, name="config", help="Show the settings and where they come from.")

@@ -46,6 +46,28 @@ def show(
 
 
 @app.command()
+def drift(
+    name: Annotated[str, typer.Argument(help="The policy.")] = "auto",
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a policy's last decisions on this gateway with what it was fitted to."""
+    found = call("GET", url, f"/admin/policies/{quote(name)}/drift", key=api_key)
+    if as_json:
+        print_json(found)
+        return
+    index = "" if found["drift"] is None else f" {found['drift']:.3f}"
+    typer.echo(f"drift of {name}:{index} ({found['verdict']})")
+    table = Table("expert", "traffic", "fitting", "confidence", "in fitting", box=None)
+    for each in found["experts"]:
+        figures = [each[what][of] for what in ("share", "confidence") for of in ("traffic", "fitting")]
+        shown = ["" if value is None else f"{value:.3f}" for value in figures]
+        table.add_row(each["expert"], *shown)
+    Console().print(table)
+
+
+@app.command()
 def rm(
     name: Annotated[str, typer.Argument(help="The policy.")],
     url: Url = DEFAULT_URL,

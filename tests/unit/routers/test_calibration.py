@@ -120,3 +120,45 @@ def test_a_router_that_follows_keeps_its_calibration(name: str) -> None:
     much = clustered(70)
     fresh = made.load(config, made.fit(config, replace(much, embed=data.embed, previous=before), no_progress))
     assert fresh.threshold != 0.123  # type: ignore[attr-defined]
+
+
+# -- what it decides for the left-out examples --------------------------------------------------------------------
+
+
+def test_left_out_examples_are_decided_as_a_router_would() -> None:
+    known, margins = np.array([0.9, 0.8, 0.3, 0.7]), np.array([0.2, 0.0, 0.1, -0.5])
+    fitted = Calibration(0.5, 10.0, 5.0).with_left_out(["a", "a", "b", "c"], known, margins, None)
+    assert fitted.left_out is not None
+    assert fitted.left_out.abstained == 0.25
+    expected = [fitted.confidence(score, margin) for score, margin in zip(known, margins, strict=True)]
+    means = {"a": (expected[0] + expected[1]) / 2, "base": expected[2], "c": expected[3]}
+    assert fitted.left_out.confidence == pytest.approx(means)
+    strict = Calibration(0.5, 10.0, 5.0).with_left_out(["a", "a", "b", "c"], known, None, 0.85)
+    assert strict.left_out is not None
+    assert strict.left_out.abstained == 0.75
+    assert strict.left_out.confidence["a"] == pytest.approx(fitted.confidence(0.9, None))
+    assert Calibration(0.5, 10.0, 5.0).with_left_out([], NOTHING, NOTHING, None).left_out is None
+
+
+def test_calibrations_are_stored_and_older_ones_are_read() -> None:
+    fitted = Calibration(0.5, 10.0, 5.0, frozenset({"x"})).with_left_out(["a"], np.ones(1), np.ones(1), None)
+    assert Calibration.load(fitted.dump()) == fitted
+    older = {key: value for key, value in fitted.dump().items() if key != "left_out"}
+    assert Calibration.load(older) == replace(fitted, left_out=None)
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Calibration.load(fitted.dump() | {"left_out": {"abstained": 0.5, "confidence": [1]}})
+
+
+@pytest.mark.parametrize("name", ["knn", "centroid", "classifier"])
+def test_routers_keep_how_they_decide_for_their_examples(name: str) -> None:
+    data = clustered(4, 12, noise=0.4)
+    ids = {expert.expert_id for expert in data.experts}
+    kind = router_class(name)
+    loose, strict = (
+        kind.fit(make_config(name, {"threshold": threshold}), data, no_progress).data["left_out"]
+        for threshold in (-1.0, 1.0)
+    )
+    assert loose["abstained"] == 0
+    assert set(loose["confidence"]) == ids
+    assert strict["abstained"] == 1
+    assert set(strict["confidence"]) == {"base"}

@@ -2,6 +2,7 @@
 
 import pytest
 
+from server.drift import PolicyDrift, Profile
 from server.metrics import BoundedLabel, Metrics, Outcome
 from server.settings import Price
 
@@ -47,3 +48,44 @@ def test_time_per_token_counts_from_the_first_token() -> None:
     value = metrics.registry.get_sample_value
     assert value("gen_ai_server_time_per_output_token_seconds_sum", labels) == pytest.approx(0.1)
     assert value("gen_ai_server_time_to_first_token_seconds_sum", labels) == pytest.approx(1.0)
+
+
+def test_drift_is_shown_with_bounded_labels() -> None:
+    metrics = Metrics(max_experts=3, prices={})
+    experts = {f"e{number:03d}": 0.001 for number in range(999)} | {"big": 0.001}
+    fitting = Profile(experts, dict.fromkeys(experts, 0.5), 1000)
+    traffic = Profile({"big": 0.75, "base": 0.25}, {"big": 0.9, "base": 0.2}, 2000)
+    found = [PolicyDrift("auto", traffic, fitting, 1.5), PolicyDrift("bare", traffic, None, None)]
+    metrics.show_drift(lambda: found)
+    for _ in range(2):
+        metrics.exposition()
+    value = metrics.registry.get_sample_value
+
+    def share(expert: str, of: str, name: str = "share") -> float | None:
+        return value(f"moergate_expert_{name}", {"policy": "auto", "expert": expert, "of": of})
+
+    assert (share("big", "traffic"), share("base", "traffic"), share("other", "traffic")) == (0.75, 0.25, 0.0)
+    assert share("big", "traffic", "confidence") == 0.9
+    assert share("other", "fitting") == pytest.approx(0.997)
+    assert share("other", "fitting", "confidence") == pytest.approx(0.5)
+    assert value("moergate_policy_drift", {"policy": "auto"}) == 1.5
+    assert value("moergate_policy_drift", {"policy": "bare"}) is None
+    found.clear()
+    assert b'policy="auto"' not in metrics.exposition()
+
+
+def test_feedback_is_counted_by_kind() -> None:
+    metrics = Metrics(max_experts=1, prices={})
+    for expert, rating in (("sql", 1.0), ("sql", 0.2), ("dates", -0.1), ("base", 0.0)):
+        metrics.record_feedback("auto", expert, rating)
+    metrics.record_feedback(None, "sql", 1.0)
+    value = metrics.registry.get_sample_value
+    counted = {
+        (policy, expert, kind): value(
+            "moergate_feedback_total", {"policy": policy, "expert": expert, "rating": kind}
+        )
+        for policy, expert, kind in (
+            ("auto", "sql", "up"), ("auto", "other", "down"), ("auto", "base", "neutral"), ("none", "sql", "up"),
+        )
+    }  # fmt: skip
+    assert list(counted.values()) == [2, 1, 1, 1]

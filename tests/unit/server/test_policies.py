@@ -125,6 +125,33 @@ async def test_an_artefact_of_another_format_is_fitted_again(
     assert missing in current.data
 
 
+async def test_a_policy_knows_what_it_was_fitted_to_also_from_an_older_artefact(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = ("list all orders", "list all late orders", "count all orders", "list new orders")
+    records = [record("sql", *orders), record("dates", "date in ISO form", "a date as ISO form"), record("bare")]
+    fitted = (await manager(tmp_path, embedder).refresh(records))["auto"].fitting
+    assert fitted is not None
+    assert fitted.num == 6
+    assert fitted.shares["sql"] == pytest.approx(2 * fitted.shares["dates"])
+    assert sum(fitted.shares.values()) == pytest.approx(1)
+    assert fitted.confidence
+    store = ArtefactStore(tmp_path / "policies")
+    artefact = store.current("auto")
+    assert artefact is not None
+    older = {key: value for key, value in artefact.data.items() if key != "left_out"}
+    store.publish("auto", replace(artefact, data=older))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("fitted again")
+
+    monkeypatch.setattr(KnnRouter, "fit", refuse)
+    reopened = (await manager(tmp_path, embedder).refresh(records))["auto"].fitting
+    assert reopened is not None
+    assert reopened.shares == pytest.approx({"sql": 2 / 3, "dates": 1 / 3})
+    assert (await manager(tmp_path / "other", embedder, "random").refresh(records))["auto"].fitting is None
+
+
 async def test_a_fit_that_fails_keeps_the_old_router(
     tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,246 @@
+"""The admin API of what was decided: the log, abstentions in groups, drift; and callers' feedback."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from pydantic import ValidationError
+
+from adapters_registry.decisions import MAX_PAGE, DecisionQuery, DecisionRecord
+from adapters_registry.library import Library
+from adapters_registry.records import utc_now
+from server.abstentions import Group, group_abstentions, most_common_embedder, read_abstentions
+from server.api.incoming import read_body
+from server.auth import Authenticator
+from server.catalog import DEFAULT_POLICY
+from server.decision_log import DecisionLog
+from server.drift import PolicyDrift, Traffic, drift_of
+from server.errors import BadRequest, NotFound
+from server.feedback import FeedbackDesk, FeedbackOrder
+from server.library_watch import LibraryWatcher
+
+MAX_FEEDBACK_BYTES = 64 << 10
+MAX_NUMBER = 2**63 - 1
+
+PolicyName = Annotated[
+    str | None, Query(min_length=1, max_length=63, pattern=r"^[^\x00]+$", description="Only of this policy.")
+]
+ExpertName = Annotated[
+    str | None,
+    Query(
+        max_length=72,
+        pattern=r"^[a-z0-9][a-z0-9_.-]*(@[0-9a-f]{8})?$",
+        description="name or name@version, in the recipe.",
+    ),
+]
+RequestId = Annotated[
+    str | None, Query(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Only of requests with this id.")
+]
+KeyId = Annotated[str | None, Query(pattern=r"^[a-z0-9]{1,16}$", description="Only of this key.")]
+
+
+def decisions_router(
+    library: Library,
+    log: DecisionLog,
+    traffic: Traffic,
+    watcher: LibraryWatcher,
+    authenticator: Authenticator,
+) -> APIRouter:
+    """Routes under ``/admin`` about decisions."""
+    router = APIRouter(prefix="/admin", tags=["decisions"])
+
+    @router.get("/decisions", summary="List what was decided for requests, newest first")
+    async def list_decisions(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="At most so many.")] = 50,
+        before: Annotated[
+            int | None, Query(ge=1, le=MAX_NUMBER, description="The 'next' of the page before this one.")
+        ] = None,
+        policy: PolicyName = None,
+        expert: ExpertName = None,
+        abstained: Annotated[
+            bool | None, Query(description="Only those for which no expert was chosen, or was.")
+        ] = None,
+        request_id: RequestId = None,
+        key_id: KeyId = None,
+        rated: Annotated[bool | None, Query(description="Only those with feedback, or without.")] = None,
+    ) -> Response:
+        await authenticator.authorise(request.headers, "admin")
+        query = DecisionQuery(
+            limit=limit,
+            before=before,
+            policy=policy,
+            expert=expert,
+            abstained=abstained,
+            request_id=request_id,
+            key_id=key_id,
+            rated=rated,
+        )
+        page = await library.decisions.recent(query)
+        answer = {
+            "object": "list",
+            "data": [show(decision) for decision in page.decisions],
+            "next": page.next,
+            "decision_log": log.level,
+        }
+        return Response(orjson.dumps(answer), media_type="application/json")
+
+    @router.get("/abstentions", summary="Group the prompts for which no expert was chosen: what nobody covers")
+    async def group(
+        request: Request,
+        policy: PolicyName = None,
+        days: Annotated[int, Query(ge=1, le=3650, description="Only of the last days.")] = 7,
+        k: Annotated[int | None, Query(ge=1, le=50, description="How many groups; left out: as many as fit.")] = None,
+    ) -> dict[str, Any]:
+        await authenticator.authorise(request.headers, "admin")
+        found = await read_abstentions(library.decisions, policy, utc_now() - timedelta(days=days))
+        rows = most_common_embedder(found)
+        live = watcher.catalog.policies.get(policy or (rows[0].policy if rows else None) or DEFAULT_POLICY)
+        groups = await asyncio.to_thread(group_abstentions, rows, k, live)
+        return {
+            "object": "list",
+            "data": [show_group(each, len(rows)) for each in groups],
+            "num_abstentions": len(rows),
+            "num_left_out": len(found) - len(rows),
+            "days": days,
+            "advice": _advice(log.level, groups),
+        }
+
+    @router.get("/policies/{name}/drift", summary="Compare a policy's last decisions with what it was fitted to")
+    async def drift(name: str, request: Request) -> dict[str, Any]:
+        await authenticator.authorise(request.headers, "admin")
+        live = watcher.catalog.policies.get(name)
+        if live is None:
+            raise NotFound(f"There is no fitted policy {name[:100]!r}; 'moergate policies list' shows which there are.")
+        return show_drift(drift_of(name, traffic.profile(name), live.fitting))
+
+    return router
+
+
+def feedback_router(desk: FeedbackDesk, watcher: LibraryWatcher, authenticator: Authenticator) -> APIRouter:
+    """The route by which callers rate answers."""
+    router = APIRouter(tags=["inference"])
+
+    @router.post("/v1/feedback", summary="Rate the answer to a request of this key; the last rating counts")
+    async def take_feedback(request: Request) -> dict[str, Any]:
+        principal = await authenticator.authorise(request.headers, "infer")
+        raw = await read_body(request.headers, request.receive, MAX_FEEDBACK_BYTES)
+        try:
+            order = FeedbackOrder.model_validate_json(raw)
+        except ValidationError as error:
+            raise BadRequest(_told(error), param=_param(error)) from None
+        kept = (await desk.take(order, principal, watcher.catalog)).feedback
+        return {
+            "object": "feedback",
+            "request_id": kept.request_id,
+            "rating": kept.rating,
+            "expert": kept.expert,
+            "comment_kept": kept.comment is not None,
+        }
+
+    return router
+
+
+def show(decision: DecisionRecord) -> dict[str, Any]:
+    """A decision as the admin API shows it."""
+    opinion = decision.feedback
+    return {
+        "number": decision.number,
+        "request_id": decision.request_id,
+        "at": decision.at.isoformat(timespec="milliseconds"),
+        "key_id": decision.key_id,
+        "endpoint": decision.endpoint,
+        "kind": decision.kind,
+        "policy": decision.policy,
+        "recipe": decision.recipe,
+        "experts": list(decision.experts),
+        "confidence": None if decision.confidence is None else round(decision.confidence, 4),
+        "abstained": decision.abstained,
+        "status": decision.status,
+        "input_tokens": decision.input_tokens,
+        "output_tokens": decision.output_tokens,
+        "duration_ms": decision.duration_ms,
+        "ttft_ms": decision.ttft_ms,
+        "cost": decision.cost,
+        "prompt": decision.text,
+        "feedback": opinion
+        and {
+            "at": opinion.at.isoformat(timespec="milliseconds"),
+            "rating": opinion.rating,
+            "expert": opinion.expert,
+            "comment": opinion.comment,
+        },
+    }
+
+
+def show_group(group: Group, num: int) -> dict[str, Any]:
+    """A group of abstentions, of so many in all."""
+    nearest = group.nearest
+    return {
+        "size": group.size,
+        "share": round(group.size / num, 4),
+        "cohesion": round(group.cohesion, 4),
+        "nearest": nearest and {"expert": nearest.expert, "score": round(nearest.score, 5)},
+        "prompts": list(group.texts),
+        "request_ids": list(group.request_ids),
+    }
+
+
+def show_drift(drift: PolicyDrift) -> dict[str, Any]:
+    """How a policy drifts, its experts by their share of the traffic."""
+    traffic, fitting = drift.traffic, drift.fitting
+    names = {*traffic.shares, *(fitting.shares if fitting else {})}
+
+    def row(name: str) -> dict[str, Any]:
+        fitted = fitting.shares.get(name) if fitting else None
+        return {
+            "expert": name,
+            "share": {"traffic": _rounded(traffic.shares.get(name, 0.0)), "fitting": _rounded(fitted)},
+            "confidence": {
+                "traffic": _rounded(traffic.confidence.get(name)),
+                "fitting": _rounded(fitting.confidence.get(name) if fitting else None),
+            },
+        }
+
+    rows = [row(name) for name in names]
+    rows.sort(key=lambda each: (-each["share"]["traffic"], -(each["share"]["fitting"] or 0.0), each["expert"]))
+    return {
+        "policy": drift.policy,
+        "drift": _rounded(drift.index),
+        "verdict": drift.verdict,
+        "num_decisions": traffic.num,
+        "num_examples": fitting.num if fitting else None,
+        "experts": rows,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _advice(level: str, groups: list[Group]) -> str:
+    if groups:
+        return (
+            f"You may want an expert for the largest group: {groups[0].size} prompts. Where an expert is near, give it "
+            "some of them as examples instead."
+        )
+    if level in ("embeddings", "prompts"):
+        return "No abstention was kept in this time: every prompt found an expert, or there was no traffic."
+    return (
+        f"Nothing to group is kept: the setting decision_log is {level}. Set it to embeddings (or to prompts, to see "
+        "texts too), and ask again after some traffic."
+    )
+
+
+def _told(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()[:5])
+
+
+def _param(error: ValidationError) -> str | None:
+    place = error.errors()[0]["loc"]
+    return str(place[0]) if place else None
