@@ -35,7 +35,7 @@ def build_app(gateway: Gateway) -> Edge:
     )
     app.include_router(health_router(gateway.metrics, gateway.authenticator, gateway.missing))
     app.include_router(public_router(gateway.pipeline, gateway.watcher, gateway.authenticator, settings.max_body_bytes))
-    admin = AdapterAdmin(gateway.library, gateway.watcher, gateway.drainer, settings)
+    admin = AdapterAdmin(gateway.library, gateway.watcher, gateway.drainer, gateway.imports, settings)
     app.include_router(admin_router(admin, gateway.library, gateway.authenticator, settings))
     app.include_router(
         policies_router(gateway.policies, gateway.scores, gateway.watcher, gateway.authenticator, settings)

@@ -42,6 +42,7 @@ from server.engine.pool import EnginePool
 from server.engine.supervisor import EngineOptions, EngineSupervisor, engine_command
 from server.engine.vllm import VllmEngine
 from server.engine_losses import EngineLosses
+from server.imports import Imports
 from server.library_watch import LibraryWatcher
 from server.limits import Limiter
 from server.logs import AccessLog
@@ -52,6 +53,7 @@ from server.policy_store import PolicySpec, PolicyStore
 from server.routing import Planner
 from server.score_store import ScoreStore
 from server.settings import Settings, SettingsError
+from server.sources.fetching import SourceFetcher
 from server.vector_store import VectorStore
 
 IDLE_CONNECTION_S = 4.0
@@ -78,6 +80,7 @@ class Gateway:
     admission: Admission
     pipeline: Pipeline
     drainer: Drainer
+    imports: Imports
     session: aiohttp.ClientSession
     supervisor: EngineSupervisor | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -114,6 +117,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.imports.close()
         await self.drainer.close()
         await self.watcher.close()
         await self.policies.close()
@@ -129,6 +133,7 @@ class Gateway:
     async def _clean_up(self) -> None:
         """Remove what an earlier end left behind, files without a record and old uploads; derive what is missing."""
         await asyncio.to_thread(_remove_old, self.settings.home / "uploads")
+        await self.imports.clean_up()
         try:
             await self.library.clean_orphans()
             await self.library.derive_missing()
@@ -152,7 +157,7 @@ class Gateway:
         for manifest in manifests:
             source = manifest.source.path if manifest.source else None
             if not source:
-                log.error("manifest without a source", expert=manifest.name)
+                log.error("manifest without a folder: other sources are fetched by POST", expert=manifest.name)
                 continue
             folder = (path.parent / source).absolute()
             try:
@@ -226,6 +231,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         count_stream_tokens=settings.count_stream_tokens,
     )
     drainer = Drainer(library, pool, [engine.unload for _, engine in engines])
+    fetcher = SourceFetcher(settings.sources, settings.home / "downloads", library.limits, settings.max_upload_bytes)
     return Gateway(
         settings,
         metrics,
@@ -241,6 +247,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         admission,
         pipeline,
         drainer,
+        Imports(fetcher, policies.jobs),
         session,
         supervisor,
     )
