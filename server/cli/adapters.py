@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,15 +12,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, print_json
+from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, explain, print_json
+from server.cli.progress import watch_job
 
 app = typer.Typer(no_args_is_help=True)
+
+_HUB = re.compile(r"hub:(?P<repo>[^@:]+)(@(?P<revision>[^@:]+))?(:(?P<subfolder>[^@:]+))?")
 
 
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="Name of the expert: a-z, 0-9, '_', '-' and '.'.")],
-    source: Annotated[Path, typer.Argument(help="A PEFT folder, or an archive (zip, tar, tar.gz) of one.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A PEFT folder, or an archive (zip, tar, tar.gz) of one, here; or what the gateway fetches: "
+            "hub:org/name@revision, or a URL (https, s3, gs, az) of an archive or of a folder, which ends with '/'."
+        ),
+    ],
     description: Annotated[str, typer.Option(help="What the expert is good at.")] = "",
     tag: Annotated[list[str] | None, typer.Option(help="A tag; repeat for more.")] = None,
     example: Annotated[list[str] | None, typer.Option(help="A prompt that it is good at; repeat for more.")] = None,
@@ -30,6 +40,12 @@ def add(
         int | None, typer.Option(help="Take at most so many of the examples, evenly spaced.", min=1)
     ] = None,
     upload: Annotated[bool, typer.Option(help="Send the files, for a gateway on another machine.")] = False,
+    sha256: Annotated[str | None, typer.Option(help="Of what is fetched; 'moergate adapters digest' tells it.")] = None,
+    signature: Annotated[str | None, typer.Option(help="KEY:BASE64, a signature of that SHA-256.")] = None,
+    credentials: Annotated[
+        str | None, typer.Option(help="Name of a secret that the gateway is configured with, for fetching.")
+    ] = None,
+    background: Annotated[bool, typer.Option("--background", help="Do not wait for what is fetched.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
@@ -43,13 +59,23 @@ def add(
         "card": {"description": description, "tags": tag or []},
         "examples": examples,
     }
-    if not source.exists():
+    if remote := _remote(source):
+        manifest["source"] = remote | _promises(sha256, signature, credentials)
+        job = call("POST", url, "/admin/adapters", key=api_key, body=orjson.dumps(manifest))["job"]
+        if background:
+            shown = f"{job['id']} fetches {name}; GET /admin/jobs/{job['id']} shows it."
+            print_json(job) if as_json else typer.echo(shown)
+            return
+        record = _fetched(job, name, url, api_key)
+    elif sha256 or signature or credentials:
+        raise ClientError("--sha256, --signature and --credentials go with what the gateway fetches.", 2)
+    elif not (local := Path(source)).exists():
         raise ClientError(f"{source} does not exist.", 2)
-    if source.is_dir() and not upload:
-        manifest["source"] = {"path": str(source.resolve())}
+    elif local.is_dir() and not upload:
+        manifest["source"] = {"path": str(local.resolve())}
         record = call("POST", url, "/admin/adapters", key=api_key, body=orjson.dumps(manifest))
     else:
-        body, content_type = _multipart(manifest, source)
+        body, content_type = _multipart(manifest, local)
         record = call("POST", url, "/admin/adapters", key=api_key, body=body, content_type=content_type)
     if as_json:
         print_json(record)
@@ -57,6 +83,19 @@ def add(
         typer.echo(f"{record['id']} is registered: rank {record['rank']}, {len(examples)} examples.")
         if not examples:
             typer.echo("It has no example prompts, so routers that learn from examples will not choose it.")
+
+
+@app.command()
+def digest(
+    path: Annotated[Path, typer.Argument(help="A PEFT folder, or an archive of one.")],
+) -> None:
+    """Print the SHA-256 of an archive, or of a folder's two files: what sources are pinned to and signed by."""
+    from server.sources.proof import digest_of
+
+    try:
+        typer.echo(digest_of(path))
+    except OSError as error:
+        raise ClientError(f"{error.filename or path} cannot be read: {error.strerror}.", 2) from None
 
 
 @app.command("list")
@@ -106,6 +145,37 @@ def rm(
     """Remove an adapter: requests that use it end, then its files go."""
     record = call("DELETE", url, f"/admin/adapters/{_quoted(ref)}", key=api_key)
     print_json(record) if as_json else typer.echo(f"{record['id']} is removed.")
+
+
+def _remote(source: str) -> dict[str, Any] | None:
+    """A source that the gateway fetches, as a manifest has it; None for a path."""
+    if source.startswith("hub:"):
+        match = _HUB.fullmatch(source)
+        if match is None:
+            raise ClientError(f"{source} is no repository; write hub:org/name@revision or …@revision:subfolder.", 2)
+        return {"hub": {key: value for key, value in match.groupdict().items() if value}}
+    return {"url": source} if "://" in source else None
+
+
+def _promises(sha256: str | None, signature: str | None, credentials: str | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"sha256": sha256} if sha256 else {}
+    if signature:
+        key, colon, value = signature.partition(":")
+        if not colon:
+            raise ClientError("Write the signature as KEY:BASE64, with the name of the gateway's key.", 2)
+        found["signature"] = {"key": key, "value": value}
+    return found | ({"credentials": credentials} if credentials else {})
+
+
+def _fetched(job: dict[str, Any], name: str, url: str, api_key: str | None) -> dict[str, Any]:
+    """The record that a job made, once it has ended. Raises ClientError if it failed."""
+    stays = "Cancelled; what has come is kept for a day, and the same command goes on."
+    ended = watch_job(job, url, api_key, stays, in_bytes=True)
+    if ended["state"] != "succeeded":
+        error = {"message": f"{name} was not registered: {ended['error'] or ended['state']}"}
+        raise ClientError(explain({"error": error | {"problems": ended["problems"]}}, 0), 1)
+    record: dict[str, Any] = ended["result"]
+    return record
 
 
 def _read_examples(path: Path) -> list[str]:
