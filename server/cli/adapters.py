@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, explain, print_json
-from server.cli.progress import watch_job
+from server.cli.watching import watch_job
 
 app = typer.Typer(no_args_is_help=True)
 
-_HUB = re.compile(r"hub:(?P<repo>[^@:]+)(@(?P<revision>[^@:]+))?(:(?P<subfolder>[^@:]+))?")
+_HUB = re.compile(r"hub:(?P<repo>[^@:/]+/[^@:/]+)(@(?P<revision>[^@:]+))?(:(?P<subfolder>[^@:]+))?")
 
 
 @app.command()

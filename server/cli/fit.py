@@ -11,7 +11,7 @@ import orjson
 import typer
 
 from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, print_json
-from server.cli.progress import watch_job
+from server.cli.watching import watch_job
 
 HELP = """Define a policy and fit it to the library of a running gateway; callers then write its name in 'model'.
 
