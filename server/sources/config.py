@@ -14,6 +14,7 @@ from adapters_registry.errors import BadSource
 from server.sources.locations import HTTP, AllowList, Location, parse_location
 
 PUBLIC_HUB = "https://huggingface.co"
+_SECRET = re.compile(r"secret|token|passw|sas|connection_string|credential|(^|_)key$", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -35,6 +36,14 @@ class Credential(BaseModel):
     @classmethod
     def _patterns(cls, value: list[str]) -> list[str]:
         return _checked(value)
+
+    @field_validator("options")
+    @classmethod
+    def _nothing_secret(cls, value: dict[str, str | bool | int]) -> dict[str, str | bool | int]:
+        for name in value:
+            if _SECRET.search(name):
+                raise ValueError(f"{name!r} belongs into the secret that env or file names, not into the settings")
+        return value
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:

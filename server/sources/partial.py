@@ -7,12 +7,14 @@ belong in a thread.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
 
 from adapters_registry import files
+from adapters_registry.errors import StorageFull
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +65,18 @@ class PartialFile:
         try:
             version = Version(**orjson.loads(self._note.read_bytes()))
             size = self.path.stat().st_size
+            fits = size <= (self.max_bytes if version.total is None else min(version.total, self.max_bytes))
         except (OSError, ValueError, TypeError):
             return None, 0
-        whole = version.total is not None and size > version.total
-        if version.url != url or not version.can_be_told or size > self.max_bytes or whole:
-            return None, 0
-        return version, size
+        return (version, size) if fits and version.url == url and version.can_be_told else (None, 0)
 
     def begin(self, version: Version) -> None:
-        """Start from nothing. Raises StorageFull, StorageUnwritable."""
+        """Start from nothing. Raises StorageFull (also if its copy in the library would not fit), StorageUnwritable."""
         with files.storage_errors(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            needed, free = 2 * (version.total or 0), shutil.disk_usage(self.path.parent).free
+            if needed > free:  # said now, and not when nothing else in the home folder can be written either
+                raise StorageFull(self.path.parent, needed, free)
             self._note.unlink(missing_ok=True)  # first, so that old bytes never go under a new note
             self.path.write_bytes(b"")
             files.replace_file(self._note, orjson.dumps(asdict(version)))

@@ -146,6 +146,7 @@ def test_sources_of_another_form_are_no_sources(source: dict[str, Any]) -> None:
         {"credentials": {"a": {"use_for": ["https://x/"]}}},
         {"credentials": {"a": {"use_for": ["https://x/"], "env": "X", "file": "/x"}}},
         {"credentials": {"a": {"use_for": ["https://x/"], "secret": "X"}}},
+        {"credentials": {"a": {"use_for": ["az://x/"], "options": {"account_key": "X"}}}},
     ],
 )
 def test_settings_that_cannot_be_meant_stop_the_start(settings: dict[str, Any]) -> None:

@@ -482,7 +482,18 @@ def test_no_room_while_writing_is_a_full_disk(tmp_path: Path) -> None:
         part.append(BODY)
 
 
-@pytest.mark.parametrize("note", [b"", b"{", b"[]", b"null", b'{"url": 1, "other": 2}', b'{"etag": "x"}'])
+@pytest.mark.parametrize(
+    "note",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"url": 1, "other": 2}',
+        b'{"etag": "x"}',
+        b'{"url": "https://host/file", "etag": "x", "total": "y"}',
+    ],
+)
 def test_a_damaged_note_is_no_note(tmp_path: Path, note: bytes) -> None:
     part = PartialFile(tmp_path, "file", LIMIT)
     part.begin(Version("https://host/file", '"v1"', total=10))
@@ -491,6 +502,14 @@ def test_a_damaged_note_is_no_note(tmp_path: Path, note: bytes) -> None:
     assert part.known("https://host/other") == (None, 0)
     (tmp_path / "file.json").write_bytes(note)
     assert part.known("https://host/file") == (None, 0)
+
+
+def test_a_file_that_would_fill_the_disk_is_not_begun(tmp_path: Path) -> None:
+    part = PartialFile(tmp_path, "file", 1 << 62)
+    with pytest.raises(StorageFull) as caught:
+        part.begin(Version("https://host/file", '"v1"', total=1 << 60))
+    assert caught.value.needed_bytes == 1 << 61
+    assert not part.path.exists()
 
 
 async def test_a_short_answer_is_bounded(tmp_path: Path) -> None:
