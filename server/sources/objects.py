@@ -23,6 +23,7 @@ from server.sources.unbroken import in_thread
 _DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 _ANONYMOUS: dict[str, dict[str, Any]] = {"s3": {"anon": True}, "gs": {"token": "anon"}, "az": {"anon": True}}
 _STEP_BYTES = 8 << 20
+_STEP_S = 300.0
 _MAX_S = 2 * 3600.0
 
 OpenFileSystem = Callable[[str, dict[str, Any]], Any]
@@ -74,7 +75,7 @@ class ObjectFetcher:
         until = time.monotonic() + _MAX_S
         try:
             store = await in_thread(self._open, location.scheme, given)
-            version = _version(location, await asyncio.to_thread(store.info, key))
+            version = _version(location, await _ask(store.info, key))
             if (version.total or 0) > part.max_bytes:
                 what = f"{part.name} has more than the {part.max_bytes} bytes allowed"
                 raise _bad(location, what, "Use a smaller adapter.")
@@ -85,12 +86,12 @@ class ObjectFetcher:
             while size < (version.total or 0):
                 progress(size, version.total or 0)
                 end = min(size + _STEP_BYTES, version.total or 0)
-                piece = await asyncio.to_thread(store.cat_file, key, start=size, end=end)
+                piece = await _ask(store.cat_file, key, start=size, end=end)
                 if len(piece) != end - size or time.monotonic() > until:
                     raise _bad(location, "sent another size than it has, or took too long", _AGAIN)
                 await in_thread(part.append, piece)
                 size = end
-            if not version.is_same(_version(location, await asyncio.to_thread(store.info, key))):
+            if not version.is_same(_version(location, await _ask(store.info, key))):
                 raise _bad(location, "was changed during the download", _AGAIN)
             progress(size, size)
             return await in_thread(part.finish, version)
@@ -101,6 +102,12 @@ class ObjectFetcher:
 
 
 _AGAIN = "Send the request again."
+
+
+async def _ask(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Let a driver do one thing, for a bounded time; its thread is left to itself after that."""
+    async with asyncio.timeout(_STEP_S):
+        return await asyncio.to_thread(call, *args, **kwargs)
 
 
 def _version(location: Location, info: dict[str, Any]) -> Version:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -313,6 +314,18 @@ async def test_an_object_that_changes_is_not_believed(tmp_path: Path, store: Sto
             pass
     async with place.fetch(Source(url="s3://bucket/a.zip"), quiet):
         assert store.reads[-1][0] > 0
+
+
+async def test_a_driver_that_hangs_is_left(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put("/bucket/a.zip", packed(make_adapter(tmp_path / "adapter")))
+    monkeypatch.setattr("server.sources.objects._STEP_S", 0.05)
+    release = threading.Event()
+    monkeypatch.setattr(store, "cat_file", lambda *args, **kwargs: release.wait(10))
+    place = fetcher(tmp_path, {"urls": ["s3://bucket/"]}, open_filesystem=store.open)
+    with pytest.raises(BadSource, match="TimeoutError"):
+        async with place.fetch(Source(url="s3://bucket/a.zip"), quiet):
+            pass
+    release.set()
 
 
 async def test_objects_that_are_absent_or_too_large(tmp_path: Path, store: Store) -> None:
