@@ -45,6 +45,8 @@ def allowed_by_hand(text: str) -> bool:
 
 
 @given(st.lists(PARTS, max_size=10).map("".join) | st.text(max_size=60))
+@example("https://one.example.com/a.zip/x.zip")
+@example("https://one.example.com/a.zipx.zip")
 @example("https://models.example.com/adapters/../secret.zip")
 @example("https://models.example.com/adapters/%2e%2e/secret.zip")
 @example("https://models.example.com/adapters//evil.com/x.zip")
