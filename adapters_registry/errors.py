@@ -5,6 +5,7 @@ RegistryError                 .message: one text for people
 │   ├── InvalidAdapter        the adapter's files cannot be served on this base
 │   ├── BadManifest           name, card or examples are not acceptable
 │   ├── BadArchive            the archive is damaged or hostile
+│   ├── BadSource             the place that the files were to come from cannot be used
 │   └── BadBaseModel          the base model's folder cannot be understood
 ├── AdapterNotFound           nothing offered under this reference (.nearest names)
 ├── KeyNotFound               no API key with this id
@@ -90,6 +91,12 @@ class BadArchive(BadInput):
     """The archive is damaged, too large or hostile. Nothing of it was kept."""
 
     title = "The archive was refused"
+
+
+class BadSource(BadInput):
+    """The place that the files were to come from is refused, does not answer as it must, or sent something else."""
+
+    title = "The source was refused"
 
 
 class BadBaseModel(BadInput):

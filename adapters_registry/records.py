@@ -23,6 +23,7 @@ from pydantic import (
 
 from adapters_registry.errors import BadManifest, Problem
 from adapters_registry.names import check_name
+from adapters_registry.sources import Provenance, Source
 from adapters_registry.states import AdapterState
 from adapters_registry.usage import NO_LIMITS, KeyLimits
 
@@ -85,12 +86,7 @@ class Card(_Strict):
     license: _Line = ""
     owner: _Line = ""
     composed_from: Composition | None = None
-
-
-class Source(_Strict):
-    """Where the adapter's files are, if they do not come with the request: an absolute folder on the server."""
-
-    path: Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_without_nul)] | None = None
+    obtained_from: Provenance | None = None
 
 
 class GateSample(_Strict):

@@ -11,15 +11,23 @@ from pathlib import Path
 
 import click
 import typer
+from pydantic import BaseModel
 
 from routers.registry import router_class, router_names
 from server import errors
 from server.cli.main import app
-from server.cli.serve import shown_default
+from server.cli.serve import FILE_ONLY, shown_default
 from server.metrics import Metrics
-from server.settings import ENV_PREFIX, Settings
+from server.settings import ENV_PREFIX, PolicySettings, Price, Settings
+from server.sources.config import Credential, SourceSettings
 
 FOLDER = Path(__file__).parent / "reference"
+TABLES: dict[str, type[BaseModel]] = {
+    "policies.NAME": PolicySettings,
+    "prices.NAME": Price,
+    "sources": SourceSettings,
+    "sources.credentials.NAME": Credential,
+}
 NOTE = "<!-- Written by docs/generate.py from the code. Change the code, then run `make docs`. -->\n"
 
 
@@ -35,7 +43,14 @@ def settings_page() -> str:
         "or `moergate.toml` in the home folder), that over the defaults. Unknown keys and bad values stop "
         "start-up.\n\n"
     )
-    return NOTE + text + head + "\n".join(rows) + "\n"
+    return NOTE + text + head + "\n".join(rows) + "\n" + "".join(map(_table, TABLES.items()))
+
+
+def _table(named: tuple[str, type[BaseModel]]) -> str:
+    """The keys of one table of the settings file."""
+    name, kind = named
+    rows = [f"| `{key}` | {field.description} |" for key, field in kind.model_fields.items()]
+    return f"\n## `[{name}]`\n\n| key | meaning |\n|---|---|\n" + "\n".join(rows) + "\n"
 
 
 def metrics_page() -> str:
@@ -125,7 +140,7 @@ PAGES = {
 
 
 def _flag(name: str) -> str:
-    return "(file only)" if name in ("policies", "prices") else f"--{name.replace('_', '-')}"
+    return "(file only)" if name in FILE_ONLY else f"--{name.replace('_', '-')}"
 
 
 def _error_types(kind: type[errors.GatewayError]) -> Iterator[type[errors.GatewayError]]:

@@ -38,7 +38,7 @@ def build_app(gateway: Gateway) -> Edge:
     )
     app.include_router(health_router(gateway.metrics, gateway.authenticator, gateway.missing))
     app.include_router(public_router(gateway.pipeline, gateway.watcher, gateway.authenticator, settings.max_body_bytes))
-    admin = AdapterAdmin(gateway.library, gateway.watcher, gateway.lifecycle, settings)
+    admin = AdapterAdmin(gateway.library, gateway.watcher, gateway.lifecycle, gateway.imports, settings)
     app.include_router(admin_router(admin, gateway.library, gateway.authenticator, settings))
     app.include_router(lifecycle_router(gateway.lifecycle, gateway.shadow, gateway.library, gateway.authenticator))
     app.include_router(

@@ -160,7 +160,7 @@ class Catalog:
             if principal.may_use(record.name):
                 details = {
                     "id_with_version": record.expert_id,
-                    "card": record.card.model_dump(),
+                    "card": record.card.model_dump(exclude={"obtained_from"}),  # paths and hosts are the operator's
                     "created": int(record.created_at.timestamp()),
                 }
                 entries.append(_entry(record.name, "expert", base, details))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,8 +23,11 @@ class Job:
 
     Attributes:
         phase: What is being done now, in words.
-        done, total: Steps of this phase.
+        done, total: Steps of this phase; bytes of a download.
         error: Why it failed, in words.
+        problems: The same in parts, ``{where, what, fix}``, where there are parts.
+        result: What it made, as the admin API shows that.
+        on_cancel: Called when somebody asks it to end; for work that waits and would not reach its next step soon.
     """
 
     kind: str
@@ -34,6 +38,9 @@ class Job:
     done: int = 0
     total: int = 0
     error: str = ""
+    problems: tuple[dict[str, str], ...] = ()
+    result: dict[str, Any] | None = None
+    on_cancel: Callable[[], object] | None = None
     created_at: float = field(default_factory=time.time)
     ended_at: float | None = None
     _cancelled: bool = False
@@ -57,6 +64,8 @@ class Job:
     def cancel(self) -> None:
         """Ask the job to end at its next step."""
         self._cancelled = True
+        if self.on_cancel is not None and not self.ended:
+            self.on_cancel()
 
     def end(self, state: State, error: str = "") -> None:
         """Note how it ended."""
@@ -73,6 +82,8 @@ class Job:
             "done": self.done,
             "total": self.total,
             "error": self.error or None,
+            "problems": list(self.problems),
+            "result": self.result,
             "created_at": self.created_at,
             "ended_at": self.ended_at,
         }

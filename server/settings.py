@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from routers.subset import SubsetConfig
+from server.sources.config import SourceSettings
 
 ENV_PREFIX = "MOERGATE_"
 
@@ -130,6 +131,10 @@ class Settings(BaseSettings):
     source_dirs: list[Path] = Field(
         default_factory=list,
         description="Folders from which adapters may be registered by path; none given: any folder.",
+    )
+    sources: SourceSettings = Field(
+        default_factory=SourceSettings,
+        description="Where else adapters may be fetched from: URLs, object stores, the hub; nothing by default.",
     )
 
     probe_adapters: bool = Field(

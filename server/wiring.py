@@ -46,6 +46,7 @@ from server.engine.pool import EnginePool
 from server.engine.supervisor import EngineOptions, EngineSupervisor, engine_command
 from server.engine.vllm import VllmEngine
 from server.engine_losses import EngineLosses
+from server.imports import Imports
 from server.library_watch import LibraryWatcher
 from server.lifecycle import Lifecycle
 from server.limits import Limiter
@@ -58,6 +59,7 @@ from server.routing import Planner
 from server.score_store import ScoreStore
 from server.settings import Settings, SettingsError
 from server.shadow import Shadow
+from server.sources.fetching import SourceFetcher
 from server.vector_store import VectorStore
 
 IDLE_CONNECTION_S = 4.0
@@ -88,6 +90,7 @@ class Gateway:
     drainer: Drainer
     decisions: DecisionLog
     traffic: Traffic
+    imports: Imports
     session: aiohttp.ClientSession
     supervisor: EngineSupervisor | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -127,6 +130,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.lifecycle.close()
+        await self.imports.close()
         await self.drainer.close()
         await self.watcher.close()
         await self.shadow.close()
@@ -144,6 +148,7 @@ class Gateway:
     async def _clean_up(self) -> None:
         """Remove what an earlier end left behind, files without a record and old uploads; derive what is missing."""
         await asyncio.to_thread(_remove_old, self.settings.home / "uploads")
+        await self.imports.clean_up()
         try:
             await self.library.clean_orphans()
             await self.library.derive_missing()
@@ -168,7 +173,7 @@ class Gateway:
         for manifest in manifests:
             source = manifest.source.path if manifest.source else None
             if not source:
-                log.error("manifest without a source", expert=manifest.name)
+                log.error("manifest without a folder: other sources are fetched by POST", expert=manifest.name)
                 continue
             folder = (path.parent / source).absolute()
             try:
@@ -271,6 +276,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         shadow.follow(catalog)
 
     watcher.on_shown = follow
+    fetcher = SourceFetcher(settings.sources, settings.home / "downloads", library.limits, settings.max_upload_bytes)
     return Gateway(
         settings,
         metrics,
@@ -290,6 +296,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         drainer,
         decisions,
         traffic,
+        Imports(fetcher, policies.jobs),
         session,
         supervisor,
     )

@@ -20,11 +20,14 @@ from starlette.types import Message
 from adapters_registry.library import Library
 from adapters_registry.merging import USES_DENSITY, USES_SEED, MergeOptions, Method
 from adapters_registry.records import AdapterRecord, Card, Composition, Manifest, parse_manifest
+from adapters_registry.sources import Provenance
 from adapters_registry.states import AdapterState
 from server.api.incoming import read_body
 from server.auth import Authenticator, Principal
 from server.engine.recipes import Mix, Single
 from server.errors import AdapterRefused, BadRequest, BodyTooLarge, Conflict, PermissionDenied
+from server.imports import Imports, from_source
+from server.jobs import Job
 from server.library_watch import LibraryWatcher
 from server.lifecycle import Lifecycle
 from server.settings import Settings
@@ -67,13 +70,17 @@ class AdapterAdmin:
         library: Where adapters are kept.
         watcher: Shows changes to callers.
         lifecycle: Sees registered versions through to being offered.
+        imports: Fetches adapters from elsewhere.
         settings: Limits, and folders that may be registered from.
     """
 
-    def __init__(self, library: Library, watcher: LibraryWatcher, lifecycle: Lifecycle, settings: Settings) -> None:
+    def __init__(
+        self, library: Library, watcher: LibraryWatcher, lifecycle: Lifecycle, imports: Imports, settings: Settings
+    ) -> None:
         self._library = library
         self._watcher = watcher
         self._lifecycle = lifecycle
+        self._imports = imports
         self._settings = settings
         self._uploads = settings.home / "uploads"
 
@@ -81,15 +88,29 @@ class AdapterAdmin:
         """Register from a folder on this machine."""
         if manifest.source is None or not manifest.source.path:
             raise BadRequest(
-                "The manifest has no source. Give {'source': {'path': '/folder'}}, or upload the files as multipart.",
+                "The manifest has no source. Give {'source': {'path': '/folder'}}, or hub or url in its place, or "
+                "upload the files as multipart.",
                 param="source",
             )
         folder = Path(manifest.source.path)
         self._check_allowed(folder)
+        manifest = from_source(manifest, Provenance(kind="folder", source=str(folder)))
         return await self._register(manifest, folder, actor, is_upload=False)
+
+    def register_remote(self, manifest: Manifest, actor: str) -> Job:
+        """Fetch a hub or URL source in the background, then register it; the job tells how far it is."""
+        self._check_name(manifest.name)
+
+        async def register(manifest: Manifest, fetched: Path) -> dict[str, Any]:
+            return show(await self._register(manifest, fetched, actor, is_upload=True))
+
+        return self._imports.submit(manifest, register)
 
     async def register_upload(self, manifest: Manifest, files: list[UploadFile], actor: str) -> AdapterRecord:
         """Register from uploaded files: one archive, or the adapter's files as they are."""
+        if manifest.source is not None and manifest.source.is_remote:
+            raise BadRequest("Send the files, or name their source; not both.", param="source")
+        manifest = from_source(manifest, Provenance(kind="upload"))
         staging = self._uploads / uuid.uuid4().hex
         try:
             uploaded = await asyncio.to_thread(_stage, files, staging)
@@ -120,7 +141,7 @@ class AdapterAdmin:
             density=order.density if order.method in USES_DENSITY else None,
             seed=order.seed if order.method in USES_SEED else None,
         )
-        card = order.card.model_copy(update={"composed_from": made})
+        card = order.card.model_copy(update={"composed_from": made, "obtained_from": None})
         manifest = parse_manifest({"name": order.name, "card": card.model_dump(), "examples": order.examples})
         return await self._offer(
             lambda: self._library.compose(manifest, sources, order.method, options, actor=principal.key_id, offer=False)
@@ -166,8 +187,13 @@ def admin_router(admin: AdapterAdmin, library: Library, authenticator: Authentic
     async def principal_of(request: Request) -> Principal:
         return await authenticator.authorise(request.headers, "admin")
 
-    @router.post("/adapters", status_code=201, summary="Register an adapter from a folder or an upload")
-    async def register(request: Request) -> dict[str, Any]:
+    @router.post(
+        "/adapters",
+        status_code=201,
+        summary="Register an adapter from a folder, an upload, the hub or a URL",
+        responses={202: {"description": "The source is fetched in the background: the job, and where to watch it"}},
+    )
+    async def register(request: Request) -> JSONResponse:
         principal = await principal_of(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "multipart/form-data":
@@ -175,13 +201,17 @@ def admin_router(admin: AdapterAdmin, library: Library, authenticator: Authentic
                 max_files=_MAX_FORM_FILES, max_fields=8, max_part_size=_MAX_MANIFEST_BYTES
             ) as form:
                 manifest, files = await _parts(form)
-                return show(await admin.register_upload(manifest, files, principal.key_id))
+                return JSONResponse(show(await admin.register_upload(manifest, files, principal.key_id)), 201)
         if kind != "application/json":
             raise BadRequest(
                 "Send the manifest as application/json, or multipart/form-data with 'manifest' and 'files'."
             )
         raw = await read_body(request.headers, request.receive, settings.max_body_bytes)
-        return show(await admin.register_path(parse_manifest(raw), principal.key_id))
+        manifest = parse_manifest(raw)
+        if manifest.source is not None and manifest.source.is_remote:
+            job = admin.register_remote(manifest, principal.key_id)
+            return JSONResponse({"job": job.show(), "status_url": f"/admin/jobs/{job.job_id}"}, 202)
+        return JSONResponse(show(await admin.register_path(manifest, principal.key_id)), 201)
 
     @router.post("/adapters/compose", status_code=201, summary="Merge experts into an ordinary adapter and register it")
     async def compose_adapter(request: Request) -> dict[str, Any]:

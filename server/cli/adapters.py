@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections import Counter
 from dataclasses import asdict
@@ -10,22 +11,29 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from server.cli import versions
 from server.cli.bulk import find_items, import_all
-from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, print_json
+from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, explain, print_json
 from server.cli.progress import phases
+from server.cli.versions import print_table, quoted, shown_state
+from server.cli.watching import watch_job
 
 app = typer.Typer(no_args_is_help=True)
 
-Reason = Annotated[str, typer.Option(help="Why; kept in the history.")]
+_HUB = re.compile(r"hub:(?P<repo>[^@:/]+/[^@:/]+)(@(?P<revision>[^@:]+))?(:(?P<subfolder>[^@:]+))?")
 
 
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="Name of the expert: a-z, 0-9, '_', '-' and '.'.")],
-    source: Annotated[Path, typer.Argument(help="A PEFT folder, or an archive (zip, tar, tar.gz) of one.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A PEFT folder, or an archive (zip, tar, tar.gz) of one, here; or what the gateway fetches: "
+            "hub:org/name@revision, or a URL (https, s3, gs, az) of an archive or of a folder, which ends with '/'."
+        ),
+    ],
     description: Annotated[str, typer.Option(help="What the expert is good at.")] = "",
     tag: Annotated[list[str] | None, typer.Option(help="A tag; repeat for more.")] = None,
     example: Annotated[list[str] | None, typer.Option(help="A prompt that it is good at; repeat for more.")] = None,
@@ -42,6 +50,12 @@ def add(
         float, typer.Option(help="Of a canary: its part of the conversations, 0 to 1.", min=0, max=1)
     ] = 0.1,
     upload: Annotated[bool, typer.Option(help="Send the files, for a gateway on another machine.")] = False,
+    sha256: Annotated[str | None, typer.Option(help="Of what is fetched; 'moergate adapters digest' tells it.")] = None,
+    signature: Annotated[str | None, typer.Option(help="KEY:BASE64, a signature of that SHA-256.")] = None,
+    credentials: Annotated[
+        str | None, typer.Option(help="Name of a secret that the gateway is configured with, for fetching.")
+    ] = None,
+    background: Annotated[bool, typer.Option("--background", help="Do not wait for what is fetched.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
@@ -56,11 +70,22 @@ def add(
         "examples": examples,
         "publish": {"to": publish, "share": share},
     }
-    record = _register(manifest, source, upload, url, api_key)
+    if remote := _remote(source):
+        manifest["source"] = remote | _promises(sha256, signature, credentials)
+        job = call("POST", url, "/admin/adapters", key=api_key, body=orjson.dumps(manifest))["job"]
+        if background:
+            shown = f"{job['id']} fetches {name}; GET /admin/jobs/{job['id']} shows it."
+            print_json(job) if as_json else typer.echo(shown)
+            return
+        record = _fetched(job, name, url, api_key)
+    elif sha256 or signature or credentials:
+        raise ClientError("--sha256, --signature and --credentials go with what the gateway fetches.", 2)
+    else:
+        record = _register(manifest, Path(source), upload, url, api_key)
     if as_json:
         print_json(record)
     else:
-        typer.echo(f"{record['id']} is {_shown_state(record)}: rank {record['rank']}, {len(examples)} examples.")
+        typer.echo(f"{record['id']} is {shown_state(record)}: rank {record['rank']}, {len(examples)} examples.")
         if not examples:
             typer.echo("It has no example prompts, so routers that learn from examples will not choose it.")
 
@@ -104,6 +129,19 @@ def import_adapters(
         raise typer.Exit(1)
 
 
+@app.command()
+def digest(
+    path: Annotated[Path, typer.Argument(help="A PEFT folder, or an archive of one.")],
+) -> None:
+    """Print the SHA-256 of an archive, or of a folder's two files: what sources are pinned to and signed by."""
+    from server.sources.proof import digest_of
+
+    try:
+        typer.echo(digest_of(path))
+    except OSError as error:
+        raise ClientError(f"{error.filename or path} cannot be read: {error.strerror}.", 2) from None
+
+
 @app.command("list")
 def list_adapters(
     state: Annotated[str, typer.Option(help="Those in this state, or all.")] = "active",
@@ -112,11 +150,11 @@ def list_adapters(
     as_json: AsJson = False,
 ) -> None:
     """List adapters: the active ones, or those in another state."""
-    records = call("GET", url, f"/admin/adapters?state={_quoted(state)}", key=api_key)["data"]
+    records = call("GET", url, f"/admin/adapters?state={quoted(state)}", key=api_key)["data"]
     if as_json:
         print_json(records)
         return
-    _print_table(records)
+    print_table(records)
 
 
 @app.command()
@@ -127,7 +165,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one adapter with its card and examples."""
-    record = call("GET", url, f"/admin/adapters/{_quoted(ref)}", key=api_key)
+    record = call("GET", url, f"/admin/adapters/{quoted(ref)}", key=api_key)
     if as_json:
         print_json(record)
         return
@@ -140,81 +178,8 @@ def show(
             typer.echo(f"{key}: {orjson.dumps(value).decode() if isinstance(value, (dict, list)) else value}")
 
 
-@app.command()
-def versions(
-    name: Annotated[str, typer.Argument(help="Name of the expert.")],
-    url: Url = DEFAULT_URL,
-    api_key: Key = None,
-    as_json: AsJson = False,
-) -> None:
-    """List all versions of an adapter, the newest first."""
-    records = call("GET", url, f"/admin/adapters/{_quoted(name)}/versions", key=api_key)["data"]
-    print_json(records) if as_json else _print_table(records)
-
-
-@app.command()
-def promote(
-    ref: Annotated[str, typer.Argument(help="name@version.")],
-    share: Annotated[
-        float | None,
-        typer.Option(
-            help="Only this part of the conversations, 0 to 1: a canary. 0 only shows what it would get.", min=0, max=1
-        ),
-    ] = None,
-    reason: Reason = "",
-    url: Url = DEFAULT_URL,
-    api_key: Key = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make a version the active one of its name; with --share its canary."""
-    order = {"reason": reason} | ({} if share is None else {"share": share})
-    _change(url, f"/admin/adapters/{_quoted(ref)}/promote", order, api_key, as_json)
-
-
-@app.command()
-def withdraw(
-    ref: Annotated[str, typer.Argument(help="name, or name@version of the canary.")],
-    reason: Reason = "",
-    url: Url = DEFAULT_URL,
-    api_key: Key = None,
-    as_json: AsJson = False,
-) -> None:
-    """Take a canary's share of the traffic away."""
-    _change(url, f"/admin/adapters/{_quoted(ref)}/withdraw", {"reason": reason}, api_key, as_json)
-
-
-@app.command()
-def rollback(
-    name: Annotated[str, typer.Argument(help="Name of the expert.")],
-    reason: Reason = "",
-    url: Url = DEFAULT_URL,
-    api_key: Key = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make the version active again that was before the one that is."""
-    _change(url, f"/admin/adapters/{_quoted(name)}/rollback", {"reason": reason}, api_key, as_json)
-
-
-@app.command()
-def history(
-    name: Annotated[str | None, typer.Argument(help="name or name@version; without it, every change.")] = None,
-    limit: Annotated[int, typer.Option(help="At most so many changes.", min=1, max=1000)] = 50,
-    url: Url = DEFAULT_URL,
-    api_key: Key = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show who changed what, when and why, the newest first."""
-    which = f"&name={_quoted(name)}" if name else ""
-    entries = call("GET", url, f"/admin/audit?limit={limit}{which}", key=api_key)["data"]
-    if as_json:
-        print_json(entries)
-        return
-    table = Table("when", "who", "what", "subject", "from", "to", "why", box=None)
-    for entry in entries:
-        when = str(entry["at"])[:19].replace("T", " ")
-        row = (when, entry["actor"], entry["action"], entry["subject"], entry["from"], entry["to"], entry["reason"])
-        table.add_row(*(str(cell or "") for cell in row))
-    Console().print(table)
+for command in (versions.versions, versions.promote, versions.withdraw, versions.rollback, versions.history):
+    app.command()(command)
 
 
 @app.command()
@@ -225,7 +190,7 @@ def rm(
     as_json: AsJson = False,
 ) -> None:
     """Remove an adapter: requests that use it end, then its files go. Its record stays."""
-    record = call("DELETE", url, f"/admin/adapters/{_quoted(ref)}", key=api_key)
+    record = call("DELETE", url, f"/admin/adapters/{quoted(ref)}", key=api_key)
     print_json(record) if as_json else typer.echo(f"{record['id']} is removed.")
 
 
@@ -240,29 +205,35 @@ def _register(manifest: dict[str, Any], source: Path, upload: bool, url: str, ap
     return dict(call("POST", url, "/admin/adapters", key=api_key, body=body, content_type=content_type))
 
 
-def _change(url: str, path: str, order: dict[str, Any], api_key: str | None, as_json: bool) -> None:
-    record = call("POST", url, path, key=api_key, body=orjson.dumps(order))
-    print_json(record) if as_json else typer.echo(f"{record['id']} is {_shown_state(record)}.")
+def _remote(source: str) -> dict[str, Any] | None:
+    """A source that the gateway fetches, as a manifest has it; None for a path."""
+    if source.startswith("hub:"):
+        match = _HUB.fullmatch(source)
+        if match is None:
+            raise ClientError(f"{source} is no repository; write hub:org/name@revision or …@revision:subfolder.", 2)
+        return {"hub": {key: value for key, value in match.groupdict().items() if value}}
+    return {"url": source} if "://" in source else None
 
 
-def _shown_state(record: dict[str, Any]) -> str:
-    if record["state"] == "canary":
-        return f"a canary with {record['share']:.0%} of the conversations"
-    return {"registered": "registered, and will be probed when an engine is ready"}.get(
-        str(record["state"]), str(record["state"])
-    )
+def _promises(sha256: str | None, signature: str | None, credentials: str | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"sha256": sha256} if sha256 else {}
+    if signature:
+        key, colon, value = signature.partition(":")
+        if not colon:
+            raise ClientError("Write the signature as KEY:BASE64, with the name of the gateway's key.", 2)
+        found["signature"] = {"key": key, "value": value}
+    return found | ({"credentials": credentials} if credentials else {})
 
 
-def _print_table(records: list[dict[str, Any]]) -> None:
-    table = Table("id", "state", "rank", "modules", "size", "examples", "description", box=None)
-    for record in records:
-        share = f" {record['share']:.0%}" if record["share"] is not None else ""
-        modules = ", ".join(record["target_modules"])
-        size = f"{record['size_bytes'] / 2**20:.1f} MiB"
-        state = record["state"] + share
-        row = (record["id"], state, record["rank"], modules, size, record["num_examples"])
-        table.add_row(*map(str, row), record["card"]["description"])
-    Console().print(table)
+def _fetched(job: dict[str, Any], name: str, url: str, api_key: str | None) -> dict[str, Any]:
+    """The record that a job made, once it has ended. Raises ClientError if it failed."""
+    stays = "Cancelled; what has come is kept for a day, and the same command goes on."
+    ended = watch_job(job, url, api_key, stays, in_bytes=True)
+    if ended["state"] != "succeeded":
+        error = {"message": f"{name} was not registered: {ended['error'] or ended['state']}"}
+        raise ClientError(explain({"error": error | {"problems": ended["problems"]}}, 0), 1)
+    record: dict[str, Any] = ended["result"]
+    return record
 
 
 def _read_examples(path: Path) -> list[str]:
@@ -291,14 +262,8 @@ def _multipart(manifest: dict[str, Any], source: Path) -> tuple[bytes, str]:
         + orjson.dumps(manifest)
     ]
     for file in files:
-        head = f'content-disposition: form-data; name="files"; filename="{_quoted(file.name)}"\r\n'
+        head = f'content-disposition: form-data; name="files"; filename="{quoted(file.name)}"\r\n'
         parts.append(head.encode() + b"content-type: application/octet-stream\r\n\r\n" + file.read_bytes())
     edge = f"--{boundary}".encode()
     body = b"".join(edge + b"\r\n" + part + b"\r\n" for part in parts) + edge + b"--\r\n"
     return body, f"multipart/form-data; boundary={boundary}"
-
-
-def _quoted(text: str) -> str:
-    from urllib.parse import quote
-
-    return quote(text, safe="@")

@@ -61,11 +61,12 @@ def call(
     except orjson.JSONDecodeError:
         raise ClientError(f"{url} does not answer like a Moergate gateway (status {status}).", 3) from None
     if status >= 400:
-        raise ClientError(_explain(answer, status), 1)
+        raise ClientError(explain(answer, status), 1)
     return answer
 
 
-def _explain(answer: Any, status: int) -> str:
+def explain(answer: Any, status: int) -> str:
+    """The gateway's error as text, with every problem that it lists."""
     error = answer.get("error", {}) if isinstance(answer, dict) else {}
     lines = [str(error.get("message") or f"the gateway answers {status}")]
     for problem in error.get("problems", []):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,10 +9,9 @@ from urllib.parse import quote
 
 import orjson
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, print_json
+from server.cli.watching import watch_job
 
 HELP = """Define a policy and fit it to the library of a running gateway; callers then write its name in 'model'.
 
@@ -23,8 +21,6 @@ HELP = """Define a policy and fit it to the library of a running gateway; caller
   moergate fit auto --again                                        (after the library has changed)
 
 'moergate policies methods' lists the methods with their options."""
-
-POLL_S = 0.2
 
 
 def fit(
@@ -67,7 +63,7 @@ def fit(
     if background:
         print_json(job) if as_json else typer.echo(f"{job['id']} fits {policy}; GET /admin/jobs/{job['id']} shows it.")
         return
-    ended = _watch(job, url, api_key)
+    ended = watch_job(job, url, api_key, "Cancelled; what the policy was before stays.")
     if ended["state"] != "succeeded":
         raise ClientError(f"{policy} was not fitted: {ended['error'] or ended['state']}", 1)
     shown = call("GET", url, f"/admin/policies/{quote(policy)}", key=api_key)
@@ -77,23 +73,6 @@ def fit(
     took_s = ended["ended_at"] - ended["created_at"]
     typer.echo(f"{policy} ({shown['router']}) is fitted to {shown['num_experts']} experts in {took_s:.1f} s.")
     typer.echo(f"Try it:  moergate route --model {policy} 'a prompt'")
-
-
-def _watch(job: dict[str, Any], url: str, api_key: str | None) -> dict[str, Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task(job["phase"] or "waiting", total=None)
-        try:
-            while job["ended_at"] is None:
-                bars.update(
-                    bar, description=job["phase"] or "waiting", completed=job["done"], total=job["total"] or None
-                )
-                time.sleep(POLL_S)
-                job = call("GET", url, f"/admin/jobs/{job['id']}", key=api_key)
-        except KeyboardInterrupt:
-            call("DELETE", url, f"/admin/jobs/{job['id']}", key=api_key)
-            raise ClientError("Cancelled; what the policy was before stays.", 130) from None
-    return job
 
 
 def _option(text: str) -> tuple[str, Any]:

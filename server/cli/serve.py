@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 HELP = """Start the gateway, and (unless --engine-url is given) an engine for it.
 
 Every option can also be set as MOERGATE_… in the environment or in a TOML file (--config); options win over the
-environment, the environment over the file. Policies and prices are set in the file."""
+environment, the environment over the file. Policies, prices and sources are set in the file."""
 
-_FILE_ONLY = frozenset({"policies", "prices"})
+FILE_ONLY = frozenset({"policies", "prices", "sources"})
 
 
 def command() -> Callable[..., None]:
@@ -44,7 +45,7 @@ def command() -> Callable[..., None]:
         )
     ]
     for name, field in Settings.model_fields.items():
-        if name in _FILE_ONLY:
+        if name in FILE_ONLY:
             continue
         kind = _option_type(field.annotation)
         shown = f"{field.description} [default: {shown_default(name)}]"
@@ -72,7 +73,7 @@ def shown_default(name: str) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, Path):
         return str(value).replace(str(Path.home()), "~", 1)
-    return "none" if value in (None, []) else str(value)
+    return "none" if value in (None, []) or isinstance(value, BaseModel) else str(value)
 
 
 def _run(settings: Settings) -> None:
