@@ -46,12 +46,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What an answer must know of its request."""
+    """What an answer must know of its request; `key` is the name of the caller's API key."""
 
     request_id: str
     endpoint: str
     received_at: float
     overhead_s: float
+    key: str = "none"
     hide_usage: bool = False
 
 
@@ -175,6 +176,7 @@ class Answer:
             input_tokens=self._tokens.input_tokens,
             output_tokens=self._tokens.output_tokens,
             streamed=self.is_stream,
+            key=self._origin.key,
         )
         self._metrics.record(outcome)
         if self._grant:
@@ -183,7 +185,7 @@ class Answer:
             self._grant.settle(spent.input_tokens + spent.output_tokens, self._metrics.cost_of(spent))
         if status >= 400:
             code = self._failed.code if self._failed else ("client_closed_request" if client_left else "engine_error")
-            self._metrics.errors.labels(self._origin.endpoint, code or "engine_error").inc()
+            self._metrics.record_error(self._origin.endpoint, code or "engine_error", status)
         self._access_log.write(
             request_id=self._origin.request_id,
             endpoint=self._origin.endpoint,

@@ -120,7 +120,7 @@ class Pipeline:
             self._admission.release()
             _give_back(grant)
             raise
-        origin = Origin(call.request_id, call.path, call.received_at, overhead_s, hide_usage)
+        origin = Origin(call.request_id, call.path, call.received_at, overhead_s, principal.name, hide_usage)
         finished = self._admission.release
         return Answer(response, deadline, plan, origin, self._limits, self._metrics, self._access_log, finished, grant)
 

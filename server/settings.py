@@ -139,7 +139,9 @@ class Settings(BaseSettings):
         "asks for usage.",
     )
     metrics_experts: int = Field(
-        100, ge=1, description="Experts with a label of their own in the metrics; all others share the label other."
+        100,
+        ge=1,
+        description="Experts, and API keys, with a label of their own in the metrics; others share the label other.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity to log.")
     log_format: Literal["console", "json"] = Field("console", description="For people, or one JSON object a line.")
