@@ -144,6 +144,15 @@ def test_every_runbook_has_its_alert() -> None:
     assert all(f"({page})" in index for page in pages)
 
 
+def test_the_page_on_dashboards_has_every_panel_and_query() -> None:
+    page = (ROOT / "docs" / "dashboards.md").read_text("utf-8")
+    again = "run `python -m tests.tools.panel_data`"
+    for board in BOARDS.values():
+        assert all(f"| **{panel['title']}** {panel['description']} |" in page for panel in panels(board)), again
+    written = page.replace("\\|", "|")
+    assert all(f"`{query.expr}`" in written for query in queries() if not query.panel.startswith("annotation")), again
+
+
 def test_recording_rules_are_used() -> None:
     recorded = {rule.name for rule in rules() if not rule.is_alert}
     used = {name for rule in rules() for name in metrics_of(rule.expr)}
