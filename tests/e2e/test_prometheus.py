@@ -24,6 +24,9 @@ EXPECTED = {
 }
 """Alerts that the traffic of this test must raise or be about to."""
 
+QUIET = {"MoergateEngineRestarting", "MoergatePolicyStale", "MoergateExpertUnused", "MoergateResidencyThrashing"}
+"""Alerts that nothing in it should raise."""
+
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
@@ -65,7 +68,7 @@ def test_prometheus_evaluates_all_rules(prometheus: Prometheus) -> None:
 
 def test_the_traffic_raises_the_alerts_that_it_should(prometheus: Prometheus) -> None:
     raised = {series["metric"]["alertname"] for series in prometheus.query("ALERTS")}
-    assert raised == EXPECTED
+    assert raised >= EXPECTED and not raised & QUIET
     (budget,) = prometheus.query('ALERTS{alertname="MoergateKeyBudgetNearlyUsed"}')
     assert (budget["metric"]["key"], budget["metric"]["window"]) == ("team-c", "day")
 

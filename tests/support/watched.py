@@ -25,6 +25,7 @@ from tests.support.prometheus import GrowingMetrics, Prometheus, config_for, run
 from tests.support.servers import Running, http_server, running_gateway
 
 NUM_SCRAPES = 8
+LONGEST_S = 180
 PRICES = {"base": {"input": 1e6, "output": 1e6}, "expert": {"input": 1e6, "output": 1e6}}  # one a token
 KEYS = {
     "team-a": KeyLimits(requests_per_minute=100_000),
@@ -58,7 +59,9 @@ async def watched_gateway(program: str, folder: Path) -> AsyncGenerator[Promethe
             key = clients.pop("prometheus").headers["authorization"].removeprefix("Bearer ")
             config = config_for(folder, targets, key)
             with running_prometheus(program, config) as server:
+                deadline = time.monotonic() + LONGEST_S
                 while not await _has_seen_enough(server):
+                    assert time.monotonic() < deadline, "Prometheus does not get to read the gateway and the engine"
                     await _round(engine, clients)
                 server.at = time.time()
                 yield server
@@ -84,7 +87,7 @@ async def _clients(gateway: Running) -> AsyncIterator[dict[str, httpx.AsyncClien
 
 
 async def _has_seen_enough(server: Prometheus) -> bool:
-    seen = await asyncio.to_thread(server.values, f"count_over_time(up[1m]) >= {NUM_SCRAPES}")
+    seen = await asyncio.to_thread(server.values, f"sum_over_time(up[5m]) >= {NUM_SCRAPES}")
     return len(seen) == 2
 
 

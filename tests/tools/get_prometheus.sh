@@ -20,7 +20,7 @@ command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || skip "it is n
 work=$(mktemp -d) || skip "there is no room for a temporary folder"
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/lists/partial" "$work/cache/archives/partial"
-options="-q=2 -o APT::Sandbox::User=root"
+options="-q=2 -o APT::Sandbox::User=root -o Acquire::http::Timeout=15 -o Acquire::https::Timeout=15 -o Acquire::Retries=1"
 
 cd "$work" || exit 0
 if ! apt-get $options download prometheus >"$work/log" 2>&1; then

@@ -35,7 +35,8 @@ NOW = [
     ),
     stat(
         "Experts without requests",
-        "Experts of the library that answered nothing by themselves in the shown time.",
+        "Experts of the library that answered nothing by themselves in the shown time; too many if the library has "
+        "more experts than metrics_experts.",
         "none",
         f"max({pick('moergate_library_experts')}) - (count({grown(REQUESTS, 'expert', only=NAMED)} > 0) or vector(0))",
     ),
