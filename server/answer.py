@@ -47,14 +47,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What an answer must know of its request."""
+    """What an answer must know of its request; `key` is the name of the caller's API key."""
 
     request_id: str
     endpoint: str
     received_at: float
     overhead_s: float
-    hide_usage: bool = False
+    key: str = "none"
     key_id: str = ""
+    hide_usage: bool = False
 
 
 class Answer:
@@ -181,6 +182,7 @@ class Answer:
             output_tokens=self._tokens.output_tokens,
             streamed=self.is_stream,
             trial_role=self._plan.trial_role,
+            key=self._origin.key,
         )
         self._metrics.record(outcome)
         self._decisions.note(self._plan, outcome, self._origin.request_id, self._origin.key_id)
@@ -190,7 +192,7 @@ class Answer:
             self._grant.settle(spent.input_tokens + spent.output_tokens, self._metrics.cost_of(spent))
         if status >= 400:
             code = self._failed.code if self._failed else ("client_closed_request" if client_left else "engine_error")
-            self._metrics.errors.labels(self._origin.endpoint, code or "engine_error").inc()
+            self._metrics.record_error(self._origin.endpoint, code or "engine_error", status)
         self._access_log.write(
             request_id=self._origin.request_id,
             endpoint=self._origin.endpoint,

@@ -34,6 +34,7 @@ class Principal:
         experts: Glob patterns of expert names that the key may use.
         policies: The same of policies.
         limits: How much it may use; None if there is no limit.
+        name: What the operator called the key; the metrics show it.
     """
 
     key_id: str
@@ -41,6 +42,7 @@ class Principal:
     experts: tuple[str, ...] = ("*",)
     policies: tuple[str, ...] = ("*",)
     limits: KeyLimits | None = None
+    name: str = "none"
 
     @property
     def sees_all(self) -> bool:
@@ -109,7 +111,7 @@ class Authenticator:
         record = await self._find(secret) if secret else None
         if record is not None and record.is_usable():
             limits = None if record.limits == NO_LIMITS else record.limits
-            return Principal(record.key_id, record.scopes, record.experts, record.policies, limits)
+            return Principal(record.key_id, record.scopes, record.experts, record.policies, limits, record.name)
         if await self._needs_no_key():  # even with a wrong key: clients of the openai kind always send one
             _refuse_foreign_page(headers)
             return ANONYMOUS

@@ -90,7 +90,7 @@ class Limiter:
         if limits is None:
             return None
         if limits.max_concurrency is not None and self._running[key] >= limits.max_concurrency:
-            self._metrics.limited.labels("max_concurrency").inc()
+            self._metrics.record_limited(principal.name, "max_concurrency")
             raise RateLimited(
                 f"This key may have {limits.max_concurrency} requests under way at once; wait for one to end.",
                 retry_after_s=1,
@@ -102,11 +102,15 @@ class Limiter:
             reserved = await self._usage.reserve(key, limits, tokens, utc_now()) if limits.periods else None
         except OverLimit as over:
             self._leave(key)
-            self._metrics.limited.labels(over.limit).inc()
+            self._metrics.record_limited(principal.name, over.limit)
+            self._metrics.show_budget(principal.name, limits, over.used)
             raise _refusal(limits, over, tokens) from None
         except BaseException:
             self._leave(key)
             raise
+        if reserved is not None:
+            for used in reserved.used.values():
+                self._metrics.show_budget(principal.name, limits, used)
         return Grant(self, principal, reserved, prompt_tokens)
 
     def settle(self, key: str, reservation: Reservation | None, tokens: int, cost: float) -> None:

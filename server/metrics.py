@@ -4,11 +4,13 @@ Names and buckets follow the OpenTelemetry conventions for generative AI where t
 (``gen_ai_server_*``, ``gen_ai_client_token_usage``), and vLLM's where it has one; what is ours alone starts
 with ``moergate_``. Times are in seconds. A label never holds what a caller typed: `policy` is a configured
 policy or ``none``; `expert` is ``base`` or one of the first N experts that were used, all later ones share
-``other``; `endpoint` is one of our own paths.
+``other``; `key` is an API key's name (never its secret), with the same bound, or ``none`` where no key is needed; keys
+of one name share its series. `endpoint` is one of our own paths.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -17,6 +19,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 
+from adapters_registry.usage import KeyLimits, Used
 from server.drift import PolicyDrift, Profile
 from server.settings import Price
 
@@ -61,6 +64,7 @@ class Outcome:
     output_tokens: int = 0
     streamed: bool = False
     trial_role: Literal["active", "canary"] | None = None
+    key: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,27 @@ class _Series:
     cost: Counter
 
 
+@dataclass(frozen=True, slots=True)
+class _KeySeries:
+    """The time series of one API key."""
+
+    requests_by_status: Callable[[str], Counter]
+    input_tokens: Counter
+    output_tokens: Counter
+    cost: Counter
+
+
+@dataclass(slots=True)
+class _BudgetShare:
+    """The used part of a budget when its key was last counted; nothing once the budget's window has ended."""
+
+    used: float = 0.0
+    ends_at: float = 0.0
+
+    def now(self) -> float:
+        return self.used if time.time() < self.ends_at else 0.0
+
+
 class Metrics:
     """The gateway's metrics in a registry of their own, so that two gateways can live in one process (tests do)."""
 
@@ -84,8 +109,11 @@ class Metrics:
         self._expert = BoundedLabel(max_experts)
         self._drifting = BoundedLabel(max_experts)  # of its own: experts without traffic would use the others up
         self._drifts: Callable[[], Iterable[PolicyDrift]] = tuple
+        self._key = BoundedLabel(max_experts)
         self._prices = prices
         self._series: dict[tuple[str, str, str], _Series] = {}
+        self._key_series: dict[str, _KeySeries] = {}
+        self._budget_shares: dict[tuple[str, str], _BudgetShare] = {}
         route = ("endpoint", "policy", "expert")
         self.requests = Counter(
             "moergate_requests",
@@ -94,12 +122,45 @@ class Metrics:
             registry=self.registry,
         )
         self.errors = Counter(
-            "moergate_errors", "Requests that failed, by error code.", ("endpoint", "code"), registry=self.registry
+            "moergate_errors",
+            "Requests that failed, whether they reached an engine or not, by error code and HTTP status.",
+            ("endpoint", "code", "status"),
+            registry=self.registry,
         )
         self.limited = Counter(
             "moergate_requests_limited",
             "Requests that were refused for a limit of their key, by limit.",
             ("limit",),
+            registry=self.registry,
+        )
+        self.key_requests = Counter(
+            "moergate_key_requests",
+            "Requests of an API key that reached an engine and ended, by HTTP status.",
+            ("key", "status"),
+            registry=self.registry,
+        )
+        self.key_tokens = Counter(
+            "moergate_key_tokens",
+            "Tokens of an API key, by type: input or output.",
+            ("key", "type"),
+            registry=self.registry,
+        )
+        self.key_cost = Counter(
+            "moergate_key_cost",
+            "Cost of an API key in the currency of the configured prices.",
+            ("key",),
+            registry=self.registry,
+        )
+        self.key_limited = Counter(
+            "moergate_key_limited",
+            "Requests of an API key that were refused for a limit of it, by limit.",
+            ("key", "limit"),
+            registry=self.registry,
+        )
+        self.key_budget = Gauge(
+            "moergate_key_budget_used_ratio",
+            "Used part of an API key's budget, by window (day or month), as of its newest request; 0 after the window.",
+            ("key", "window"),
             registry=self.registry,
         )
         self.duration = Histogram(
@@ -277,6 +338,28 @@ class Metrics:
         """Count a decision that was made in the shadow, too, and concerns an expert in it."""
         self.shadow_decisions.labels(policy, self._expert(expert), change).inc()
 
+    def record_error(self, endpoint: str, code: str, status: int) -> None:
+        """Count a request that failed, at whatever step."""
+        self.errors.labels(endpoint, code, str(status)).inc()
+
+    def record_limited(self, key: str, limit: str) -> None:
+        """Count a request that was refused for a limit of the key of this name."""
+        self.limited.labels(limit).inc()
+        self.key_limited.labels(self._key(key), limit).inc()
+
+    def show_budget(self, key: str, limits: KeyLimits, used: Used) -> None:
+        """Show the used part of a key's budget for this window, if it has one; keys behind ``other`` are left out."""
+        window = used.window
+        budget = {"day": limits.budget_per_day, "month": limits.budget_per_month}.get(window.period)
+        label = self._key(key)
+        if budget is None or (label == "other" and key != "other"):
+            return
+        share = self._budget_shares.get((label, window.period))
+        if share is None:
+            share = self._budget_shares[label, window.period] = _BudgetShare()
+            self.key_budget.labels(label, window.period).set_function(share.now)
+        share.used, share.ends_at = used.cost / budget, window.ends_at
+
     def show_load(self, active: Callable[[], float], queued: Callable[[], float]) -> None:
         """Read the numbers of running and waiting requests at each scrape."""
         self.active.set_function(active)
@@ -334,10 +417,28 @@ class Metrics:
             series.input_tokens.observe(outcome.input_tokens)
         if outcome.output_tokens:
             series.output_tokens.observe(outcome.output_tokens)
-        if cost := self.cost_of(outcome):
+        cost = self.cost_of(outcome)
+        if cost:
             series.cost.inc(cost)
         if outcome.trial_role:
             self.canary_requests.labels(expert, outcome.trial_role, str(outcome.status)).inc()
+        self._record_key(outcome, cost)
+
+    def _record_key(self, outcome: Outcome, cost: float) -> None:
+        label = self._key(outcome.key)
+        series = self._key_series.get(label)
+        if series is None:
+            series = self._key_series[label] = _KeySeries(
+                requests_by_status=cache(partial(self.key_requests.labels, label)),
+                input_tokens=self.key_tokens.labels(label, "input"),
+                output_tokens=self.key_tokens.labels(label, "output"),
+                cost=self.key_cost.labels(label),
+            )
+        series.requests_by_status(str(outcome.status)).inc()
+        series.input_tokens.inc(outcome.input_tokens)
+        series.output_tokens.inc(outcome.output_tokens)
+        if cost:
+            series.cost.inc(cost)
 
     def _series_of(self, endpoint: str, policy: str, expert: str) -> _Series:
         key = (endpoint, policy, expert)

@@ -123,7 +123,8 @@ class Pipeline:
             self._admission.release()
             _give_back(grant)
             raise
-        origin = Origin(call.request_id, call.path, call.received_at, overhead_s, hide_usage, principal.key_id)
+        key, key_id = principal.name, principal.key_id
+        origin = Origin(call.request_id, call.path, call.received_at, overhead_s, key, key_id, hide_usage)
         records = self._metrics, self._access_log, self._decisions
         return Answer(response, deadline, plan, origin, self._limits, *records, self._admission.release, grant)
 

@@ -159,7 +159,9 @@ class Settings(BaseSettings):
         "asks for usage.",
     )
     metrics_experts: int = Field(
-        100, ge=1, description="Experts with a label of their own in the metrics; all others share the label other."
+        100,
+        ge=1,
+        description="Experts, and API keys, with a label of their own in the metrics; others share the label other.",
     )
     decision_log: Literal["off", "decisions", "embeddings", "prompts"] = Field(
         "decisions",

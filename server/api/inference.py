@@ -87,7 +87,7 @@ class InferenceApp:
             if not hang_up.happened:
                 raise
             if answer is None:
-                self._metrics.errors.labels(call.path, "client_closed_request").inc()
+                self._metrics.record_error(call.path, "client_closed_request", 499)
                 log.info("caller hung up", request_id=call.request_id, endpoint=call.path)
         except Exception as error:
             known = from_lower(error)
@@ -96,7 +96,7 @@ class InferenceApp:
             elif answer is None:
                 log.info("refused", request_id=call.request_id, endpoint=call.path, code=known.code)
             if answer is None:
-                self._metrics.errors.labels(call.path, known.code or "error").inc()
+                self._metrics.record_error(call.path, known.code or "error", known.status)
             if not started:
                 await error_response(known, call.request_id)({"type": "http"}, _no_receive, send)
         finally:

@@ -23,12 +23,12 @@ from server.auth import Authenticator
 from server.cli.main import app
 from server.metrics import Metrics
 from server.settings import Settings, load_settings
+from tests.support.observed import boards
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 FINAL = ("cpu", "gpu")
 _VARIABLE = re.compile(r"\$\{(\w+)")
-_METRIC = re.compile(r"\b((?:moergate|gen_ai|vllm)[_:]\w+)")
 
 
 @dataclass(frozen=True)
@@ -263,32 +263,7 @@ def test_vllm_knows_the_engines_variables() -> None:
     assert used <= known
 
 
-# -- metrics ------------------------------------------------------------------------------------------------------
-
-
-def exposed_metrics() -> set[str]:
-    """Every name that ``/metrics`` can show."""
-    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
-    families = Metrics(max_experts=1, prices={}).registry.collect()
-    return {family.name + suffix for family in families for suffix in suffixes[family.type]}
-
-
-def test_the_dashboard_uses_metrics_and_labels_that_exist() -> None:
-    dashboard = json.loads((DEPLOY / "grafana" / "overview.json").read_text())
-    known = exposed_metrics()
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    used = {name for query in queries for name in _METRIC.findall(query)}
-    assert len(queries) > 10
-    assert used <= known
-    labels = {"le", *(name for c in vars(Metrics(max_experts=1, prices={})).values() for name in _labels_of(c))}
-    for query in queries:
-        for by in re.findall(r"by \(([^)]*)\)", query):
-            assert set(by.split(", ")) <= labels
-
-
-def _labels_of(collector: object) -> tuple[str, ...]:
-    names: tuple[str, ...] = getattr(collector, "_labelnames", ())
-    return names
+# -- observing -----------------------------------------------------------------------------------------------------
 
 
 def test_prometheus_asks_services_that_exist() -> None:
@@ -302,15 +277,23 @@ def test_prometheus_asks_services_that_exist() -> None:
     assert services()["prometheus"]["secrets"] == [Path(key).name]
 
 
-def test_grafana_finds_source_and_dashboard() -> None:
+def test_prometheus_finds_config_and_rules() -> None:
+    """Rule files are named relative to the configuration."""
+    mounts = dict(volume.split(":")[:2] for volume in services()["prometheus"]["volumes"])
+    assert mounts["./prometheus/prometheus.yml"] == "/etc/prometheus/prometheus.yml"
+    assert mounts["./prometheus/rules"] == "/etc/prometheus/rules"
+
+
+def test_grafana_finds_source_and_dashboards() -> None:
     grafana = services()["grafana"]
     provisioning = DEPLOY / "grafana" / "provisioning"
     source = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"][0]
     folder = yaml.safe_load((provisioning / "dashboards" / "moergate.yaml").read_text())["providers"][0]["options"]
-    dashboard = json.loads((DEPLOY / "grafana" / "overview.json").read_text())
     assert source["url"] == "http://prometheus:9090"
-    assert {panel["datasource"]["uid"] for panel in dashboard["panels"]} == {source["uid"]}
-    assert f"./grafana/overview.json:{folder['path']}/overview.json:ro" in grafana["volumes"]
+    for board in boards():
+        (picked,) = [each for each in board["templating"]["list"] if each["type"] == "datasource"]
+        assert picked["current"]["value"] == source["uid"] and picked["query"] == source["type"]
+    assert f"./grafana/dashboards:{folder['path']}:ro" in grafana["volumes"]
 
 
 # -- the page -----------------------------------------------------------------------------------------------------

@@ -162,6 +162,9 @@ async def test_requests_at_once(tmp_path: Path) -> None:
         assert [answer.status_code for answer in await asyncio.gather(*again)] == [200, 200]
         metrics = running.gateway.metrics.registry
         assert metrics.get_sample_value("moergate_requests_limited_total", {"limit": "max_concurrency"}) == 3
+        by_key = {"key": "app", "limit": "max_concurrency"}
+        assert metrics.get_sample_value("moergate_key_limited_total", by_key) == 3
+        assert metrics.get_sample_value("moergate_key_requests_total", {"key": "app", "status": "200"}) == 4
 
 
 async def test_a_policy_that_a_key_may_not_ask_is_as_if_it_were_not_there(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from adapters_registry.records import parse_manifest  # noqa: E402
 from server.base_model import default_cache_dir, ensure_base_model  # noqa: E402
 from server.engine.recipes import Recipe, Single, gate_of, mix_of, parse  # noqa: E402
 from server.engine.supervisor import EngineOptions, engine_command  # noqa: E402
+from tests.support.observed import ENGINE_METRICS  # noqa: E402
 from tests.support.processes import fetch  # noqa: E402
 from tests.support.reference import Reference  # noqa: E402
 
@@ -310,6 +311,16 @@ def ask(world: World, model: str) -> tuple[int, str]:
 def resident(world: World) -> set[str]:
     time.sleep(1.5)  # the worker writes its figures once a second
     return set(re.findall(r'moergate_expert_resident\{expert="([^"]*)"\}', world.metrics()))
+
+
+def test_the_engine_has_the_metrics_that_the_dashboards_are_tested_with(world: World) -> None:
+    """Where no engine runs, a recorded scrape stands for one."""
+    assert ask(world, world.trained[0])[0] == 200
+    recorded, found = (
+        {line.split()[2]: line.split()[3] for line in text.splitlines() if line.startswith("# TYPE")}
+        for text in (ENGINE_METRICS.read_text("utf-8"), world.metrics())
+    )
+    assert recorded and recorded.items() <= found.items()
 
 
 def test_an_expert_that_is_unloaded_leaves_its_slot(world: World) -> None:

@@ -1,7 +1,10 @@
 """Metrics: labels are bounded, prices add up."""
 
+import time
+
 import pytest
 
+from adapters_registry.usage import KeyLimits, Used, Window
 from server.drift import PolicyDrift, Profile
 from server.metrics import BoundedLabel, Metrics, Outcome
 from server.settings import Price
@@ -89,3 +92,51 @@ def test_feedback_is_counted_by_kind() -> None:
         )
     }  # fmt: skip
     assert list(counted.values()) == [2, 1, 1, 1]
+
+
+def test_keys_are_bounded_and_priced_like_experts() -> None:
+    metrics = Metrics(max_experts=2, prices={"sql": Price(input=1, output=3)})
+    for key in ("team-a", "team-b", "team-c", "team-d", "team-a"):
+        metrics.record(outcome("sql", key=key, input_tokens=1_000_000, output_tokens=2_000_000))
+    value = metrics.registry.get_sample_value
+    keys = ("team-a", "team-b", "other")
+    assert [value("moergate_key_requests_total", {"key": key, "status": "200"}) for key in keys] == [2, 1, 2]
+    assert [value("moergate_key_tokens_total", {"key": key, "type": "output"}) for key in keys] == [4e6, 2e6, 4e6]
+    assert [value("moergate_key_cost_total", {"key": key}) for key in keys] == pytest.approx([14, 7, 14])
+    assert value("moergate_key_cost_total", {"key": "team-c"}) is None
+
+
+def test_refusals_count_for_the_limit_and_for_its_key() -> None:
+    metrics = Metrics(max_experts=1, prices={})
+    for key in ("team-a", "team-a", "team-b"):
+        metrics.record_limited(key, "max_concurrency")
+    value = metrics.registry.get_sample_value
+    assert value("moergate_requests_limited_total", {"limit": "max_concurrency"}) == 3
+    assert value("moergate_key_limited_total", {"key": "team-a", "limit": "max_concurrency"}) == 2
+    assert value("moergate_key_limited_total", {"key": "other", "limit": "max_concurrency"}) == 1
+
+
+def test_a_budgets_used_part_ends_with_its_window() -> None:
+    metrics = Metrics(max_experts=1, prices={})
+    limits = KeyLimits(budget_per_day=4.0)
+    now = int(time.time())
+    metrics.show_budget("team-a", limits, Used(Window("day", now - 10, now + 1000), cost=1.0))
+    metrics.show_budget("team-a", limits, Used(Window("month", now - 10, now + 1000), cost=3.0))
+    metrics.show_budget("team-b", limits, Used(Window("day", now - 10, now + 1000), cost=3.0))
+    value = metrics.registry.get_sample_value
+    assert value("moergate_key_budget_used_ratio", {"key": "team-a", "window": "day"}) == 0.25
+    assert value("moergate_key_budget_used_ratio", {"key": "team-a", "window": "month"}) is None, (
+        "it has no such budget"
+    )
+    assert value("moergate_key_budget_used_ratio", {"key": "other", "window": "day"}) is None
+    metrics.show_budget("team-a", limits, Used(Window("day", now - 1000, now - 1), cost=3.0))
+    assert value("moergate_key_budget_used_ratio", {"key": "team-a", "window": "day"}) == 0.0
+
+
+def test_errors_carry_their_status() -> None:
+    metrics = Metrics(max_experts=1, prices={})
+    metrics.record_error("/v1/completions", "engine_error", 400)
+    metrics.record_error("/v1/completions", "engine_error", 503)
+    labels = {"endpoint": "/v1/completions", "code": "engine_error"}
+    value = metrics.registry.get_sample_value
+    assert [value("moergate_errors_total", {**labels, "status": s}) for s in ("400", "503")] == [1, 1]
