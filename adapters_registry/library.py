@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 from weakref import WeakValueDictionary
@@ -44,6 +44,7 @@ DATABASE_FILE = "registry.sqlite3"
 ADAPTERS_FOLDER = "adapters"
 LEFTOVER_AGE_S = 3600.0
 
+_NUM_LOCKS = 64
 _log = structlog.get_logger(__name__)
 
 
@@ -305,6 +306,11 @@ class Library:
         if not found:
             raise AdapterNotFound(ref, nearest(name, [record.name for record in retired]))
         return found
+
+    def alone_with(self, record: AdapterRecord) -> AbstractAsyncContextManager[None]:
+        """Be the only one, among all processes on this home, that works on a version; the end of a process ends it."""
+        lock = self.storage.locks / f"{int(record.sha256[:8], 16) % _NUM_LOCKS:02x}"
+        return file_lock(lock, exclusive=True)
 
     # -- keeping house ------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ class AdapterStorage:
         self.incoming = root / ".incoming"
         self.prototypes = root / ".prototypes"
         self.lock_file = root / ".lock"
+        self.locks = root / ".locks"
 
     def prepare(self) -> None:
         """Create the folders and check that they can be written."""
@@ -47,6 +48,7 @@ class AdapterStorage:
             try:
                 self.incoming.mkdir(parents=True, exist_ok=True)
                 self.prototypes.mkdir(exist_ok=True)
+                self.locks.mkdir(exist_ok=True)
                 self.lock_file.touch()
             except FileExistsError as error:
                 raise StorageUnwritable(self.root, "a file is in the way") from error

@@ -1,22 +1,21 @@
 """What becomes of a registered version: probed on the engine, then offered as its manifest says, or rejected.
 
 `AdapterState` has the states. A version that is registered waits in the database, so that a gateway's end loses
-nothing: whichever gateway claims it first probes it, when its engine is ready. Publishing, withdrawing, rolling back
-and removing move versions from state to state; what follows from that, in routing and in the engines, others do who
-watch the library.
+nothing: whichever gateway gets at it first probes it, when its engine is ready, and the others wait for that.
+Publishing, withdrawing, rolling back and removing move versions from state to state; what follows from that, in routing
+and in the engines, others do who watch the library.
 """
 
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 
 import structlog
 
 from adapters_registry.errors import AdapterNotFound, RegistryError, WrongState
 from adapters_registry.library import Library
 from adapters_registry.names import split_expert_id
-from adapters_registry.records import AdapterRecord, Change, utc_now
+from adapters_registry.records import AdapterRecord, Change
 from adapters_registry.states import OVER, AdapterState
 from server.engine.pool import EnginePool
 from server.errors import Conflict
@@ -29,8 +28,7 @@ BUSY_S = 5.0
 """Time until an engine that could not be asked is asked again."""
 
 MAX_PARALLEL = 4
-_PATIENCE = {AdapterState.REGISTERED: timedelta(seconds=2), AdapterState.VALIDATING: timedelta(seconds=60)}
-"""A version that has been in its state for longer was left there by a gateway that ended, or had no engine."""
+WAITING = (AdapterState.REGISTERED, AdapterState.VALIDATING)
 
 _SHORT_S = 0.25
 
@@ -81,7 +79,7 @@ class Lifecycle:
 
         It stays registered if no engine is ready to probe it; it is taken up again as soon as one is.
         """
-        if record.state is AdapterState.REGISTERED and (not self._probes or self._pool.ready):
+        if record.state in WAITING and (not self._probes or self._pool.ready):
             task = self._under_way.get(record.expert_id) or self._begin(record)
             record = await asyncio.shield(task)
         elif record.state is AdapterState.READY:
@@ -91,7 +89,7 @@ class Lifecycle:
 
     async def all_seen_through(self, within_s: float = 30.0) -> None:
         """Wait until no version waits to be probed, or an engine has been ready for so long."""
-        while within_s > 0 and await self._library.list(AdapterState.REGISTERED, AdapterState.VALIDATING):
+        while within_s > 0 and await self._library.list(*WAITING):
             await asyncio.sleep(_SHORT_S)
             within_s -= _SHORT_S if self._pool.ready else 0.0
 
@@ -102,28 +100,25 @@ class Lifecycle:
         return task
 
     async def _validate(self, record: AdapterRecord) -> AdapterRecord:
+        """Probe a version, unless another gateway is at it: then wait for what comes of that, or for its end."""
         if not self._probes:
             change = Change(PROBER, "probes are off")
             return await self._publish(await self._library.move(record, AdapterState.READY, change))
-        async with self._places:
-            try:
-                record = await self._library.move(
-                    record, AdapterState.VALIDATING, Change(PROBER), expected=AdapterState.REGISTERED
-                )
-            except WrongState:  # another gateway has it
-                return await self._library.find(record.expert_id)
+        async with self._library.alone_with(record), self._places:
+            record = await self._library.find(record.expert_id)
+            if record.state not in WAITING:
+                return record
+            if record.state is AdapterState.REGISTERED:
+                record = await self._library.move(record, AdapterState.VALIDATING, Change(PROBER))
             try:
                 report = await self._probe(record)
             except BaseException as error:
                 why = str(error) or type(error).__name__
-                await asyncio.shield(self._library.move(record, AdapterState.REGISTERED, Change(PROBER, why)))
+                record = await asyncio.shield(self._library.move(record, AdapterState.REGISTERED, Change(PROBER, why)))
                 if isinstance(error, EngineBusy):
-                    return await self._library.find(record.expert_id)
+                    return record
                 raise
-        try:
             return await self._conclude(record, report)
-        except WrongState:  # it took so long that another gateway has probed it, too
-            return await self._library.find(record.expert_id)
 
     async def _probe(self, record: AdapterRecord) -> Report:
         try:
@@ -170,24 +165,15 @@ class Lifecycle:
 
     async def _take_up(self) -> bool:
         """Probe what waits; whether nothing is left that has to be looked at again."""
-        waiting = await self._library.list(AdapterState.REGISTERED, AdapterState.VALIDATING)
-        ours = [record for record in waiting if record.expert_id not in self._under_way]
-        late = [record for record in ours if utc_now() - record.updated_at >= _PATIENCE[record.state]]
-        for record in late:
-            if record.state is AdapterState.VALIDATING:
-                change = Change(PROBER, "abandoned")
-                record = await self._library.move(
-                    record, AdapterState.REGISTERED, change, expected=AdapterState.VALIDATING
-                )
-            self._begin(record)
-        tasks = [self._under_way[r.expert_id] for r in late if r.expert_id in self._under_way]
-        seen = await asyncio.gather(*tasks, return_exceptions=True)
-        if tasks:
+        waiting = await self._library.list(*WAITING)
+        ours = [self._under_way.get(record.expert_id) or self._begin(record) for record in waiting]
+        seen = await asyncio.gather(*ours, return_exceptions=True)
+        if ours:
             await self._watcher.show_experts()
-        is_busy = any(isinstance(r, BaseException) or r.state is AdapterState.REGISTERED for r in seen)
+        is_busy = any(isinstance(record, BaseException) or record.state in WAITING for record in seen)
         if is_busy:
             await asyncio.sleep(BUSY_S)
-        return len(late) == len(ours) and not is_busy
+        return not is_busy
 
     # -- by hand ------------------------------------------------------------------------------------------------
 

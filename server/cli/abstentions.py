@@ -6,10 +6,9 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from server.cli.client import DEFAULT_URL, AsJson, Key, Url, call, print_json
+from server.cli.client import DEFAULT_URL, AsJson, Key, Url, call, print_json, print_table
 
 HELP = """Group the prompts for which no expert was chosen: you may want an expert for the largest groups.
 
@@ -40,5 +39,5 @@ def abstentions(
             example = group["prompts"][0][:60] if group["prompts"] else f"request {group['request_ids'][0]}"
             row = (str(group["size"]), f"{100 * group['share']:.0f} %", f"{group['cohesion']:.2f}", nearest)
             table.add_row(*row, " ".join(example.split()))
-        Console().print(table)
+        print_table(table)
     typer.echo(answer["advice"])

@@ -16,7 +16,7 @@ from server.cli import versions
 from server.cli.bulk import find_items, import_all
 from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, explain, print_json
 from server.cli.progress import phases
-from server.cli.versions import print_table, quoted, shown_state
+from server.cli.versions import print_versions, quoted, shown_state
 from server.cli.watching import watch_job
 
 app = typer.Typer(no_args_is_help=True)
@@ -154,7 +154,7 @@ def list_adapters(
     if as_json:
         print_json(records)
         return
-    print_table(records)
+    print_versions(records)
 
 
 @app.command()

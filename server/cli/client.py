@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import orjson
 import typer
+from rich.console import Console
+from rich.table import Table
 
 Url = Annotated[str, typer.Option("--url", envvar="MOERGATE_URL", help="The gateway's address.")]
 Key = Annotated[
@@ -17,6 +20,7 @@ Key = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
 TIMEOUT_S = 600.0
+_WIDE = 250
 
 
 class ClientError(Exception):
@@ -77,3 +81,8 @@ def explain(answer: Any, status: int) -> str:
 def print_json(value: Any) -> None:
     """Print a value as indented JSON."""
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+
+
+def print_table(table: Table) -> None:
+    """Print a table; what is not for a screen is not cut to one."""
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)

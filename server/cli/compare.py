@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from server.cli.client import DEFAULT_URL, Key, Url
+from server.cli.client import DEFAULT_URL, Key, Url, print_table
 
 if TYPE_CHECKING:
     from server.compare.stats import Figures
@@ -109,7 +108,7 @@ def _show(figures: Sequence[Figures], out: Path) -> None:
     table = Table(*(column.title for column in columns), box=None)
     for each in ranked(figures):
         table.add_row(*(cell(each, column) for column in columns))
-    Console().print(table)
+    print_table(table)
     typer.echo(
         f"{out / 'compare.html'} has the pictures, {out / 'leaderboard.md'} the table, and results.jsonl the rows."
     )

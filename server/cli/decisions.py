@@ -10,10 +10,9 @@ from urllib.parse import urlencode
 import orjson
 import typer
 import typer.core
-from rich.console import Console
 from rich.table import Table
 
-from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, print_json
+from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, print_json, print_table
 
 app = typer.Typer(no_args_is_help=False)
 
@@ -61,7 +60,7 @@ def list_decisions(
         time = each["at"][:19].replace("T", " ")
         row = (time, each["request_id"], each["policy"] or each["kind"], recipe, confidence, each["status"])
         table.add_row(*map(str, row), f"{each['duration_ms']:.0f}", tokens, rating)
-    Console().print(table)
+    print_table(table)
     if not found:
         typer.echo("No such decision is kept.")
 

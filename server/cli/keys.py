@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 
 from adapters_registry.errors import KeyNotFound
 from adapters_registry.keys import generate_key, new_key
 from adapters_registry.records import KeyRecord, utc_now
 from adapters_registry.usage import KeyLimits, Used
-from server.cli.client import AsJson, ClientError, print_json
+from server.cli.client import AsJson, ClientError, print_json, print_table
 from server.settings import load_settings
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ def show(
         if isinstance(value, dict):
             value = "; ".join(f"{name} {each}" for name, each in value.items()) or "none"
         table.add_row(field, ", ".join(value) if isinstance(value, list) else str(value))
-    Console().print(table)
+    print_table(table)
 
 
 @app.command("list")
@@ -138,7 +137,7 @@ def list_keys(home: Home = None, as_json: AsJson = False) -> None:
             shown["created_at"],
             shown["state"],
         )
-    Console().print(table)
+    print_table(table)
 
 
 @app.command()

@@ -6,10 +6,9 @@ from typing import Annotated
 from urllib.parse import quote
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from server.cli.client import DEFAULT_URL, AsJson, Key, Url, call, print_json
+from server.cli.client import DEFAULT_URL, AsJson, Key, Url, call, print_json, print_table
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -27,7 +26,7 @@ def list_policies(url: Url = DEFAULT_URL, api_key: Key = None, as_json: AsJson =
         table.add_row(
             each["name"], each["router"], each["state"], str(each["num_experts"] or ""), fitted, each["origin"]
         )
-    Console().print(table)
+    print_table(table)
     for each in policies:
         if each["error"]:
             typer.echo(f"{each['name']}: {each['error']}")
@@ -64,7 +63,7 @@ def drift(
         figures = [each[what][of] for what in ("share", "confidence") for of in ("traffic", "fitting")]
         shown = ["" if value is None else f"{value:.3f}" for value in figures]
         table.add_row(each["expert"], *shown)
-    Console().print(table)
+    print_table(table)
 
 
 @app.command()
@@ -101,4 +100,4 @@ def methods(
         for method in found:
             card = method["card"]
             table.add_row(method["name"], card["title"], ", ".join(card["needs"]), card["refit"])
-    Console().print(table)
+    print_table(table)

@@ -7,10 +7,9 @@ from urllib.parse import quote
 
 import orjson
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from server.cli.client import DEFAULT_URL, AsJson, Key, Url, call, print_json
+from server.cli.client import DEFAULT_URL, AsJson, Key, Url, call, print_json, print_table
 
 Reason = Annotated[str, typer.Option(help="Why; kept in the history.")]
 
@@ -23,7 +22,7 @@ def versions(
 ) -> None:
     """List all versions of an adapter, the newest first."""
     records = call("GET", url, f"/admin/adapters/{quoted(name)}/versions", key=api_key)["data"]
-    print_json(records) if as_json else print_table(records)
+    print_json(records) if as_json else print_versions(records)
 
 
 def promote(
@@ -84,7 +83,7 @@ def history(
         when = str(entry["at"])[:19].replace("T", " ")
         row = (when, entry["actor"], entry["action"], entry["subject"], entry["from"], entry["to"], entry["reason"])
         table.add_row(*(str(cell or "") for cell in row))
-    Console().print(table)
+    print_table(table)
 
 
 def _change(url: str, path: str, order: dict[str, Any], api_key: str | None, as_json: bool) -> None:
@@ -101,7 +100,7 @@ def shown_state(record: dict[str, Any]) -> str:
     )
 
 
-def print_table(records: list[dict[str, Any]]) -> None:
+def print_versions(records: list[dict[str, Any]]) -> None:
     """Print versions as a table."""
     table = Table("id", "state", "rank", "modules", "size", "examples", "description", box=None)
     for record in records:
@@ -111,7 +110,7 @@ def print_table(records: list[dict[str, Any]]) -> None:
         state = record["state"] + share
         row = (record["id"], state, record["rank"], modules, size, record["num_examples"])
         table.add_row(*map(str, row), record["card"]["description"])
-    Console().print(table)
+    print_table(table)
 
 
 def quoted(text: str) -> str:
