@@ -156,6 +156,11 @@ class Settings(BaseSettings):
     metrics_experts: int = Field(
         100, ge=1, description="Experts with a label of their own in the metrics; all others share the label other."
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="URL of an OpenTelemetry collector that gets a trace of each request, by OTLP over HTTP, as "
+        "http://localhost:4318. The standard variables OTEL_… (headers, sampling, resource) count. None: no tracing.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity to log.")
     log_format: Literal["console", "json"] = Field("console", description="For people, or one JSON object a line.")
 
@@ -181,6 +186,11 @@ class Settings(BaseSettings):
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"{url!r} must start with http:// or https://")
         return [url.rstrip("/") for url in value]
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _http_url(cls, value: str | None) -> str | None:
+        return cls._http_urls([value])[0] if value else None
 
     @property
     def served_base_name(self) -> str:
