@@ -227,6 +227,7 @@ class Trace:
         attributes: Attributes = {
             "http.request.method": "POST",
             "http.route": self._path,
+            "url.scheme": "http",
             "url.path": self._path,
             "moergate.request_id": self._request_id,
             **_address(self._headers.get("host", "")),

@@ -101,14 +101,15 @@ class _QuietExporter(SpanExporter):
         self._url = url
         self._fails = False
         self._is_shut = False
-        logging.getLogger(trace_exporter.__name__).addFilter(_LAST_WORDS)  # adding it again does nothing
+        logging.getLogger(trace_exporter.__name__).addFilter(_FIRST_WORDS)  # adding it again does nothing
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send a batch; runs in the exporter's thread."""
+        _FIRST_WORDS.text = ""
         result = self._inner.export(spans)
         fails = result is not SpanExportResult.SUCCESS
         if fails and not self._fails and not self._is_shut:
-            log.warning("traces cannot be exported", endpoint=self._url, why=_LAST_WORDS.text)
+            log.warning("traces cannot be exported", endpoint=self._url, why=_FIRST_WORDS.text)
         elif self._fails and not fails:
             log.info("traces are exported again", endpoint=self._url)
         self._fails = fails
@@ -121,15 +122,15 @@ class _QuietExporter(SpanExporter):
             self._inner.shutdown()  # type: ignore[no-untyped-call]
 
 
-class _LastWords(logging.Filter):
-    """Keeps the newest message of a logger, and lets none pass."""
+class _FirstWords(logging.Filter):
+    """Keeps what a logger says first, which tells most, and lets nothing pass."""
 
     text = ""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See `logging.Filter`."""
-        self.text = record.getMessage()
+        self.text = self.text or record.getMessage()
         return False
 
 
-_LAST_WORDS = _LastWords()
+_FIRST_WORDS = _FirstWords()
