@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.resources import Resource
@@ -27,31 +27,23 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from server.span_attributes import (
+    MAX_TEXT_CHARS,
+    OPERATIONS,
+    Attributes,
+    address_of,
+    answer_attributes,
+    asked_attributes,
+    model_name,
+    plan_attributes,
+)
+
 if TYPE_CHECKING:
     from server.body import JsonBody
     from server.metrics import Outcome
     from server.routing import Plan
 
-Attributes = dict[str, str | bool | int | float]
-
-OPERATIONS: Mapping[str, str] = {
-    "/v1/chat/completions": "chat",
-    "/v1/responses": "chat",
-    "/v1/messages": "chat",
-    "/v1/completions": "text_completion",
-}
-"""``gen_ai.operation.name`` by endpoint."""
-
-MAX_TEXT_CHARS = 200
-MAX_NUMBER = 2**53
-"""Larger numbers of callers are left out: one that the wire format cannot hold would cost the whole batch of spans."""
-
 _OK, _ERROR = Status(StatusCode.UNSET), Status(StatusCode.ERROR)
-_NUMBERS = {
-    "gen_ai.request.max_tokens": ("max_completion_tokens", "max_tokens", "max_output_tokens"),
-    "gen_ai.request.temperature": ("temperature",),
-    "gen_ai.request.top_p": ("top_p",),
-}
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -138,13 +130,7 @@ class Trace:
         """Note what the caller asked for."""
         if not self._is_recorded:
             return
-        self._asked["moergate.key_id"] = key_id
-        self._asked["gen_ai.request.model"] = (body.model or "auto")[:MAX_TEXT_CHARS]
-        if self._path in OPERATIONS:
-            self._asked["gen_ai.request.stream"] = body.stream
-            for name, keys in _NUMBERS.items():
-                if (number := _number(body.fields, keys)) is not None:
-                    self._asked[name] = number
+        self._asked = {"moergate.key_id": key_id, **asked_attributes(self._path, body)}
 
     def attempt(self, replica: str) -> None:
         """See `server.engine.base.EngineTrace`."""
@@ -161,7 +147,7 @@ class Trace:
         attempt = self._attempts[-1]
         if "@" not in url:  # else it holds a password
             attempt.attributes["url.full"] = url
-        attempt.attributes.update(_address(urlsplit(url).netloc))
+        attempt.attributes.update(address_of(urlsplit(url).netloc))
         carrier: dict[str, str] = {}
         _PROPAGATOR.inject(carrier, set_span_in_context(NonRecordingSpan(attempt.context)))
         return carrier
@@ -230,7 +216,7 @@ class Trace:
             "url.scheme": "http",
             "url.path": self._path,
             "moergate.request_id": self._request_id,
-            **_address(self._headers.get("host", "")),
+            **address_of(self._headers.get("host", "")),
             **self._asked,
             **_error(end),
         }
@@ -243,10 +229,10 @@ class Trace:
             attributes["gen_ai.operation.name"] = operation
             attributes["gen_ai.provider.name"] = "moergate"
         if self.plan is not None:
-            attributes.update(_plan_attributes(self.plan))
+            attributes.update(plan_attributes(self.plan))
         if operation is not None and end.outcome is not None:
-            attributes.update(_answer_attributes(end.outcome, str(self.plan.recipe) if self.plan else "base"))
-        name = f"{operation} {_model_name(self.plan)}".rstrip() if operation else f"POST {self._path}"
+            attributes.update(answer_attributes(end.outcome, str(self.plan.recipe) if self.plan else "base"))
+        name = f"{operation} {model_name(self.plan)}".rstrip() if operation else f"POST {self._path}"
         times = self._received_at, end.at
         self._write(name, self._context, self._parent, *times, attributes, SpanKind.SERVER, is_error=end.is_fault)
 
@@ -284,56 +270,3 @@ def _child_of(parent: SpanContext, span_id: int) -> SpanContext:
 
 def _error(end: _End) -> Attributes:
     return {} if end.error is None else {"error.type": end.error}
-
-
-def _plan_attributes(plan: Plan) -> Attributes:
-    found: Attributes = {"moergate.recipe": str(plan.recipe), "moergate.expert": plan.expert_name}
-    if plan.policy_name is not None and plan.decision is not None:
-        found["moergate.policy"] = plan.policy_name
-        found["moergate.confidence"] = float(plan.decision.confidence)
-        found["moergate.abstained"] = plan.decision.abstained
-    return found
-
-
-def _answer_attributes(outcome: Outcome, recipe: str) -> Attributes:
-    found: Attributes = {"gen_ai.response.model": recipe}
-    if outcome.input_tokens:
-        found["gen_ai.usage.input_tokens"] = outcome.input_tokens
-    if outcome.output_tokens:
-        found["gen_ai.usage.output_tokens"] = outcome.output_tokens
-    if outcome.streamed and outcome.ttft_s is not None:
-        found["gen_ai.response.time_to_first_chunk"] = outcome.ttft_s
-    return found
-
-
-def _model_name(plan: Plan | None) -> str:
-    """The model in a span's name: of a bounded number, so nothing that was not found and no recipe of the caller's."""
-    if plan is None:
-        return ""
-    if plan.policy_name is not None:
-        return plan.policy_name
-    return plan.expert_name if plan.target.kind == "recipe" else plan.target.asked
-
-
-def _number(fields: Mapping[str, Any], keys: tuple[str, ...]) -> int | float | None:
-    """The first of these fields that is a number of a decent size."""
-    for key in keys:
-        value = fields.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER:
-            return value
-    return None
-
-
-def _address(netloc: str) -> Attributes:
-    """Host and port of a server, as somebody called it; nothing if that is no address."""
-    try:
-        parts = urlsplit(f"//{netloc[:MAX_TEXT_CHARS]}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        return {}
-    found: Attributes = {}
-    if host:
-        found["server.address"] = host
-        if port:
-            found["server.port"] = port
-    return found

@@ -27,7 +27,8 @@ from opentelemetry.trace import SpanContext, SpanKind, TraceFlags, get_current_s
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from server.settings import SettingsError
-from server.trace import OPERATIONS, SpanSink, Trace
+from server.span_attributes import OPERATIONS
+from server.trace import SpanSink, Trace
 
 TRACES_PATH = "/v1/traces"
 CLOSE_S = 3.0

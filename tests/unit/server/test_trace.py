@@ -18,7 +18,8 @@ from server.catalog import Target
 from server.engine.recipes import parse
 from server.metrics import Outcome
 from server.routing import Plan
-from server.trace import MAX_NUMBER, MAX_TEXT_CHARS, SpanSink, Trace
+from server.span_attributes import MAX_NUMBER, MAX_TEXT_CHARS
+from server.trace import SpanSink, Trace
 
 PATH = "/v1/chat/completions"
 SECRET = "a prompt that nobody may read"
