@@ -66,6 +66,9 @@ demo-experts: $(STAMP) ## Train the demo library anew and measure it (about an h
 bench-gateway: $(STAMP) ## Measure what the gateway costs, against a double of the engine
 	$(BIN)/python loadtests/bench_gateway.py $(ARGS)
 
+bench-tracing: $(STAMP) ## Measure what tracing costs, against a double of the engine
+	$(BIN)/python loadtests/bench_tracing.py $(ARGS)
+
 bench-engine: $(STAMP) ## Measure LoRA inside the engine: off, vLLM's own, ours (some minutes)
 	$(BIN)/python loadtests/bench_engine.py $(ARGS)
 

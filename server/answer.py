@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from server.body import EventSplitter, ModelRewriter
 from server.deadline import Deadline
@@ -22,6 +23,9 @@ from server.logs import AccessLog
 from server.metrics import Metrics, Outcome
 from server.routing import Plan
 from server.usage import TokenCounter
+
+if TYPE_CHECKING:
+    from server.trace import Trace
 
 _DROPPED_HEADERS = frozenset(
     {
@@ -56,6 +60,7 @@ class Origin:
     key: str = "none"
     key_id: str = ""
     hide_usage: bool = False
+    trace: Trace | None = None
 
 
 class Answer:
@@ -190,9 +195,12 @@ class Answer:
             is_unsaid = not outcome.input_tokens and self.status < 400  # a caller who hung up pays for the prompt too
             spent = replace(outcome, input_tokens=self._grant.prompt_tokens) if is_unsaid else outcome
             self._grant.settle(spent.input_tokens + spent.output_tokens, self._metrics.cost_of(spent))
+        code = None
         if status >= 400:
             code = self._failed.code if self._failed else ("client_closed_request" if client_left else "engine_error")
             self._metrics.record_error(self._origin.endpoint, code or "engine_error", status)
+        if (trace := self._origin.trace) is not None:
+            trace.answered(outcome, code, self.status)
         self._access_log.write(
             request_id=self._origin.request_id,
             endpoint=self._origin.endpoint,
@@ -202,6 +210,7 @@ class Answer:
             duration_ms=round(duration_s * 1000, 1),
             overhead_ms=round(self._origin.overhead_s * 1000, 2),
             output_tokens=self._tokens.output_tokens,
+            **({} if trace is None else {"trace_id": trace.trace_id}),
         )
 
     def _fail(self, error: GatewayError) -> GatewayError:

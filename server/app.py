@@ -14,7 +14,7 @@ from routers.errors import RouterError
 from server.api.admin import AdapterAdmin, admin_router
 from server.api.decisions import decisions_router, feedback_router
 from server.api.health import health_router
-from server.api.incoming import error_response, request_id_of
+from server.api.incoming import error_response, request_id_of, with_request_id
 from server.api.inference import PATHS, InferenceApp
 from server.api.lifecycle import lifecycle_router
 from server.api.openapi import document
@@ -53,7 +53,7 @@ def build_app(gateway: Gateway) -> Edge:
     for kind in (GatewayError, HTTPException, RequestValidationError, RegistryError, RouterError):
         app.add_exception_handler(kind, _on_error)
     document(app)
-    inference = InferenceApp(gateway.pipeline, gateway.metrics, settings.max_body_bytes)
+    inference = InferenceApp(gateway.pipeline, gateway.metrics, settings.max_body_bytes, gateway.tracing)
     return Edge(inference, app)
 
 
@@ -69,7 +69,7 @@ class Edge:
         if scope["type"] == "http" and scope["path"] in self._paths and scope["method"] == "POST":
             await self._inference(scope, receive, send)
         else:
-            await self.rest(scope, receive, send)
+            await self.rest(with_request_id(scope) if scope["type"] == "http" else scope, receive, send)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

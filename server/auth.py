@@ -149,10 +149,17 @@ def _secret_of(headers: Mapping[str, str]) -> str | None:
 
 def _refuse_foreign_page(headers: Mapping[str, str]) -> None:
     """Without keys, loopback is the only guard: a web page must not get past it by DNS rebinding or a blind post."""
-    host = urlsplit(f"//{headers.get('host', '')}").hostname
+    host = _host_of(f"//{headers.get('host', '')}")
     origin = headers.get("origin")
-    if host not in LOOPBACK_NAMES or (origin and urlsplit(origin).hostname not in LOOPBACK_NAMES):
+    if host not in LOOPBACK_NAMES or (origin and _host_of(origin) not in LOOPBACK_NAMES):
         raise PermissionDenied(
             "Without API keys this gateway answers only to programs on its own machine. "
             "Create a key with 'moergate keys create' and send it."
         )
+
+
+def _host_of(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:  # such as an opening bracket without its closing one
+        return None

@@ -19,6 +19,7 @@ def configure_logging(level: str, form: Literal["console", "json"]) -> None:
     """Set logging up; called once by the command line, never at import."""
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
     ]
@@ -31,7 +32,7 @@ def configure_logging(level: str, form: Literal["console", "json"]) -> None:
             colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback, timestamp_key="time"
         )
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, *shared, renderer],
+        processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,

@@ -17,6 +17,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from server.admission import Admission
 from server.answer import Answer, Limits, Origin
@@ -33,6 +34,9 @@ from server.limits import Grant, Limiter
 from server.logs import AccessLog
 from server.metrics import Metrics
 from server.routing import Plan, Planner
+
+if TYPE_CHECKING:
+    from server.trace import Trace
 
 UNROUTED = frozenset({"/tokenize", "/detokenize"})
 """Endpoints for which every expert is the same as the base, so that no policy is asked."""
@@ -55,6 +59,7 @@ class Call:
         read_body: Reads the body, once; raises BodyTooLarge.
         request_id: The caller's, if it is a good one, or ours.
         received_at: ``time.perf_counter()`` at its arrival.
+        trace: Where it is noted, if tracing is on.
     """
 
     path: str
@@ -62,6 +67,14 @@ class Call:
     read_body: Callable[[], Awaitable[bytes]]
     request_id: str
     received_at: float
+    trace: Trace | None = None
+
+    def reached(self, step: Literal["auth", "read", "queue", "plan"]) -> float:
+        """``time.perf_counter()`` at the end of a step, noted in the trace."""
+        now = time.perf_counter()
+        if self.trace is not None:
+            self.trace.reached[step] = now
+        return now
 
 
 class Pipeline:
@@ -101,9 +114,11 @@ class Pipeline:
             GatewayError: Anything that went wrong before the engine's first byte.
         """
         principal = await self._authenticator.authorise(call.headers, "infer")
-        authenticated = time.perf_counter()
+        authenticated = call.reached("auth")
         body = parse_body(await call.read_body())
-        read = time.perf_counter()
+        read = call.reached("read")
+        if call.trace is not None:
+            call.trace.asked(principal.key_id, body)
         grant = await self._limiter.admit(principal, body, generates=call.path in GENERATING)
         try:
             await self._admission.acquire()
@@ -111,12 +126,15 @@ class Pipeline:
             _give_back(grant)
             raise
         try:
-            admitted = time.perf_counter()
+            admitted = call.reached("queue")
             plan = await self._plan(call, body, principal)
+            if call.trace is not None:
+                call.trace.plan = plan
             counts = self._count_stream_tokens or (grant is not None and grant.counts_tokens)
             hide_usage = counts and call.path in TAKE_STREAM_OPTIONS and body.wants_no_usage
-            request = EngineRequest(call.path, body.with_usage() if hide_usage else body, plan.recipe, call.request_id)
-            overhead_s = time.perf_counter() - call.received_at - (read - authenticated)
+            asked = body.with_usage() if hide_usage else body
+            request = EngineRequest(call.path, asked, plan.recipe, call.request_id, call.trace)
+            overhead_s = call.reached("plan") - call.received_at - (read - authenticated)
             self._observe(authenticated - call.received_at, admitted - read, plan)
             response, deadline = await self._forward(request, call.received_at)
         except BaseException:
@@ -124,7 +142,7 @@ class Pipeline:
             _give_back(grant)
             raise
         key, key_id = principal.name, principal.key_id
-        origin = Origin(call.request_id, call.path, call.received_at, overhead_s, key, key_id, hide_usage)
+        origin = Origin(call.request_id, call.path, call.received_at, overhead_s, key, key_id, hide_usage, call.trace)
         records = self._metrics, self._access_log, self._decisions
         return Answer(response, deadline, plan, origin, self._limits, *records, self._admission.release, grant)
 

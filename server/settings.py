@@ -172,6 +172,11 @@ class Settings(BaseSettings):
         1.0, ge=0, le=1, description="Share of the requests that the decision log keeps, chosen by request id."
     )
     decision_log_days: int = Field(14, ge=1, le=3650, description="Days after which decisions and feedback go.")
+    otlp_endpoint: str | None = Field(
+        None,
+        description="URL of an OpenTelemetry collector that gets a trace of each request, by OTLP over HTTP, as "
+        "http://localhost:4318. The standard variables OTEL_… (headers, sampling, resource) count. None: no tracing.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity to log.")
     log_format: Literal["console", "json"] = Field("console", description="For people, or one JSON object a line.")
 
@@ -197,6 +202,11 @@ class Settings(BaseSettings):
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"{url!r} must start with http:// or https://")
         return [url.rstrip("/") for url in value]
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _http_url(cls, value: str | None) -> str | None:
+        return cls._http_urls([value])[0] if value else None
 
     @property
     def served_base_name(self) -> str:

@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Mapping
 
+import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
@@ -26,6 +27,14 @@ def request_id_of(headers: Mapping[str, str]) -> str:
     """The caller's ``x-request-id`` if it is short and harmless, else a new one, which need not be secret."""
     given = headers.get("x-request-id", "")
     return given if _GOOD_REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+
+
+def with_request_id(scope: Scope) -> Scope:
+    """The same request with an id among its headers, so that all who look find the same one; its log lines get it."""
+    request_id = request_id_of(headers_of(scope))
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    others = [pair for pair in scope["headers"] if pair[0] != b"x-request-id"]
+    return {**scope, "headers": [*others, (b"x-request-id", request_id.encode())]}
 
 
 async def read_body(headers: Mapping[str, str], receive: Receive, max_bytes: int) -> bytes:

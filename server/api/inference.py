@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import TYPE_CHECKING
 
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 
 from server.answer import Answer
 from server.api.incoming import error_response, headers_of, read_body, request_id_of
-from server.errors import from_lower
+from server.errors import ClientClosedRequest, GatewayError, from_lower
 from server.metrics import Metrics
 from server.pipeline import Call, Pipeline
+
+if TYPE_CHECKING:
+    from server.tracing import Tracing
 
 PATHS = (
     "/v1/chat/completions",
@@ -37,17 +41,26 @@ class InferenceApp:
         pipeline: Does the work.
         metrics: Counts errors before the engine's first byte.
         max_body_bytes: Limit of a request's body.
+        tracing: Begins traces; None if there are to be none.
     """
 
-    def __init__(self, pipeline: Pipeline, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(
+        self, pipeline: Pipeline, metrics: Metrics, max_body_bytes: int, tracing: Tracing | None = None
+    ) -> None:
         self._pipeline = pipeline
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         received_at = time.perf_counter()
         headers = headers_of(scope)
         request_id = request_id_of(headers)
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        trace = None
+        if self._tracing is not None:
+            trace = self._tracing.begin(scope["path"], headers, request_id, received_at)
+            structlog.contextvars.bind_contextvars(trace_id=trace.trace_id)
         hang_up = _HangUp(receive)
 
         async def body() -> bytes:
@@ -55,7 +68,7 @@ class InferenceApp:
             hang_up.watch()
             return raw
 
-        call = Call(scope["path"], headers, body, request_id, received_at)
+        call = Call(scope["path"], headers, body, request_id, received_at, trace)
         try:
             await self._answer(call, send, hang_up)
         finally:
@@ -63,6 +76,7 @@ class InferenceApp:
 
     async def _answer(self, call: Call, send: Send, hang_up: _HangUp) -> None:
         answer: Answer | None = None
+        known: GatewayError = ClientClosedRequest("The caller closed the connection.")
         started = False
 
         async def start(status: int, headers: list[tuple[bytes, bytes]]) -> None:
@@ -102,6 +116,8 @@ class InferenceApp:
         finally:
             if answer is not None:
                 answer.finish(client_left=hang_up.happened)
+            elif call.trace is not None:
+                call.trace.refused(known.status, known.code)
 
 
 class _HangUp:

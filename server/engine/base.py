@@ -16,6 +16,18 @@ from server.body import JsonBody
 from server.engine.recipes import Recipe
 
 
+class EngineTrace(Protocol):
+    """A request's trace, as far as engines take part in it."""
+
+    def attempt(self, replica: str) -> None:
+        """A replica is about to be asked; the last one, if any, was not reached."""
+        ...
+
+    def headers(self, url: str) -> dict[str, str]:
+        """Headers for this attempt, which asks `url`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
     """A request as an engine gets it.
@@ -25,12 +37,14 @@ class EngineRequest:
         body: The caller's body.
         recipe: What to execute.
         request_id: Sent as ``x-request-id``, so that the engine's log can be joined with ours.
+        trace: The request's trace, if there is one, so that the engine's own spans join it.
     """
 
     path: str
     body: JsonBody
     recipe: Recipe
     request_id: str
+    trace: EngineTrace | None = None
 
 
 class EngineResponse(Protocol):

@@ -130,6 +130,8 @@ class EnginePool:
                 raise Unavailable(f"No engine is ready ({self.describe()}).", retry_after_s=5)
             tried.add(replica.name)
             replica.begin(request.recipe)
+            if request.trace is not None:
+                request.trace.attempt(replica.name)
             try:
                 response = await replica.engine.forward(request)
             except EngineUnreachable as error:

@@ -92,6 +92,8 @@ class VllmEngine:
         """See `server.engine.base.Engine`."""
         model = await self._name_of(request.recipe)
         headers = {"content-type": "application/json", "x-request-id": request.request_id, **self._headers}
+        if request.trace is not None:
+            headers.update(request.trace.headers(self.url + request.path))
         body = request.body.with_model(model)
         for attempt in (1, 2):
             try:

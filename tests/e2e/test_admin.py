@@ -276,7 +276,12 @@ async def test_a_full_disk_is_told_and_nothing_is_lost(
 
 async def test_without_keys_web_pages_and_other_hosts_are_refused(running: Running) -> None:
     async with httpx.AsyncClient(base_url=running.url) as http:
-        for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}):
+        for headers in (
+            {"origin": "https://evil.example"},
+            {"host": "evil.example"},
+            {"host": "[::1"},
+            {"origin": "http://["},
+        ):
             response = await http.get("/v1/models", headers=headers)
             assert (response.status_code, response.json()["error"]["code"]) == (403, "permission_denied")
         assert (await http.get("/v1/models", headers={"origin": "http://localhost:3000"})).status_code == 200

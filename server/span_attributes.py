@@ -1,0 +1,102 @@
+"""Attributes of spans: what they say of a request, its routing and its answer.
+
+Names are those of OpenTelemetry's conventions (``gen_ai.``, ``http.``, ``server.``); what is ours alone starts with
+``moergate.``. Texts and numbers of callers are bounded, and nothing of a prompt or an answer is among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from server.body import JsonBody
+    from server.metrics import Outcome
+    from server.routing import Plan
+
+Attributes = dict[str, str | bool | int | float]
+
+OPERATIONS: Mapping[str, str] = {
+    "/v1/chat/completions": "chat",
+    "/v1/responses": "chat",
+    "/v1/messages": "chat",
+    "/v1/completions": "text_completion",
+}
+"""``gen_ai.operation.name`` by endpoint."""
+
+MAX_TEXT_CHARS = 200
+MAX_NUMBER = 2**53
+"""Larger numbers of callers are left out: one that the wire format cannot hold would cost the whole batch of spans."""
+
+_NUMBERS = {
+    "gen_ai.request.max_tokens": ("max_completion_tokens", "max_tokens", "max_output_tokens"),
+    "gen_ai.request.temperature": ("temperature",),
+    "gen_ai.request.top_p": ("top_p",),
+}
+
+
+def asked_attributes(path: str, body: JsonBody) -> Attributes:
+    """What the caller asked for."""
+    found: Attributes = {"gen_ai.request.model": (body.model or "auto")[:MAX_TEXT_CHARS]}
+    if path in OPERATIONS:
+        found["gen_ai.request.stream"] = body.stream
+        for name, keys in _NUMBERS.items():
+            if (number := _number(body.fields, keys)) is not None:
+                found[name] = number
+    return found
+
+
+def plan_attributes(plan: Plan) -> Attributes:
+    """What was decided."""
+    found: Attributes = {"moergate.recipe": str(plan.recipe), "moergate.expert": plan.expert_name}
+    if plan.policy_name is not None and plan.decision is not None:
+        found["moergate.policy"] = plan.policy_name
+        found["moergate.confidence"] = float(plan.decision.confidence)
+        found["moergate.abstained"] = plan.decision.abstained
+    return found
+
+
+def answer_attributes(outcome: Outcome, recipe: str) -> Attributes:
+    """What came of it; `recipe` is what answered."""
+    found: Attributes = {"gen_ai.response.model": recipe}
+    if outcome.input_tokens:
+        found["gen_ai.usage.input_tokens"] = outcome.input_tokens
+    if outcome.output_tokens:
+        found["gen_ai.usage.output_tokens"] = outcome.output_tokens
+    if outcome.streamed and outcome.ttft_s is not None:
+        found["gen_ai.response.time_to_first_chunk"] = outcome.ttft_s
+    return found
+
+
+def model_name(plan: Plan | None) -> str:
+    """The model in a span's name: of a bounded number, so nothing that was not found and no recipe of the caller's."""
+    if plan is None:
+        return ""
+    if plan.policy_name is not None:
+        return plan.policy_name
+    return plan.expert_name if plan.target.kind == "recipe" else plan.target.asked
+
+
+def address_of(netloc: str) -> Attributes:
+    """Host and port of a server, as somebody called it; nothing if that is no address."""
+    try:
+        parts = urlsplit(f"//{netloc[:MAX_TEXT_CHARS]}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return {}
+    found: Attributes = {}
+    if host:
+        found["server.address"] = host
+        if port:
+            found["server.port"] = port
+    return found
+
+
+def _number(fields: Mapping[str, Any], keys: tuple[str, ...]) -> int | float | None:
+    """The first of these fields that is a number of a decent size."""
+    for key in keys:
+        value = fields.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER:
+            return value
+    return None
