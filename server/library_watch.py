@@ -56,7 +56,7 @@ class LibraryWatcher:
         self._task: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._reading = asyncio.Lock()
-        self.catalog = Catalog(base_names, text_of=library.texts.get)
+        self.catalog = Catalog(base_names, text_of=library.texts.get, is_read=False, pending=lambda: policies.pending)
         policies.on_change = self._show_policies
         self.may_fit = asyncio.Event()
         self.may_fit.set()
@@ -81,7 +81,7 @@ class LibraryWatcher:
                 self._on_change()
                 records = await self._library.list()
                 experts = {record.expert_id: record for record in records}
-                self.catalog = replace(self.catalog, experts=experts)
+                self.catalog = replace(self.catalog, experts=experts, is_read=True)
                 self._metrics.experts.set(len(experts))
                 self._revision = revision
         self._wake.set()
