@@ -25,8 +25,9 @@ from load.html import page
 from load.lab import Lab, LabOptions
 from load.limits import bulk, limits
 from load.phase import Address
-from load.scenarios import SCENARIOS, Grid, grid, soak
+from load.scenarios import SCENARIOS, Grid, grid
 from load.sections import Section
+from load.soak import soak
 from load.stack import EngineOptions, split_cores
 
 KEY_VARIABLE = "MOERGATE_LOAD_KEY"

@@ -1,7 +1,8 @@
 """The driver: one phase of load on one gateway, in a process of its own: ``python -m load.driver SPEC RESULT``.
 
 Sends requests when they are due, changes the library meanwhile if it is told to, and judges every answer: is it whole,
-and did the experts make it that should have. It knows because it makes all changes itself.
+and did the experts make it that should have. It knows because it makes all changes itself. Says ``started`` on standard
+output when it begins to send.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ class Driver:
                     max_under_way=spec.callers,
                     patience_s=spec.patience_s,
                 )
-        for what, count in (("not sent, too many under way", unsent), ("no answer in time", late)):
-            for _ in range(count):
-                self._fault(Fault(self._started, time.perf_counter(), what, ""))
+        self._result.num_unsent = unsent
+        for _ in range(late):
+            self._fault(Fault(self._started, time.perf_counter(), "no answer in time", ""))
         for asked, answered in self._undecided:
             self._count(asked, answered, judge(asked, answered, self._timeline))
         self._client.close()
@@ -178,7 +179,9 @@ def main() -> None:
     gc.freeze()
 
     async def run() -> LoadResult:
-        return await Driver(spec).run()
+        driver = Driver(spec)
+        print("started", flush=True)
+        return await driver.run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         result = runner.run(run())

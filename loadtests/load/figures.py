@@ -63,13 +63,14 @@ class Figures:
         num_sent: Requests of the measured part.
         per_s: Right answers a second.
         goodput_per_s: Of them those within the SLO.
-        good_share: Of all requests that were sent, those right and within the SLO.
+        good_share: Of all requests that were due, those right and within the SLO.
         ttft_ms, tpot_ms, total_ms: Percentiles 50, 90 and 99.
         lag_ms: 99th percentile of the driver's own lateness, part of the times above.
         num_right: Answers by the right experts, by kind.
         num_absent, num_changing, num_echoed: As in `LoadResult`.
         wrong, unexplained, injected: Faults by kind: of routing; of service without a reason; while something was down.
         num_limited: 429.
+        num_unsent: Not sent, for too many were under way.
     """
 
     num_sent: int
@@ -88,6 +89,7 @@ class Figures:
     unexplained: Counter[str]
     injected: Counter[str]
     num_limited: int
+    num_unsent: int
 
     @classmethod
     def of(cls, result: LoadResult, slo: Slo, outages: Sequence[Outage] = ()) -> Figures:
@@ -108,11 +110,12 @@ class Figures:
             ttft <= slo.ttft_ms and tpot <= slo.tpot_ms
             for ttft, tpot in zip(result.ttft_ms, result.tpot_ms, strict=True)
         )
+        num_due = result.num_sent + result.num_unsent
         return cls(
             num_sent=result.num_sent,
             per_s=len(result.due) / result.seconds,
             goodput_per_s=within / result.seconds,
-            good_share=within / result.num_sent if result.num_sent else math.nan,
+            good_share=within / num_due if num_due else math.nan,
             ttft_ms=_percentiles(result.ttft_ms),
             tpot_ms=_percentiles(result.tpot_ms),
             total_ms=_percentiles(result.total_ms),
@@ -125,6 +128,7 @@ class Figures:
             unexplained=unexplained,
             injected=injected,
             num_limited=result.num_limited,
+            num_unsent=result.num_unsent,
         )
 
 

@@ -187,8 +187,7 @@ class Lab:
         outages.clear()
         beside = threading.Thread(target=meanwhile, daemon=True)
         with self._watched(site, seconds) as usage:
-            beside.start()
-            result = self._drive(order)
+            result = self._drive(order, beside.start)
             beside.join()
         return Row(name, Figures.of(result, options.slo, outages), usage), result
 
@@ -200,17 +199,23 @@ class Lab:
         with watching(site.stack, every_s=min(1.0, seconds / 20)) as usage:
             yield usage
 
-    def _drive(self, spec: LoadSpec) -> LoadResult:
+    def _drive(self, spec: LoadSpec, on_start: Callable[[], None]) -> LoadResult:
         spec_file, result_file = (self.folder / f"{self._num}-{name}.json" for name in ("spec", "result"))
         spec_file.write_bytes(spec.dump())
         spec_file.chmod(0o600)
         environment = os.environ | {"PYTHONPATH": str(_FOLDER)}
-        subprocess.run(
-            [sys.executable, "-m", "load.driver", str(spec_file), str(result_file)],
-            check=True,
-            env=environment,
-            timeout=spec.warmup_s + 2 * spec.seconds + spec.patience_s + 120,
-        )
+        command = [sys.executable, "-m", "load.driver", str(spec_file), str(result_file)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as driver:
+            try:
+                assert driver.stdout is not None  # noqa: S101
+                driver.stdout.readline()
+                on_start()
+                status = driver.wait(spec.warmup_s + 2 * spec.seconds + spec.patience_s + 120)
+            except BaseException:
+                driver.kill()
+                raise
+        if status:
+            raise SystemExit(f"The driver ended with status {status}; what it wrote is above.")
         result = LoadResult.load(result_file.read_bytes())
         result_file.unlink()
         return result

@@ -110,6 +110,7 @@ class LoadResult:
         num_changing: Answers while their expert was being changed, where either is right.
         num_echoed: Answers of which the engine itself said who made them.
         num_limited: 429.
+        num_unsent: Not sent, for too many were under way: the gateway did not keep up with the rate.
         faults: Everything else; the first 10,000.
         num_faults: All of them.
         due: When each answer was due to be sent, in seconds since `started`.
@@ -129,6 +130,7 @@ class LoadResult:
     num_changing: int = 0
     num_echoed: int = 0
     num_limited: int = 0
+    num_unsent: int = 0
     num_faults: int = 0
     faults: list[Fault] = field(default_factory=list)
     due: list[float] = field(default_factory=list)

@@ -10,20 +10,17 @@ from itertools import product
 
 from bench.stats import percentile
 
-from load.figures import Trend
 from load.lab import Lab, Site
 from load.mix import EVERYTHING
 from load.phase import LoadResult
 from load.sections import Check, Row, Section, checks_of, goodput_chart, latency_chart, memory_chart
 from load.stack import Outage, Stack
-from load.watch import Usage
 
 DOWN_S = 1.0
-BURST = 4.0
-MAX_GROWTH = 0.03
-"""Of the gateway's memory along the line through it, over the measured part of a soak."""
+AGAIN_S = 3.0
+"""What was down must answer again if a phase goes on for so long."""
 
-MAX_FD_GROWTH = 32
+BURST = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +96,8 @@ def changes(lab: Lab) -> Section:
     with lab.site(lab.options.experts, name="changes") as site:
         _, per_s = lab.saturation(site, lab.mixture(site))
         result = _single(lab, section, site, rate=lab.rate(per_s), changes_per_s=2.0)
-        _tell_changes(section, result)
-        section.checks.append(_library_check(site, result))
+        tell_changes(section, result)
+        section.checks.append(library_check(site, result))
     return section
 
 
@@ -123,8 +120,8 @@ def engine_killed(lab: Lab) -> Section:
             stack.back("engine")
 
         _, per_s = lab.saturation(site, lab.mixture(site))
-        _single(lab, section, site, rate=lab.rate(per_s) / 2, meanwhile=kill)
-        _tell_outages(section, stack.outages)
+        result = _single(lab, section, site, rate=lab.rate(per_s) / 2, meanwhile=kill)
+        _tell_outages(section, stack.outages, result)
     return section
 
 
@@ -147,29 +144,9 @@ def gateway_killed(lab: Lab) -> Section:
 
         _, per_s = lab.saturation(site, lab.mixture(site))
         result = _single(lab, section, site, rate=lab.rate(per_s) / 2, meanwhile=kill, changes_per_s=5.0)
-        _tell_changes(section, result)
-        _tell_outages(section, stack.outages)
-        section.checks.append(_library_check(site, result))
-    return section
-
-
-def soak(lab: Lab, seconds: float) -> Section:
-    """A long run at a share of saturation with changes of the library; memory must stay flat."""
-    section = Section(
-        "soak",
-        "Soak",
-        f"Mixed recipes at {lab.options.load_share:.0%} of the saturation rate measured just before, for {seconds:g} "
-        "s, with a change of the library every two seconds. The line through the gateway's memory is fitted after the "
-        f"first quarter, in which caches fill; it may rise by {MAX_GROWTH:.0%} until the end.",
-    )
-    with lab.site(lab.options.experts, name="soak") as site:
-        closed, per_s = lab.saturation(site, lab.mixture(site))
-        section.rows.append(closed)
-        result = _single(lab, section, site, rate=lab.rate(per_s), seconds=seconds, changes_per_s=0.5, callers=2000)
-        _tell_changes(section, result)
-        section.checks.append(_library_check(site, result))
-        if site.stack is not None:
-            _tell_memory(section, section.rows[-1].usage, result)
+        tell_changes(section, result)
+        _tell_outages(section, stack.outages, result)
+        section.checks.append(library_check(site, result))
     return section
 
 
@@ -203,7 +180,7 @@ def _shares() -> str:
     return ", ".join(f"{kind} {share:g}" for kind, share in EVERYTHING.items())
 
 
-def _tell_changes(section: Section, result: LoadResult) -> None:
+def tell_changes(section: Section, result: LoadResult) -> None:
     counts = ", ".join(f"{count} {what}" for what, count in sorted(result.changes.items()))
     section.facts.append(("changes of the library", counts or "none"))
     for what, values in (
@@ -214,14 +191,18 @@ def _tell_changes(section: Section, result: LoadResult) -> None:
         section.facts.append((f"a change, {what}", shown))
 
 
-def _tell_outages(section: Section, outages: Iterable[Outage]) -> None:
+def _tell_outages(section: Section, outages: Iterable[Outage], result: LoadResult) -> None:
     for outage in outages:
+        back = outage.until - result.started
+        if back + AGAIN_S < result.seconds:
+            num_after = sum(due > back for due in result.due)
+            section.checks.append(Check("answers again afterwards", f"{num_after:,} right ones", num_after > 0))
         section.facts.append(
             (f"{outage.what} down, until the gateway was ready", f"{outage.until - outage.since:.1f} s")
         )
 
 
-def _library_check(site: Site, result: LoadResult) -> Check:
+def library_check(site: Site, result: LoadResult) -> Check:
     """The library is what was acknowledged."""
 
     async def ask() -> dict[str, str]:
@@ -236,27 +217,6 @@ def _library_check(site: Site, result: LoadResult) -> Check:
     extra = found.keys() - result.library.keys()
     shown = f"{len(found):,} experts, {len(missing)} missing or other, {len(extra)} too many"
     return Check("the library is what was acknowledged", shown, not missing and not extra)
-
-
-def _tell_memory(section: Section, usage: Usage, result: LoadResult) -> None:
-    since = result.started + result.seconds / 4
-    first = next((number for number, at in enumerate(usage.at) if at >= since), len(usage.at))
-    trend = Trend.of(usage.at[first:], usage.rss_mib[first:])
-    shown = (
-        f"{trend.start:.1f} → {trend.end:.1f} MiB ({trend.growth:+.1%}), {trend.per_hour:+.1f} ± "
-        f"{trend.per_hour_error:.1f} MiB an hour"
-    )
-    section.checks.append(Check(f"memory grows by at most {MAX_GROWTH:.0%}", shown, trend.growth <= MAX_GROWTH))
-    fds = usage.fds[first:]
-    grown = percentile(fds[-len(fds) // 4 :], 50) - percentile(fds[: len(fds) // 4], 50)
-    section.checks.append(
-        Check(
-            f"open files grow by at most {MAX_FD_GROWTH}",
-            f"{min(fds)} to {max(fds)}, {grown:+.0f} from the first quarter's median to the last's",
-            grown <= MAX_FD_GROWTH,
-        )
-    )
-    section.charts[-1] = memory_chart(section.title, usage, result.started, trend, since - result.started)
 
 
 SCENARIOS: dict[str, Callable[[Lab], Section]] = {

@@ -90,7 +90,7 @@ SERVICE = (
 )  # fmt: skip
 ROUTING = (
     "phase", "right", "of them by kind", "404 as it should be", "while changing", "engine says so too", "wrong",
-    "unexplained", "injected", "429",
+    "unexplained", "injected", "429", "not sent",
 )  # fmt: skip
 
 
@@ -126,6 +126,7 @@ def routing_row(row: Row) -> tuple[str, ...]:
         show_errors(figures.unexplained),
         show_errors(figures.injected),
         f"{figures.num_limited:,}",
+        f"{figures.num_unsent:,}",
     )
 
 
