@@ -37,7 +37,7 @@ NEEDS_OWN = frozenset({"engine-killed", "gateway-killed", "limits", "durability"
 def scenarios(given: argparse.Namespace) -> dict[str, Callable[[Lab], Section]]:
     """Every scenario by its name."""
     cells = Grid(tuple(given.grid_experts), tuple(given.grid_skew), tuple(given.grid_words), tuple(given.grid_callers))
-    storm = Storm(given.orders, given.workers, given.uptime_s, 0.2, given.seed)
+    storm = Storm(given.orders, given.order_seconds, given.workers, given.uptime_s, 0.2, given.seed)
     return {
         "grid": lambda lab: grid(lab, cells),
         **SCENARIOS,
@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--limit-rate", type=float, default=500.0, help="requests a second (%(default)s)")
     own.add_argument("--limit-seconds", type=float, default=40.0, help="within one minute (%(default)s)")
     own.add_argument("--orders", type=int, default=300, help="changes of 'durability' (%(default)s)")
+    own.add_argument("--order-seconds", type=float, default=7200.0, help="no new ones after so long (%(default)s)")
     own.add_argument("--workers", type=int, default=8, help="that make them at once (%(default)s)")
     own.add_argument("--uptime-s", type=float, default=4.0, help="between two kills, on average (%(default)s)")
     own.add_argument("--soak-seconds", type=float, default=3600.0, help="length of 'soak' (%(default)s)")

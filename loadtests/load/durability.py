@@ -37,6 +37,7 @@ class Storm:
 
     Attributes:
         num_orders: Changes that are acknowledged, or whose fate was found out, in all.
+        max_seconds: No new ones after so long.
         num_workers: That change the library at once.
         uptime_s: Of the gateway between two kills, on average.
         engine_share: Of the kills that hit the engine instead.
@@ -44,6 +45,7 @@ class Storm:
     """
 
     num_orders: int
+    max_seconds: float
     num_workers: int
     uptime_s: float
     engine_share: float
@@ -82,6 +84,7 @@ class Durability:
         self._up = asyncio.Event()
         self._up.set()
         self._num_started = 0
+        self._started = 0.0
         self._seed = storm.seed * 10_000_000
         self.num_done = 0
         self.num_unknown = 0
@@ -96,7 +99,7 @@ class Durability:
     async def run(self) -> None:
         """Until all orders are done, then look once more."""
         self.has_promote = await self._knows_promote()
-        started = time.perf_counter()
+        self._started = time.perf_counter()
         killer = asyncio.create_task(self._kill())
         async with asyncio.TaskGroup() as group:
             for number in range(self._storm.num_workers):
@@ -104,7 +107,7 @@ class Durability:
         killer.cancel()
         await asyncio.gather(killer, return_exceptions=True)
         await self._up.wait()
-        self.seconds = time.perf_counter() - started
+        self.seconds = time.perf_counter() - self._started
         await self._look("at the end")
         await self._restart("gateway")
         await self._look("after a last kill")
@@ -119,12 +122,16 @@ class Durability:
 
     async def _work(self, number: int) -> None:
         indexes = range(number * NAMES_PER_WORKER, (number + 1) * NAMES_PER_WORKER)
-        while self._num_started < self._storm.num_orders and len(self.problems) < MAX_PROBLEMS:
+        while self._goes_on():
             self._num_started += 1
             await self._up.wait()
             await self._change(self._random.choice(indexes))
             self.num_done += 1
             self._on_order(self.num_done)
+
+    def _goes_on(self) -> bool:
+        is_in_time = time.perf_counter() - self._started < self._storm.max_seconds
+        return is_in_time and self._num_started < self._storm.num_orders and len(self.problems) < MAX_PROBLEMS
 
     async def _change(self, index: int) -> None:
         expected = self._expected.setdefault(name_of(index), Expected())
@@ -260,7 +267,7 @@ def durability(lab: Lab, storm: Storm) -> Section:
     section = Section(
         "durability",
         "Nothing lost",
-        f"{storm.num_orders:,} registrations, new versions and removals by {storm.num_workers} workers, each with "
+        f"Registrations, new versions and removals by {storm.num_workers} workers, each with "
         f"{NAMES_PER_WORKER} names. About every {storm.uptime_s:g} s SIGKILL hits the gateway, or "
         f"({storm.engine_share:.0%}) the engine. After each restart of the gateway the library is compared with what "
         "was acknowledged, and the files of everything listed with what was sent.",
@@ -270,9 +277,13 @@ def durability(lab: Lab, storm: Storm) -> Section:
             raise SystemExit("This scenario kills processes, so it needs a gateway of its own: leave --url away.")
         stack = site.stack
 
+        started = time.perf_counter()
+
         def progress(num_done: int) -> None:
             if num_done % max(1, storm.num_orders // 50) == 0:
-                lab.say(f"durability: {num_done:,} of {storm.num_orders:,} orders")
+                bar = "#" * round(20 * num_done / storm.num_orders)
+                per_s = num_done / (time.perf_counter() - started)
+                lab.say(f"durability: [{bar:<20}] {num_done:,} of {storm.num_orders:,} orders, {per_s:.1f} a second")
 
         async def run() -> Durability:
             found = Durability(stack, storm, progress)
@@ -285,6 +296,7 @@ def durability(lab: Lab, storm: Storm) -> Section:
         ("acknowledged", ", ".join(f"{count:,} × {what}" for what, count in sorted(found.orders.items()))),
         ("without an answer", f"{found.num_unknown:,}, of which {found.num_carried_out:,} had been carried out"),
         ("killed", ", ".join(f"{what} {count:,} times" for what, count in sorted(found.kills.items()))),
+        ("orders", f"{found.num_done:,} of {storm.num_orders:,}, in {found.seconds:.0f} s"),
         ("orders a second", f"{found.num_done / found.seconds:.1f}, kills and restarts included"),
         ("restart of the gateway", f"p50 {percentile(restarts, 50):.1f} s, p99 {percentile(restarts, 99):.1f} s"),
         ("promotions", "part of it" if found.has_promote else "this gateway has no such order"),
@@ -294,6 +306,6 @@ def durability(lab: Lab, storm: Storm) -> Section:
         Check(
             "everything acknowledged is there, nothing half-made", f"{len(found.problems)} problems", not found.problems
         ),
-        Check("all orders were made", f"{found.num_done:,}", found.num_done == storm.num_orders),
+        Check("orders were acknowledged", f"{found.orders.total():,}", found.orders.total() > 0),
     ]
     return section

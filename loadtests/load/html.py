@@ -35,7 +35,8 @@ polyline { fill: none; stroke-width: 1.6; }
 
 def page(title: str, setup: Mapping[str, str], sections: Sequence[Section]) -> str:
     """The whole file."""
-    facts = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in setup.items())
+    plain = {name: value.replace("`", "") for name, value in setup.items()}
+    facts = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in plain.items())
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -148,8 +148,9 @@ def latency_chart(title: str, result: LoadResult, outages: Sequence[Outage] = ()
     bins: dict[int, list[float]] = {}
     for due, ttft in zip(result.due, result.ttft_ms, strict=True):
         bins.setdefault(int(due / width), []).append(ttft)
-    x = [(number + 0.5) * width for number in sorted(bins)]
-    lines = [Line(f"p{q}", x, [percentile(bins[number], q) for number in sorted(bins)]) for q in (50, 90, 99)]
+    numbers = range(max(bins, default=-1) + 1)  # an empty one is a gap in the lines
+    x = [(number + 0.5) * width for number in numbers]
+    lines = [Line(f"p{q}", x, [percentile(bins.get(number, []), q) for number in numbers]) for q in (50, 90, 99)]
     marks = [(outage.since - result.started, outage.until - result.started) for outage in outages]
     return Chart(f"{title}: time to the first token, ms", "seconds", lines, marks=marks)
 

@@ -10,7 +10,7 @@ import load_test
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from load.adapters import NUM_EXAMPLES, Template, examples_of, name_of, prompt_of, upload
 from load.driver import arrivals
@@ -83,6 +83,7 @@ def test_uploads_hold_manifest_and_files() -> None:
     assert b'"examples":["a","b"]' in body
 
 
+@settings(deadline=None, max_examples=25)
 @given(st.floats(1, 4.9), st.integers(0, 5))
 def test_bursts_keep_the_average(burst: float, seed: int) -> None:
     times = list(arrivals(100.0, 40.0, burst, 5.0, seed))
@@ -97,6 +98,7 @@ def test_bursts_are_bursts() -> None:
         list(arrivals(1.0, 1.0, 5.0, 5.0, 1))
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
 def test_ticks_enclose_the_range(low: float, span: float) -> None:
     found = ticks(low, low + span)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from load.timeline import Timeline
 
@@ -54,6 +54,7 @@ def test_disturbed_while_an_order_is_under_way() -> None:
     assert timeline.is_disturbed(NAME, 4.5, 4.6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", None]), max_size=8), st.data())
 def test_at_every_moment_some_state_holds(versions: list[str | None], data: st.DataObject) -> None:
     timeline = changed(*((version, 10.0 * n, 10.0 * n + 3) for n, version in enumerate(versions)))
