@@ -18,7 +18,7 @@ COMMON = ("--seconds", "0.6", "--rate", "40", "--experts", "4", "--callers", "4"
 
 def load_test(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "loadtests" / "load_test.py"), *arguments, *COMMON]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def checked(done: subprocess.CompletedProcess[str], out: Path, num_sections: int) -> str:
