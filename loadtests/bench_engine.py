@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import signal
 import subprocess
 import sys
@@ -23,16 +22,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from bench.machine import machine_facts, shown_command
 from bench.processes import Child, Children, NotReady, free_port, moergate_command
-from bench.procfs import cpu_model_of
 from bench.stats import percentile
 from safetensors.numpy import save_file
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 KEY = "bench"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -283,14 +280,8 @@ def measure(
 
 def describe_machine(script: str) -> list[str]:
     """Date, machine, commit and command, as lines of Markdown."""
-    git = ["git", "-C", str(REPOSITORY)]
-    commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    return [
-        f"- date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        f"- machine: {cpu_model_of(Path('/proc/cpuinfo').read_text('utf-8'))}, {os.cpu_count()} cores",
-        f"- commit: `{commit.stdout.strip() or 'unknown'}`",
-        f"- command: `{shlex.join(['python', f'loadtests/{script}', *sys.argv[1:]])}`",
-    ]
+    facts = machine_facts() | {"command": f"`{shown_command(script, sys.argv[1:], hidden=())}`"}
+    return [f"- {name}: {value}" for name, value in facts.items()]
 
 
 def report(options: argparse.Namespace, cases: Sequence[Case], ratios: dict[tuple[str, str], list[float]]) -> str:

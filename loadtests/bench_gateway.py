@@ -12,21 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from bench.cases import BARE, CACHED, DIRECT, FRESH, OFF, Capacity, Case, Latency, Target
+from bench.machine import machine_facts, shown_command
 from bench.phase import PhaseResult, PhaseSpec
 from bench.processes import Child, Children, NotReady, free_port, moergate_command
-from bench.procfs import Process, cpu_model_of
+from bench.procfs import Process
 from bench.report import Report
 from bench.stats import percentile
 from bench.traffic import Workload
@@ -232,36 +230,15 @@ def _start_gateway(
 
 def describe_run(options: Options) -> dict[str, str]:
     """Machine, versions, commit and command of this run."""
-    cpuinfo = Path("/proc/cpuinfo").read_text("utf-8")
-    git = ["git", "-C", str(REPOSITORY)]
-    commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
-    name = commit.stdout.strip() or "unknown"
     cores = options.target_cores
     speed = f"{options.tokens_per_s:g} tokens/s" if options.tokens_per_s else "no wait between tokens"
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{cpu_model_of(cpuinfo)}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start",
-        "Python": platform.python_version(),
-        "commit": f"`{name}`" + (" with changes" if changed.stdout.strip() else ""),
-        "command": f"`{shown_command(sys.argv[1:])}`",
+    return machine_facts() | {
+        "command": f"`{shown_command('bench_gateway.py', sys.argv[1:])}`",
         "engine": f"fake, {options.ttft_ms:g} ms to the first token, {speed}, {options.num_tokens} tokens an answer",
         "processors": f"{sorted(cores)} for what is measured alone" if cores else "shared by everything",
         "method": f"{options.rounds} rounds of {options.seconds:g} s, {options.arrivals} arrivals, "
         f"{options.concurrency} callers in the closed loop; median (least to largest) over rounds",
     }
-
-
-def shown_command(arguments: list[str]) -> str:
-    """The command for the report, without the report's own place."""
-    shown = ["python", "loadtests/bench_gateway.py"]
-    rest = iter(arguments)
-    for argument in rest:
-        if argument == "--out":
-            next(rest, None)
-        elif not argument.startswith("--out="):
-            shown.append(argument)
-    return shlex.join(shown)
 
 
 def parse_options(arguments: list[str]) -> Options:

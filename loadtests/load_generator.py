@@ -13,11 +13,13 @@ import gc
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import uvloop
 from bench.arrivals import schedule
 from bench.client import Client, ConnectionLost, Exchange
+from bench.loops import closed_loop, open_loop
 from bench.phase import PhaseResult, PhaseSpec
 from bench.traffic import PATH
 
@@ -70,41 +72,25 @@ async def run(spec: PhaseSpec) -> PhaseResult:
     """Carry a phase out."""
     client = Client(spec.port)
     recorder = Recorder(spec, time.perf_counter())
+    ask = partial(_ask, spec, client, recorder)
     try:
-        await (_closed_loop if spec.rate is None else _open_loop)(spec, client, recorder)
+        if spec.rate is None:
+            seconds = spec.warmup_s + spec.seconds
+            num_late = await closed_loop(seconds, ask, callers=spec.concurrency, patience_s=spec.patience_s)
+        else:
+            times = schedule(spec.arrivals, spec.rate, spec.warmup_s + spec.seconds, spec.workload.seed)
+            num_unsent, num_late = await open_loop(
+                times,
+                ask,
+                started=time.perf_counter(),
+                max_under_way=spec.concurrency,
+                patience_s=spec.patience_s,
+            )
+            recorder.errors += Counter({"not sent, too many under way": num_unsent})
+        recorder.errors += Counter({"no answer in time": num_late})
     finally:
         client.close()
     return recorder.result()
-
-
-async def _closed_loop(spec: PhaseSpec, client: Client, recorder: Recorder) -> None:
-    end = time.perf_counter() + spec.warmup_s + spec.seconds
-    numbers = iter(range(sys.maxsize))
-
-    async def caller() -> None:
-        while (now := time.perf_counter()) < end:
-            await _ask(spec, client, recorder, next(numbers), now)
-
-    await _finish([asyncio.create_task(caller()) for _ in range(spec.concurrency)], spec, recorder)
-
-
-async def _open_loop(spec: PhaseSpec, client: Client, recorder: Recorder) -> None:
-    assert spec.rate is not None  # noqa: S101
-    tasks: set[asyncio.Task[None]] = set()
-    started = time.perf_counter()
-    for number, offset in enumerate(
-        schedule(spec.arrivals, spec.rate, spec.warmup_s + spec.seconds, spec.workload.seed)
-    ):
-        intended = started + offset
-        if (wait_s := intended - time.perf_counter()) > 0:
-            await asyncio.sleep(wait_s)
-        if len(tasks) >= spec.concurrency:
-            recorder.errors["not sent, too many under way"] += 1
-            continue
-        task = asyncio.create_task(_ask(spec, client, recorder, number, intended))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-    await _finish(list(tasks), spec, recorder)
 
 
 async def _ask(spec: PhaseSpec, client: Client, recorder: Recorder, number: int, intended: float) -> None:
@@ -118,20 +104,6 @@ async def _ask(spec: PhaseSpec, client: Client, recorder: Recorder, number: int,
         recorder.errors[type(error).__name__] += 1
     else:
         recorder.add(exchange, intended, sent)
-
-
-async def _finish(tasks: list[asyncio.Task[None]], spec: PhaseSpec, recorder: Recorder) -> None:
-    if not tasks:
-        return
-    rest_s = (spec.warmup_s + spec.seconds if spec.rate is None else 0.0) + spec.patience_s
-    done, late = await asyncio.wait(tasks, timeout=rest_s)
-    for task in late:
-        task.cancel()
-    await asyncio.gather(*late, return_exceptions=True)
-    for task in done:
-        task.result()
-    if late:
-        recorder.errors["no answer in time"] += len(late)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ principal may not see is absent: unknown and hidden names give the same answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from server.engine.recipes import (
     parse,
     parse_asked,
 )
-from server.errors import BadRequest, ModelNotFound
+from server.errors import BadRequest, ModelNotFound, Unavailable
 from server.policies import LivePolicy
 
 DEFAULT_POLICY = "auto"
@@ -61,6 +61,8 @@ class Catalog:
         others: Versions by id that can be asked for by it (ready, canary), or serve what began on them (draining).
         policies: Policies by name.
         text_of: Text of a long recipe by its digest, or None.
+        is_read: Whether the library has been read; before, nobody can say what does not exist.
+        pending: Names of policies that are there, but cannot decide yet.
     """
 
     base_names: tuple[str, ...]
@@ -68,6 +70,8 @@ class Catalog:
     others: Mapping[str, AdapterRecord] = field(default_factory=dict)
     policies: Mapping[str, LivePolicy] = field(default_factory=dict)
     text_of: Callable[[str], str | None] = field(default=lambda _digest: None)
+    is_read: bool = True
+    pending: Callable[[], Collection[str]] = field(default=frozenset)
 
     @cached_property
     def _by_name(self) -> dict[str, AdapterRecord]:
@@ -98,6 +102,7 @@ class Catalog:
 
         Raises:
             ModelNotFound: With the nearest names that the caller may see.
+            Unavailable: The gateway has just started and does not know yet.
             BadRequest: The text looks like a recipe, but is none that can be executed.
         """
         asked = model or DEFAULT_POLICY
@@ -166,7 +171,11 @@ class Catalog:
                 entries.append(_entry(record.name, "expert", base, details))
         return entries
 
-    def _not_found(self, asked: str, principal: Principal) -> ModelNotFound:
+    def _not_found(self, asked: str, principal: Principal) -> ModelNotFound | Unavailable:
+        if not self.is_read:
+            return Unavailable("The gateway has just started and is still reading its library.", retry_after_s=1)
+        if any(name in (asked, asked.rpartition(":")[0]) for name in filter(principal.may_ask, self.pending())):
+            return Unavailable("This policy is still being fitted; the experts can be asked by name.", retry_after_s=1)
         policies = filter(principal.may_ask, self.policies)
         names = [*self.base_names[:1], *policies, *self._names_seen_by(principal)]
         close = nearest(asked, names)

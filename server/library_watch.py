@@ -58,7 +58,7 @@ class LibraryWatcher:
         self._task: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._reading = asyncio.Lock()
-        self.catalog = Catalog(base_names, text_of=library.texts.get)
+        self.catalog = Catalog(base_names, text_of=library.texts.get, is_read=False, pending=lambda: policies.pending)
         policies.on_change = self._show_policies
         self.may_fit = asyncio.Event()
         self.may_fit.set()
@@ -85,7 +85,7 @@ class LibraryWatcher:
                 records = {record.expert_id: record for record in await self._library.list(*SERVING)}
                 experts = {each: r for each, r in records.items() if r.state is AdapterState.ACTIVE}
                 others = {each: r for each, r in records.items() if r.state is not AdapterState.ACTIVE}
-                self.catalog = replace(self.catalog, experts=experts, others=others)
+                self.catalog = replace(self.catalog, experts=experts, others=others, is_read=True)
                 self._metrics.experts.set(len(experts))
                 for state in SERVING:
                     self._metrics.versions.labels(state.value).set(sum(r.state is state for r in records.values()))

@@ -200,6 +200,11 @@ class PolicyManager:
         absent = [name for name in self._required if name in self._entries and name not in self._live]
         return {name: self._entries[name].error or "not fitted yet" for name in sorted(absent)}
 
+    @property
+    def pending(self) -> frozenset[str]:
+        """All policies that are defined, but cannot decide yet."""
+        return frozenset(self._entries.keys() - self._live.keys())
+
     async def wants_refresh(self) -> bool:
         """Whether there is work though the library has not changed.
 

@@ -1,5 +1,5 @@
-"""A small HTTP/1.1 client for loopback: as little work a request as Python allows, so that the load generator is not
-what is measured. Connections are kept alive and made as they are needed; the one used last is used next.
+"""A small HTTP/1.1 client: as little work a request as Python allows, so that the load generator is not what is
+measured. Connections are kept alive and made as they are needed; the one used last is used next.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import cast
 import httptools
 
 OVERHEAD_HEADER = b"x-moergate-overhead-ms"
+RECIPE_HEADER = b"x-moergate-recipe"
 
 
 class ConnectionLost(Exception):
@@ -30,12 +31,14 @@ class Exchange:
         status: HTTP status.
         parts: The body as it came.
         overhead_ms: The gateway's own figure, if it sent one.
+        recipe: What the gateway says that it executed, if it does.
         first_byte_at, done_at: ``time.perf_counter()`` at the body's first and the answer's last byte.
     """
 
     status: int = 0
     parts: list[bytes] = field(default_factory=list)
     overhead_ms: float | None = None
+    recipe: str = ""
     first_byte_at: float = 0.0
     done_at: float = 0.0
 
@@ -85,8 +88,11 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header came."""
-        if name.lower() == OVERHEAD_HEADER:
+        name = name.lower()
+        if name == OVERHEAD_HEADER:
             self._exchange.overhead_ms = float(value)
+        elif name == RECIPE_HEADER:
+            self._exchange.recipe = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         """All headers came."""
@@ -109,21 +115,36 @@ class Connection(asyncio.Protocol):
 
 
 class Client:
-    """Connections to one server on loopback."""
+    """Connections to one server.
 
-    def __init__(self, port: int) -> None:
+    Args:
+        port: Where it listens.
+        host: Its name or address.
+        key: API key that goes with every request.
+        tls: Whether it is reached by https.
+    """
+
+    def __init__(self, port: int, host: str = "127.0.0.1", key: str | None = None, *, tls: bool = False) -> None:
         self._port = port
+        self._host = host
+        self._tls = tls
+        authorization = f"authorization: Bearer {key}\r\n" if key else ""
+        self._head = f" HTTP/1.1\r\nhost: {host}:{port}\r\n{authorization}"
         self._idle: list[Connection] = []
 
-    async def post(self, path: str, body: bytes) -> Exchange:
-        """Send a JSON body and wait for the whole answer.
+    async def post(self, path: str, body: bytes, kind: str = "application/json") -> Exchange:
+        """Send a body and wait for the whole answer; see `request`."""
+        return await self.request("POST", path, body, kind)
+
+    async def request(self, method: str, path: str, body: bytes = b"", kind: str = "application/json") -> Exchange:
+        """Send a request with a body of this content type and wait for the whole answer.
 
         Raises:
             ConnectionLost: The server broke off, or refused a fresh connection before the first byte.
             OSError: It cannot be reached.
         """
-        head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{self._port}\r\ncontent-type: application/json\r\n"
-        request = b"%scontent-length: %d\r\n\r\n%s" % (head.encode(), len(body), body)
+        head = f"{method} {path}{self._head}content-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
+        request = head.encode() + body
         connection = self._take_idle()
         if connection is not None:
             try:
@@ -131,7 +152,8 @@ class Client:
             except ConnectionLost as error:
                 if error.started:
                     raise  # else: closed for idleness just as we sent; a fresh connection tells the truth
-        _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self._port)
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(Connection, self._host, self._port, ssl=self._tls or None)
         return await self._exchange(connection, request)
 
     def close(self) -> None:

@@ -113,6 +113,11 @@ class Child:
             self._process.kill()
             self._process.wait()
 
+    def kill(self) -> None:
+        """End it as a crash would: no signal handler runs."""
+        self._process.kill()
+        self._process.wait()
+
     def _tail(self) -> str:
         lines = self._log.read_text("utf-8", "replace").splitlines()[-_LOG_TAIL_LINES:]
         return "\n  ".join(["", *lines])

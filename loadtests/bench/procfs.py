@@ -18,10 +18,19 @@ def cpu_seconds_of(stat: str, ticks_per_s: int) -> float:
 
 def peak_rss_mib_of(status: str) -> float:
     """Largest resident set so far in MiB, from the text of ``/proc/PID/status``."""
+    return _mib_of(status, "VmHWM:")
+
+
+def rss_mib_of(status: str) -> float:
+    """Resident set now in MiB, from the text of ``/proc/PID/status``."""
+    return _mib_of(status, "VmRSS:")
+
+
+def _mib_of(status: str, field: str) -> float:
     for line in status.splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(field):
             return int(line.split()[1]) / 1024
-    raise ValueError("no VmHWM: the process has ended")
+    raise ValueError(f"no {field} the process has ended")
 
 
 def cpu_model_of(cpuinfo: str) -> str:
@@ -45,3 +54,11 @@ class Process:
     def peak_rss_mib(self) -> float:
         """Largest resident set so far."""
         return peak_rss_mib_of(Path(f"/proc/{self.pid}/status").read_text("utf-8"))
+
+    def rss_mib(self) -> float:
+        """Resident set now."""
+        return rss_mib_of(Path(f"/proc/{self.pid}/status").read_text("utf-8"))
+
+    def num_fds(self) -> int:
+        """Open files and sockets."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))

@@ -14,11 +14,12 @@ def fake_engine(
     ttft_ms: Annotated[float, typer.Option(min=0, help="Time to the first token, in milliseconds.")] = 0.0,
     tokens_per_s: Annotated[float, typer.Option(min=0, help="Speed after it; 0 is as fast as possible.")] = 0.0,
     num_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer where max_tokens is absent.")] = 16,
+    slots: Annotated[int, typer.Option(min=1, help="Experts that it says are resident at once.")] = 1024,
 ) -> None:
     """See HELP."""
     import uvicorn
 
     from server.engine.fake import FakeEngine
 
-    app = FakeEngine(ttft_s=ttft_ms / 1000, tokens_per_s=tokens_per_s, num_tokens=num_tokens)
+    app = FakeEngine(ttft_s=ttft_ms / 1000, tokens_per_s=tokens_per_s, num_tokens=num_tokens, num_slots=slots)
     uvicorn.run(app, host="127.0.0.1", port=port, access_log=False, log_level="warning", lifespan="off")

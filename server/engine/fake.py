@@ -1,9 +1,10 @@
 """A double of a vLLM server: the same HTTP, no model, settable speed.
 
 Product code: load tests and unit tests use it, and it is how to try the gateway without a model. Answers are
-deterministic: word i of an answer is ``word<i>``, and the body says which model was asked for. It is a plain
-ASGI application, so that a load test measures the gateway and not this. What the engine was asked is kept in
-`seen` (the newest 1000).
+deterministic: word i of an answer is ``word<i>``, and the body says twice which model was asked for: in ``model``,
+which a gateway rewrites, and in ``system_fingerprint``, which it does not (`FINGERPRINT` and the name), so that a
+caller sees which expert answered. It is a plain ASGI application, so that a load test measures the gateway and not
+this. What the engine was asked is kept in `seen` (the newest 1000).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 _EXPERT = re.compile(r"[a-z0-9][a-z0-9_.-]*@[0-9a-f]{8}")
+FINGERPRINT = "fake:"
 GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 
 
@@ -30,6 +32,50 @@ class Seen:
     path: str
     headers: dict[str, str]
     body: bytes
+
+
+class Slots:
+    """The experts that a real engine would have in its slots: the most recently used ones, and how that went.
+
+    Args:
+        num: Slots that there are.
+    """
+
+    def __init__(self, num: int) -> None:
+        self._num = num
+        self._experts: dict[str, None] = {}
+        self.hits = self.loads = self.evictions = 0
+
+    @property
+    def experts(self) -> list[str]:
+        """Those that have a slot, by name."""
+        return sorted(self._experts)
+
+    def use(self, model: str) -> None:
+        """Bring the experts of a recipe in."""
+        for expert in _EXPERT.findall(model):
+            if expert in self._experts:
+                del self._experts[expert]
+                self.hits += 1
+            else:
+                self.loads += 1
+                if len(self._experts) >= self._num:
+                    del self._experts[next(iter(self._experts))]
+                    self.evictions += 1
+            self._experts[expert] = None
+
+    def forget(self, expert: str) -> None:
+        """Free an expert's slot."""
+        self._experts.pop(expert, None)
+
+    def metrics(self) -> str:
+        """As the plugin shows it to Prometheus."""
+        shown = "".join(f'moergate_expert_resident{{expert="{name}"}} 1.0\n' for name in self.experts)
+        return (
+            f"{shown}moergate_expert_slot_hits_total {float(self.hits)}\n"
+            f'moergate_expert_loads_total{{source="disk"}} {float(self.loads)}\n'
+            f"moergate_expert_evictions_total {float(self.evictions)}\n"
+        )
 
 
 @dataclass
@@ -45,6 +91,7 @@ class FakeEngine:
         healthy: What ``/health`` says.
         has_plugin: Whether it says that it executes mixes and gates.
         without_effect: Ids of experts that answer as the base does.
+        num_slots: Experts that it says are resident at once; more take turns, at no cost.
         cancelled: Requests whose caller went away before the end.
     """
 
@@ -56,15 +103,13 @@ class FakeEngine:
     healthy: bool = True
     has_plugin: bool = True
     without_effect: set[str] = field(default_factory=set)
+    num_slots: int = 1024
     cancelled: int = 0
     running: int = 0
     seen: deque[Seen] = field(default_factory=lambda: deque(maxlen=1000))
-    served: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def resident(self) -> set[str]:
-        """Experts of all recipes that were served."""
-        return {expert for name in self.served for expert in _EXPERT.findall(name)}
+    def __post_init__(self) -> None:
+        self.slots = Slots(self.num_slots)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
@@ -86,7 +131,7 @@ class FakeEngine:
             message = f"The model `{model}` does not exist."
             await _json(send, {"error": {"message": message, "type": "NotFoundError", "code": 404}}, 404)
         else:
-            self.served[model] += 1
+            self.slots.use(model)
             await self._generate(path, body, model, receive, send)
 
     async def _get(self, path: str, send: Send) -> None:
@@ -95,21 +140,23 @@ class FakeEngine:
         elif path == "/v1/models":
             await _json(send, {"object": "list", "data": [{"id": "base", "object": "model"}]})
         elif path == "/metrics":
-            names = ",".join(sorted(self.served.keys() - {"base"}))
+            names = ",".join(self.slots.experts)
             text = (
                 f'vllm:num_requests_running{{engine="0"}} {float(self.running)}\n'
                 'vllm:num_requests_waiting{engine="0"} 0.0\n'
                 f'vllm:lora_requests_info{{max_lora="8",running_lora_adapters="{names}"}} 1.0\n'
             )
             if self.has_plugin:
-                text += 'moergate_plugin_info{vllm="fake"} 1.0\n'
-                text += "".join(f'moergate_expert_resident{{expert="{name}"}} 1.0\n' for name in sorted(self.resident))
+                text += 'moergate_plugin_info{vllm="fake"} 1.0\n' + self.slots.metrics()
             await _send(send, text.encode(), 200, b"text/plain")
         else:
             await _json(send, {"detail": "Not Found"}, 404)
 
     async def _post_other(self, path: str, body: dict[str, Any], send: Send) -> None:
-        if path == "/detokenize":
+        if path == "/v1/unload_lora_adapter":
+            self.slots.forget(str(body.get("lora_name")))
+            await _json(send, {"status": "ok"})
+        elif path == "/detokenize":
             await _json(send, {"prompt": " ".join(f"word{i}" for i in body.get("tokens", []))})
         elif path == "/tokenize":
             num = len(_asked_text(body).split())
@@ -152,7 +199,7 @@ class FakeEngine:
         else:
             choice = {"index": 0, "text": text}
         choice["finish_reason"] = "length"
-        answer = {"id": "fake-1", "object": "chat.completion", "created": 1, "model": model, "choices": [choice]}
+        answer = _head("chat.completion", model) | {"choices": [choice]}
         if body.get("prompt_logprobs") is not None:
             same_as_base = any(expert in self.without_effect for expert in _EXPERT.findall(model))
             answer["prompt_logprobs"] = _prompt_logprobs("base" if same_as_base else model, body)
@@ -162,17 +209,16 @@ class FakeEngine:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         is_chat = path == "/v1/chat/completions"
+        head = _head("chat.completion.chunk", model)
         async for index in self._paced(num_tokens):
             if index == self.break_after:
                 raise ConnectionAbortedError("the double breaks off, as it was told")
             delta: dict[str, Any] = {"delta": {"content": f"word{index} "}} if is_chat else {"text": f"word{index} "}
             choice = {"index": 0, **delta, "finish_reason": "length" if index == num_tokens - 1 else None}
-            event = {"id": "fake-1", "object": "chat.completion.chunk", "created": 1, "model": model}
-            await _event(send, orjson.dumps(event | {"choices": [choice]}))
+            await _event(send, orjson.dumps(head | {"choices": [choice]}))
         if (body.get("stream_options") or {}).get("include_usage"):
             usage = {"prompt_tokens": 5, "total_tokens": 5 + num_tokens, "completion_tokens": num_tokens}
-            event = {"id": "fake-1", "object": "chat.completion.chunk", "created": 1, "model": model}
-            await _event(send, orjson.dumps(event | {"choices": [], "usage": usage}))
+            await _event(send, orjson.dumps(head | {"choices": [], "usage": usage}))
         await _event(send, b"[DONE]")
         await send({"type": "http.response.body", "body": b""})
 
@@ -181,6 +227,12 @@ class FakeEngine:
             if index and self.tokens_per_s:
                 await asyncio.sleep(1 / self.tokens_per_s)
             yield index
+
+
+def _head(kind: str, model: str) -> dict[str, Any]:
+    """How every answer and event begins."""
+    named = {"model": model, "system_fingerprint": FINGERPRINT + model}
+    return {"id": "fake-1", "object": kind, "created": 1, **named}
 
 
 def _asked_text(body: dict[str, Any]) -> str:

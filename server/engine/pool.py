@@ -8,6 +8,7 @@ cannot be reached is put aside until its health check succeeds, and the request 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -37,6 +38,8 @@ class Replica:
         self.residency = Residency()
         self.num_in_flight = 0
         self.experts: Counter[str] = Counter()
+        self.doubted = asyncio.Event()
+        """Set when a request could not reach it: it is asked for its health at once."""
 
     def begin(self, recipe: Recipe) -> None:
         """A request with this recipe is under way."""
@@ -138,6 +141,7 @@ class EnginePool:
                 replica.end(request.recipe)
                 log.warning("engine unreachable", replica=replica.name, error=str(error))
                 self._set_health(replica, EngineHealth(False, "not reachable"))
+                replica.doubted.set()
             except BaseException:
                 replica.end(request.recipe)
                 raise
@@ -167,14 +171,19 @@ class EnginePool:
 
     async def _poll(self, replica: Replica) -> None:
         while True:
+            replica.doubted.clear()
             health = await replica.engine.health()
+            if replica.health.ready and not health.ready:  # one slow answer is no reason to refuse everybody
+                health = await replica.engine.health()
             replica.residency = await replica.engine.residency() if health.ready else Residency()
             self._set_health(replica, health)
             gauges = self._metrics
             gauges.engine_running.labels(replica.name).set(replica.residency.num_running)
             gauges.engine_waiting.labels(replica.name).set(replica.residency.num_waiting)
             gauges.engine_experts.labels(replica.name).set(len(replica.residency.experts))
-            await asyncio.sleep(POLL_READY_S if replica.health.ready else POLL_UNREADY_S)
+            with contextlib.suppress(TimeoutError):
+                pause_s = POLL_READY_S if replica.health.ready else POLL_UNREADY_S
+                await asyncio.wait_for(replica.doubted.wait(), pause_s)
 
     def _set_health(self, replica: Replica, health: EngineHealth) -> None:
         if health.ready != replica.health.ready:

@@ -22,6 +22,9 @@ _WAITING = re.compile(r"^vllm:num_requests_waiting(?:\{[^}]*\})? ([0-9.e+]+)", r
 _LORAS = re.compile(r'^vllm:lora_requests_info\{[^}]*running_lora_adapters="([^"]*)"[^}]*\} ([0-9.e+]+)', re.MULTILINE)
 _PLUGIN = re.compile(r"^moergate_plugin_info\{[^}]*\} 1", re.MULTILINE)
 _RESIDENT = re.compile(r'^moergate_expert_resident\{expert="([^"]*)"\} 1', re.MULTILINE)
+MAX_ATTEMPTS = 3
+"""To hand a request to a server, while the connection breaks before the answer's first byte."""
+
 _PROBE_TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 
@@ -95,17 +98,18 @@ class VllmEngine:
         if request.trace is not None:
             headers.update(request.trace.headers(self.url + request.path))
         body = request.body.with_model(model)
-        for attempt in (1, 2):
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 response = await self._session.post(
                     self._url_of(request.path), data=body, headers=headers, allow_redirects=False
                 )
                 return VllmResponse(response, model)
-            except aiohttp.ServerDisconnectedError as error:
-                # A kept-alive connection that the server closed in the same moment: a fresh one tells the truth.
-                if attempt == 2:
-                    raise EngineUnreachable(f"{self.url} closed the connection.") from error
-            except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as error:
+                # A kept-alive connection that the server closed in the same moment, or many of them if we were held
+                # up for longer than it keeps idle ones: a fresh one tells the truth.
+                if attempt == MAX_ATTEMPTS or isinstance(error, aiohttp.ClientConnectorError):
+                    raise EngineUnreachable(f"{self.url}: {error or type(error).__name__}") from error
+            except (aiohttp.ClientError, TimeoutError) as error:
                 raise EngineUnreachable(f"{self.url}: {error or type(error).__name__}") from error
         raise AssertionError("unreachable")
 

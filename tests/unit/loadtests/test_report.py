@@ -9,6 +9,7 @@ import bench_gateway
 import orjson
 import pytest
 from bench.cases import BARE, DIRECT, FRESH, OFF, Capacity, Case, Latency, Target, per_core, share_of
+from bench.machine import shown_command
 from bench.phase import PhaseResult
 from bench.procfs import Process
 from bench.report import Report, show_errors, table
@@ -85,8 +86,8 @@ def test_options() -> None:
 
 
 def test_the_command_is_shown_without_the_reports_place() -> None:
-    shown = bench_gateway.shown_command(
-        ["--quick", "--out", "here/r.md", "--rounds", "2", "--out=x", "--embedder", "a b"]
+    shown = shown_command(
+        "bench_gateway.py", ["--quick", "--out", "here/r.md", "--rounds", "2", "--out=x", "--embedder", "a b"]
     )
     assert shown == "python loadtests/bench_gateway.py --quick --rounds 2 --embedder 'a b'"
 

@@ -1,6 +1,7 @@
 """The pool: which replica gets a request, and what happens when one fails."""
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
 
@@ -23,6 +24,8 @@ class Answering:
     def __init__(self, *, reachable: bool = True) -> None:
         self.reachable = reachable
         self.closed = 0
+        self.num_probes = 0
+        self.slow_probes: set[int] = set()
 
     async def forward(self, request: EngineRequest) -> "Answering":
         if not self.reachable:
@@ -39,7 +42,8 @@ class Answering:
         self.closed += 1
 
     async def health(self) -> EngineHealth:
-        return EngineHealth(self.reachable)
+        self.num_probes += 1
+        return EngineHealth(self.reachable and self.num_probes not in self.slow_probes)
 
     async def residency(self) -> Residency:
         return Residency()
@@ -94,3 +98,36 @@ async def test_when_every_replica_fails_the_caller_is_told() -> None:
         await pool.forward(REQUEST)
     assert refused.value.retry_after_s
     assert "r0: not reachable" in refused.value.message
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(2):  # much less than the pause between probes of a ready replica
+        while not true():
+            await asyncio.sleep(0)
+
+
+async def test_a_replica_that_could_not_be_reached_is_asked_again_at_once() -> None:
+    engine = Answering()
+    pool = pool_of(engine)
+    pool.start()
+    await until(lambda: engine.num_probes == 1)
+    engine.reachable = False
+    with pytest.raises(EngineLost):
+        await pool.forward(REQUEST)
+    engine.reachable = True
+    await until(lambda: pool.ready)
+    await pool.close()
+
+
+async def test_one_failed_probe_does_not_put_a_replica_aside() -> None:
+    engine = Answering()
+    engine.slow_probes = {1}
+    pool = pool_of(engine)
+    pool.start()
+    await until(lambda: engine.num_probes == 2)
+    assert pool.ready
+    await pool.close()
+    engine.slow_probes = {3, 4}
+    pool.start()
+    await until(lambda: not pool.ready)
+    await pool.close()

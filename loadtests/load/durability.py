@@ -1,0 +1,311 @@
+"""Nothing lost: random changes of the library, with the gateway and the engine killed at random moments.
+
+Workers register, replace and remove experts, each its own ones, one order after the other. A killer sends SIGKILL at
+random moments. After every restart, and at the end, the library must be what was acknowledged; an order that was not
+acknowledged may have been carried out or not, but nothing in between: the files of everything that is listed are read
+and must be exactly what was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.client import Client
+from bench.stats import percentile
+
+from load.adapters import Template, name_of
+from load.admin import UNKNOWN, Admin, Refused
+from load.lab import Lab
+from load.sections import Check, Section
+from load.stack import Stack
+
+NAMES_PER_WORKER = 8
+MAX_PROBLEMS = 20
+_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Storm:
+    """How much happens.
+
+    Attributes:
+        num_orders: Changes that are acknowledged, or whose fate was found out, in all.
+        max_seconds: No new ones after so long.
+        num_workers: That change the library at once.
+        uptime_s: Of the gateway between two kills, on average.
+        engine_share: Of the kills that hit the engine instead.
+        seed: Of everything that is drawn.
+    """
+
+    num_orders: int
+    max_seconds: float
+    num_workers: int
+    uptime_s: float
+    engine_share: float
+    seed: int
+
+
+@dataclass(slots=True)
+class Expected:
+    """What one name may be: its versions, newest last, each with the digest of its weights.
+
+    Attributes:
+        version: The state that is certain; None is absent.
+        digests: Of the weights of every version that was ever acknowledged.
+        open_digest: Of the weights of the order under way; empty if there is none or it is a removal.
+        is_open: Whether an order is under way whose fate is not known.
+    """
+
+    version: str | None = None
+    digests: dict[str, str] = field(default_factory=dict)
+    open_digest: str = ""
+    is_open: bool = False
+
+
+class Durability:
+    """Runs a storm on a stack; use it once."""
+
+    def __init__(self, stack: Stack, storm: Storm, on_order: Callable[[int], None]) -> None:
+        self._stack = stack
+        self._storm = storm
+        self._on_order = on_order
+        self._random = random.Random(storm.seed)
+        self._template = Template.load(None)
+        self._client = Client(stack.port)
+        self._admin = Admin(self._client, self._template)
+        self._expected: dict[str, Expected] = {}
+        self._up = asyncio.Event()
+        self._up.set()
+        self._num_started = 0
+        self._started = 0.0
+        self._seed = storm.seed * 10_000_000
+        self.num_done = 0
+        self.num_unknown = 0
+        self.num_carried_out = 0
+        self.orders: Counter[str] = Counter()
+        self.kills: Counter[str] = Counter()
+        self.restart_s: list[float] = []
+        self.problems: list[str] = []
+        self.has_promote = False
+        self.seconds = 0.0
+
+    async def run(self) -> None:
+        """Until all orders are done, then look once more."""
+        self.has_promote = await self._knows_promote()
+        self._started = time.perf_counter()
+        killer = asyncio.create_task(self._kill())
+        async with asyncio.TaskGroup() as group:
+            for number in range(self._storm.num_workers):
+                group.create_task(self._work(number))
+        killer.cancel()
+        await asyncio.gather(killer, return_exceptions=True)
+        await self._up.wait()
+        self.seconds = time.perf_counter() - self._started
+        await self._look("at the end")
+        await self._restart("gateway")
+        await self._look("after a last kill")
+        self._client.close()
+
+    async def _knows_promote(self) -> bool:
+        """Whether the gateway lists the order in its OpenAPI document."""
+        document = (await self._client.request("GET", "/openapi.json")).body
+        return b"/promote" in document
+
+    # -- orders -------------------------------------------------------------------------------------------------
+
+    async def _work(self, number: int) -> None:
+        indexes = range(number * NAMES_PER_WORKER, (number + 1) * NAMES_PER_WORKER)
+        while self._goes_on():
+            self._num_started += 1
+            await self._up.wait()
+            await self._change(self._random.choice(indexes))
+            self.num_done += 1
+            self._on_order(self.num_done)
+
+    def _goes_on(self) -> bool:
+        is_in_time = time.perf_counter() - self._started < self._storm.max_seconds
+        return is_in_time and self._num_started < self._storm.num_orders and len(self.problems) < MAX_PROBLEMS
+
+    async def _change(self, index: int) -> None:
+        expected = self._expected.setdefault(name_of(index), Expected())
+        what = self._choose(expected)
+        expected.is_open = True
+        try:
+            version = await self._order(what, index, expected)
+        except UNKNOWN:
+            self.num_unknown += 1
+            await self._settle(name_of(index), expected)
+        except Refused as refused:
+            self._problem(f"{what} of {name_of(index)} refused: {refused}")
+            await self._settle(name_of(index), expected)
+        else:
+            self.orders[what] += 1
+            self._know(expected, version)
+
+    def _choose(self, expected: Expected) -> str:
+        if expected.version is None:
+            return "register"
+        return self._random.choices(["new version", "remove", "promote"], [0.5, 0.4, 0.1 if self.has_promote else 0.0])[
+            0
+        ]
+
+    async def _order(self, what: str, index: int, expected: Expected) -> str | None:
+        if what == "remove":
+            await self._admin.remove(name_of(index))
+            return None
+        if what == "promote":
+            await self._admin.promote(f"{name_of(index)}@{expected.version}")
+            return expected.version
+        self._seed += 1
+        files = self._template.files(self._seed)
+        expected.open_digest = hashlib.sha256(files[_WEIGHTS]).hexdigest()
+        return await self._admin.register(index, self._seed)
+
+    async def _settle(self, name: str, expected: Expected) -> None:
+        """Find out what has become of an order without an answer: all of it, or nothing."""
+        while True:
+            await self._up.wait()
+            try:
+                version = await self._admin.version(name)
+                break
+            except (Refused, *UNKNOWN):
+                await asyncio.sleep(0.05)
+        if version != expected.version:
+            self.num_carried_out += 1
+            is_new = version is not None and version not in expected.digests
+            if is_new and not expected.open_digest:
+                self._problem(f"{name} is {version} after an order that would not have made it so")
+        self._know(expected, version)
+
+    def _know(self, expected: Expected, version: str | None) -> None:
+        if version is not None and version not in expected.digests:
+            expected.digests[version] = expected.open_digest
+        expected.version, expected.open_digest, expected.is_open = version, "", False
+
+    # -- kills --------------------------------------------------------------------------------------------------
+
+    async def _kill(self) -> None:
+        """Kill one or the other at random moments."""
+        while True:
+            await asyncio.sleep(self._random.expovariate(1 / self._storm.uptime_s))
+            is_engine = self._random.random() < self._storm.engine_share
+            await self._restart("engine" if is_engine else "gateway")
+            if not is_engine:
+                await self._look(f"after kill {self.kills['gateway']}")
+
+    async def _restart(self, what: str) -> None:
+        """Kill and start again; no cancellation in between, or the rest would find it down."""
+        self.kills[what] += 1
+        await asyncio.shield(asyncio.create_task(self._restart_whole(what)))
+
+    async def _restart_whole(self, what: str) -> None:
+        stack = self._stack
+        if what == "engine":
+            stack.kill_engine()
+            await asyncio.to_thread(stack.start_engine)
+            await asyncio.to_thread(stack.back, what)
+            return
+        self._up.clear()
+        stack.kill_gateway()
+        started = time.perf_counter()
+        await asyncio.to_thread(stack.start_gateway)
+        stack.back(what)
+        self.restart_s.append(time.perf_counter() - started)
+        self._up.set()
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    async def _look(self, when: str) -> None:
+        """The library against what is expected; names with an order under way are left to their worker."""
+        before = {name: expected.version for name, expected in self._expected.items() if not expected.is_open}
+        try:
+            records = await self._admin.records()
+        except (Refused, *UNKNOWN):
+            return  # killed again: the next look will tell
+        found = {record["name"]: record for record in records}
+        for name, version in before.items():
+            expected = self._expected[name]
+            if expected.is_open or expected.version != version:
+                continue  # an order began meanwhile
+            listed = found.get(name)
+            if (listed["version"] if listed else None) != version:
+                self._problem(f"{when}: {name} should be {version}, is {listed['version'] if listed else None}")
+            elif listed is not None:
+                problem = await asyncio.to_thread(
+                    _damage, self._stack.home / "adapters" / listed["sha256"], expected.digests[listed["version"]]
+                )
+                if problem and self._expected[name].version == version and not self._expected[name].is_open:
+                    self._problem(f"{when}: the files of {name}@{version} {problem}")
+        for name in found.keys() - self._expected.keys():
+            self._problem(f"{when}: {name} was never registered")
+
+    def _problem(self, text: str) -> None:
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(text)
+
+
+def _damage(folder: Path, digest: str) -> str:
+    """What is wrong with the files of an expert; empty if nothing is."""
+    try:
+        if not (folder / "adapter_config.json").read_bytes():
+            return "have an empty config"
+        found = hashlib.sha256((folder / _WEIGHTS).read_bytes()).hexdigest()
+    except OSError as error:
+        return f"cannot be read ({type(error).__name__})"
+    return "" if found == digest else "are not what was sent"
+
+
+def durability(lab: Lab, storm: Storm) -> Section:
+    """Nothing that was acknowledged is lost, and nothing is half-made."""
+    section = Section(
+        "durability",
+        "Nothing lost",
+        f"Registrations, new versions and removals by {storm.num_workers} workers, each with "
+        f"{NAMES_PER_WORKER} names. About every {storm.uptime_s:g} s SIGKILL hits the gateway, or "
+        f"({storm.engine_share:.0%}) the engine. After each restart of the gateway the library is compared with what "
+        "was acknowledged, and the files of everything listed with what was sent.",
+    )
+    with lab.site(0, name="durability") as site:
+        if site.stack is None:
+            raise SystemExit("This scenario kills processes, so it needs a gateway of its own: leave --url away.")
+        stack = site.stack
+
+        started = time.perf_counter()
+
+        def progress(num_done: int) -> None:
+            if num_done % max(1, storm.num_orders // 50) == 0:
+                bar = "#" * round(20 * num_done / storm.num_orders)
+                per_s = num_done / (time.perf_counter() - started)
+                lab.say(f"durability: [{bar:<20}] {num_done:,} of {storm.num_orders:,} orders, {per_s:.1f} a second")
+
+        async def run() -> Durability:
+            found = Durability(stack, storm, progress)
+            await found.run()
+            return found
+
+        found = asyncio.run(run())
+    restarts = found.restart_s
+    section.facts = [
+        ("acknowledged", ", ".join(f"{count:,} × {what}" for what, count in sorted(found.orders.items()))),
+        ("without an answer", f"{found.num_unknown:,}, of which {found.num_carried_out:,} had been carried out"),
+        ("killed", ", ".join(f"{what} {count:,} times" for what, count in sorted(found.kills.items()))),
+        ("orders", f"{found.num_done:,} of {storm.num_orders:,}, in {found.seconds:.0f} s"),
+        ("orders a second", f"{found.num_done / found.seconds:.1f}, kills and restarts included"),
+        ("restart of the gateway", f"p50 {percentile(restarts, 50):.1f} s, p99 {percentile(restarts, 99):.1f} s"),
+        ("promotions", "part of it" if found.has_promote else "this gateway has no such order"),
+        *(("problem", text) for text in found.problems),
+    ]
+    section.checks = [
+        Check(
+            "everything acknowledged is there, nothing half-made", f"{len(found.problems)} problems", not found.problems
+        ),
+        Check("orders were acknowledged", f"{found.orders.total():,}", found.orders.total() > 0),
+    ]
+    return section
