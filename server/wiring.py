@@ -44,6 +44,8 @@ from server.engine.pool import EnginePool
 from server.engine.supervisor import EngineOptions, EngineSupervisor, engine_command
 from server.engine.vllm import VllmEngine
 from server.engine_losses import EngineLosses
+from server.example_map import MapMaker
+from server.leaderboard import LeaderboardStore
 from server.library_watch import LibraryWatcher
 from server.lifecycle import Lifecycle
 from server.limits import Limiter
@@ -84,6 +86,8 @@ class Gateway:
     lifecycle: Lifecycle
     shadow: Shadow
     drainer: Drainer
+    example_map: MapMaker
+    leaderboard: LeaderboardStore
     session: aiohttp.ClientSession
     supervisor: EngineSupervisor | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -201,6 +205,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
     embedders = Embedders(embedder, _encoder_opener(settings, model), settings.embed_cache_entries)
     scores = ScoreStore(settings.home / "scores")
     folder = settings.home / "policies"
+    vectors = VectorStore(folder / "vectors.sqlite")
     loop = asyncio.get_running_loop()
     results = settings.home / "scores" / "losses.sqlite"
 
@@ -214,7 +219,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         PolicyStore(folder),
         scores,
         metrics,
-        VectorStore(folder / "vectors.sqlite"),
+        vectors,
         losses,
     )
     base_names = tuple(dict.fromkeys((settings.served_base_name, settings.base_model)))
@@ -270,6 +275,8 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         lifecycle,
         shadow,
         drainer,
+        MapMaker(embedder, vectors),
+        LeaderboardStore(settings.home / "scores"),
         session,
         supervisor,
     )
