@@ -143,6 +143,11 @@ async def take_all(browser: Browser, url: str) -> None:
         await keep(page, "expert")
         await page.press("#expert-close")
         await view(page, "decisions", "#decisions-table tbody tr, #decisions-off:not([hidden])")
+        await page.fill("#decisions-policy", "auto")
+        await page.press("#decisions-form button")
+        await page.until(
+            "[...document.querySelectorAll('#decisions-table td:nth-child(2)')].every(td => td.innerText === 'auto')"
+        )
         await keep(page, "decisions")
         await view(page, "playground", "#play-models option")
         await page.fill("#play-prompt", PROMPT)
@@ -154,6 +159,8 @@ async def take_all(browser: Browser, url: str) -> None:
         await keep(page, "playground")
         await page.resize(1200, 950)
         await view(page, "map", "#map-svg .point")
+        await page.press("#map-recent")
+        await page.until("document.getElementById('map-note').innerText")
         await page.fill("#map-prompt", PROMPT)
         await page.press("#map-place")
         await page.until_num("#map-svg .placed", 1)

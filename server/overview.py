@@ -7,7 +7,9 @@ is counted apart. All functions are pure or block shortly; none is on a request'
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,9 @@ from server.metrics import Metrics
 
 CALLER_LEFT = "499"
 """Status of requests whose caller hung up: no error of ours, nor of the engine."""
+
+
+FRESH_S = 1.0
 
 
 @dataclass(slots=True)
@@ -122,12 +127,52 @@ def decisions_by_policy(metrics: Metrics) -> dict[str, dict[str, int]]:
     return dict(found)
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the metrics hold, at one moment.
+
+    Attributes:
+        traffic: By name of an expert, ``base`` and ``other``.
+        trials: Requests and errors by expert and role.
+        policies: Decisions and abstentions by policy.
+    """
+
+    traffic: Mapping[str, Traffic]
+    trials: Mapping[tuple[str, str], dict[str, int]]
+    policies: Mapping[str, dict[str, int]]
+
+
+def count_all(metrics: Metrics) -> Counts:
+    """Read the metrics; blocks for some tenths of a second where hundreds of pairs of expert and policy are counted."""
+    return Counts(traffic_by_expert(metrics), canary_counts(metrics), decisions_by_policy(metrics))
+
+
+class MetricsReader:
+    """Reads the metrics for everybody who looks, at most once a second, and not on the event loop.
+
+    Args:
+        metrics: Of this process.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._reading = asyncio.Lock()
+        self._read: tuple[float, Counts] | None = None
+
+    async def counts(self) -> Counts:
+        """What they hold, no older than `FRESH_S`."""
+        async with self._reading:
+            if self._read is None or time.monotonic() - self._read[0] > FRESH_S:
+                counts = await asyncio.to_thread(count_all, self._metrics)
+                self._read = time.monotonic(), counts
+            return self._read[1]
+
+
 def expert_rows(
-    records: Iterable[AdapterRecord], metrics: Metrics, replicas: Sequence[Replica]
+    records: Iterable[AdapterRecord], counts: Counts, replicas: Sequence[Replica]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A row for each version, sorted by name and then the newest first; and the traffic of ``base`` and ``other``."""
-    traffic = traffic_by_expert(metrics)
-    canaries = canary_counts(metrics)
+    traffic = counts.traffic
     rows = []
     for record in sorted(records, key=lambda r: (r.name, -r.created_at.timestamp(), r.version)):
         state = record.state.value
@@ -145,7 +190,7 @@ def expert_rows(
             "updated_at": record.updated_at.isoformat(),
             "probed": None if record.report is None else bool(record.report.get("passed")),
             "traffic": seen.as_json() if seen and state == "active" else None,
-            "trial": canaries.get((record.name, state)) if state in ("active", "canary") else None,
+            "trial": counts.trials.get((record.name, state)) if state in ("active", "canary") else None,
             "resident_in": [replica.name for replica in replicas if record.expert_id in replica.residency.experts],
             "in_flight": sum(replica.experts[record.expert_id] for replica in replicas),
         }

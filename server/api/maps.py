@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 import orjson
@@ -43,7 +44,7 @@ def map_router(maker: MapMaker, watcher: LibraryWatcher, authenticator: Authenti
     async def show_map(request: Request) -> Response:
         await authenticator.authorise(request.headers, "admin")
         made = await maker.current(experts())
-        return _json({"object": "map"} | made.as_json())
+        return await asyncio.to_thread(lambda: _json({"object": "map"} | made.as_json()))
 
     @router.post("/place", summary="Tell where prompts fall on the map, and which examples are nearest")
     async def place(request: Request) -> Response:

@@ -11,7 +11,7 @@ from adapters_registry.library import Library
 from adapters_registry.records import AdapterRecord, utc_now
 from adapters_registry.states import AdapterState
 from server.auth import Authenticator
-from server.overview import decisions_by_policy, expert_rows, replica_rows
+from server.overview import MetricsReader, expert_rows, replica_rows
 from server.wiring import Gateway
 
 NOT_SERVING = (AdapterState.REGISTERED, AdapterState.VALIDATING, AdapterState.REJECTED)
@@ -25,6 +25,7 @@ def overview_router(gateway: Gateway) -> APIRouter:
     """The route ``/admin/overview``."""
     router = APIRouter(prefix="/admin", tags=["operations"])
     authenticator: Authenticator = gateway.authenticator
+    reader = MetricsReader(gateway.metrics)
 
     @router.get("/overview", summary="Show experts with state, traffic and residency, replicas, and policies")
     async def overview(request: Request, response: Response, limit: Limit = 2_000) -> dict[str, Any]:
@@ -33,11 +34,11 @@ def overview_router(gateway: Gateway) -> APIRouter:
         catalog = gateway.watcher.catalog
         records = [*catalog.experts.values(), *catalog.others.values(), *await _not_serving(gateway.library)]
         replicas = replica_rows(gateway.pool)
-        rows, rest = await asyncio.to_thread(expert_rows, records, gateway.metrics, gateway.pool.replicas)
-        counted = await asyncio.to_thread(decisions_by_policy, gateway.metrics)
+        counts = await reader.counts()
+        rows, rest = await asyncio.to_thread(expert_rows, records, counts, gateway.pool.replicas)
         missing = gateway.missing()
         none = {"decisions": 0, "abstentions": 0}
-        policies = [each | counted.get(each["name"], none) for each in gateway.policies.describe()]
+        policies = [each | counts.policies.get(each["name"], none) for each in gateway.policies.describe()]
         return {
             "object": "overview",
             "at": utc_now().isoformat(),

@@ -31,10 +31,6 @@ function answers(row) {
   return row.traffic || !row.trial || all === undefined ? count(requests(row)) : `${count(row.trial.requests)} of ${count(all)}`;
 }
 
-function shortReplica(name) {
-  try { return new URL(name).host; } catch { return name; }
-}
-
 const COLUMNS = [
   { key: "id", title: "Version", kind: "text", first: "ascending", value: row => row.id, cell: row => row.id,
     button: row => open(row, refresh) },
@@ -52,8 +48,8 @@ const COLUMNS = [
     cell: row => seconds(traffic("p95_s")(row)) },
   { key: "ttft", title: "TTFT p50", help: "Time to the first token of streamed answers", value: traffic("ttft_p50_s"),
     cell: row => seconds(traffic("ttft_p50_s")(row)) },
-  { key: "resident", title: "Resident in", kind: "text", value: row => row.resident_in.length,
-    cell: row => row.resident_in.map(shortReplica).join(", ") || NONE },
+  { key: "resident", title: "Resident in", help: "Replicas that have it in a slot; the table below says which", value: row => row.resident_in.length,
+    cell: row => row.resident_in.length ? `${row.resident_in.length} of ${data.replicas.length}` : NONE },
   { key: "flight", title: "Running", help: "Requests under way that use it", value: row => row.in_flight, cell: row => count(row.in_flight) },
   { key: "tokens", title: "Tokens in / out", value: traffic("output_tokens"),
     cell: row => row.traffic ? `${count(row.traffic.input_tokens)} / ${count(row.traffic.output_tokens)}` : NONE },

@@ -1,5 +1,6 @@
 """The overview: traffic read from the metrics, quantiles as Prometheus computes them, rows of experts."""
 
+import asyncio
 import math
 from dataclasses import replace
 
@@ -13,7 +14,15 @@ from server.engine.fake import FakeEngine
 from server.engine.pool import Replica
 from server.engine.recipes import parse
 from server.metrics import Metrics
-from server.overview import canary_counts, decisions_by_policy, expert_rows, quantile, traffic_by_expert
+from server.overview import (
+    MetricsReader,
+    canary_counts,
+    count_all,
+    decisions_by_policy,
+    expert_rows,
+    quantile,
+    traffic_by_expert,
+)
 from server.settings import Price
 from tests.unit.server.test_metrics import outcome
 from tests.unit.server.test_policies import record
@@ -75,7 +84,7 @@ def test_rows_tell_versions_of_a_name_apart() -> None:
     replica = Replica("http://one", FakeEngine())  # type: ignore[arg-type]
     replica.residency = Residency(frozenset({canary.expert_id}))
     replica.begin(parse(canary.expert_id))
-    rows, rest = expert_rows([canary, quiet, active], filled(), [replica])
+    rows, rest = expert_rows([canary, quiet, active], count_all(filled()), [replica])
     by_id = {row["id"]: row for row in rows}
     assert [row["name"] for row in rows] == ["dates", "sql", "sql"]
     assert by_id[active.expert_id]["traffic"]["requests"] == 5
@@ -93,6 +102,14 @@ def test_experts_beyond_the_bound_share_what_is_counted(num: int) -> None:
     metrics = Metrics(max_experts=1, prices={})
     for number in range(num):
         metrics.record(outcome(f"e{number}"))
-    rows, rest = expert_rows([record(f"e{number}") for number in range(num)], metrics, [])
+    rows, rest = expert_rows([record(f"e{number}") for number in range(num)], count_all(metrics), [])
     assert sum(row["traffic"] is not None for row in rows) == 1
     assert rest["other"]["requests"] == num - 1
+
+
+async def test_several_who_look_at_once_cost_one_reading() -> None:
+    metrics = filled()
+    reader = MetricsReader(metrics)
+    first, second = await asyncio.gather(reader.counts(), reader.counts())
+    assert first is second
+    assert first.traffic["sql"].requests == 5
