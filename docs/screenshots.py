@@ -1,7 +1,7 @@
 """Writes docs/images: the console of a real gateway with the demo library and its sentence embedder, in Chromium.
 
 Two doubles stand for the engine, so answers are placeholders and their scores 0; routing, traffic, states and the map
-are real. Run it from the repository's root: ``python docs/screenshots.py``. It takes about two minutes.
+are real. Run it from the repository's root: ``python docs/screenshots.py``. It takes about a minute.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ async def send_traffic(http: aiohttp.ClientSession) -> None:
     async def ask(text: str) -> None:
         messages = [{"role": "user", "content": text}]
         body = {"model": "auto", "messages": messages, "stream": True, "max_tokens": drawn.randint(4, 24)}
+        body["stream_options"] = {"include_usage": True}
         async with few, http.post("/v1/chat/completions", json=body) as response:
             await response.read()
         if drawn.random() < 0.2:

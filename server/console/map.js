@@ -6,7 +6,8 @@ import { $, Table, count, el, percent, svg } from "./dom.js";
 const WIDTH = 800;
 const HEIGHT = 560;
 const MARGIN = 24;
-const MAX_RECENT = 100;
+const MAX_RECENT = 100; // as many as can be placed at once
+const MAX_LOOKED_AT = 500;
 const MAX_LISTED = 500;
 const HUES = 8;
 /** Outlines around the origin, so that experts differ without their colours, too. */
@@ -238,8 +239,8 @@ $("map-recent").addEventListener("change", () => { if (data) showRecent(); });
 async function loadRecent() {
   const none = "No recent prompts are kept. The setting decision_log says what is; it has to be prompts for them to be shown here.";
   try {
-    const { data: decisions } = await get("admin/decisions", { limit: MAX_RECENT });
-    const kept = decisions.filter(each => each.prompt?.trim());
+    const { data: decisions } = await get("admin/decisions", { limit: MAX_LOOKED_AT });
+    const kept = decisions.filter(each => each.prompt?.trim()).slice(0, MAX_RECENT);
     if (!kept.length) {
       $("map-note").textContent = none;
       return;
