@@ -60,9 +60,12 @@ export async function open(row, changed) {
   offer(row);
   if (!$("expert").open) $("expert").showModal();
   try {
-    const [record, audit] = await Promise.all([get(path(row.id)), get("admin/audit", { name: row.name, limit: 50 })]);
+    const inShadow = row.state === "canary" && !row.share;
+    const [record, audit, shadow] = await Promise.all([
+      get(path(row.id)), get("admin/audit", { name: row.name, limit: 50 }), inShadow ? get("admin/shadow") : { data: [] },
+    ]);
     if (current !== row) return;
-    facts(record);
+    facts(record, shadow.data.find(each => each.id === row.id));
     probes(record.report);
     history.show(audit.data);
   } catch (error) {
@@ -70,10 +73,23 @@ export async function open(row, changed) {
   }
 }
 
-function facts(record) {
+/** What the shadow's decisions tell of a version, in words. */
+function tallied(tally) {
+  if (!tally) return null;
+  const whose = changes => {
+    const listed = Object.entries(changes).sort((a, b) => b[1] - a[1]).map(([name, times]) => `${name} ${times}`);
+    return listed.length ? ` (${listed.slice(0, 5).join(", ")})` : "";
+  };
+  const sum = changes => Object.values(changes).reduce((total, times) => total + times, 0);
+  return `offered, it would keep ${tally.kept} requests, gain ${sum(tally.gained)}${whose(tally.gained)} `
+    + `and lose ${sum(tally.lost)}${whose(tally.lost)}`;
+}
+
+function facts(record, tally) {
   const card = record.card;
   describe($("expert-facts"), [
     ["State", badge(stateOf(record), record.state)],
+    ["In the shadow", tallied(tally)],
     ["Description", card.description],
     ["Tags", card.tags?.join(", ")],
     ["Tasks", card.tasks?.join(", ")],

@@ -1,78 +1,23 @@
-"""The console in a real browser, against a real gateway in front of a double of the engine."""
+"""The console in a real browser: its files, key, safety and accessibility, in front of a double of the engine."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from adapters_registry.keys import new_key
-from server.engine.fake import FakeEngine
-from tests.e2e.conftest import EXAMPLES, register_examples
+from tests.e2e.conftest import EXAMPLES
 from tests.support.adapters import make_adapter, manifest
-from tests.support.browser import BROWSER, Browser, Page, running_browser
-from tests.support.servers import Running, running_gateway
+from tests.support.browser import Browser
+from tests.support.console import BOARD, HOSTILE, hash_to, opened, unexpected
+from tests.support.servers import Running
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
-
-HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 VIEWS = ("experts", "decisions", "playground", "map", "leaderboard")
-NAMES = "#experts-table tbody button"
-ROWS = (
-    "Object.fromEntries([...document.querySelectorAll('#experts-table tbody tr')].map("
-    "row => [row.cells[0].innerText, [...row.cells].map(cell => cell.innerText)]))"
-)
-MARK = (
-    "(({x, y, width, height}) => [x + width / 2, y + height / 2])"
-    "(document.querySelectorAll('#map-svg .point')[3].getBoundingClientRect())"
-)
-NO_LOG = "Failed to load resource: the server responded with a status of 404 (Not Found)"
-BOARD = {
-    "about": {
-        "folders": ["tasks"],
-        "split": "val",
-        "base": "tiny",
-        "num_prompts": 7,
-        "made_at": "2026-01-02T03:04:05Z",
-    },
-    "columns": [
-        {"key": "policy", "title": "policy", "meaning": "What callers write"},
-        {"key": "score", "title": "score", "meaning": "Mean score"},
-    ],
-    "rows": [
-        {"shown": {"policy": HOSTILE, "score": "12.0"}, "values": {"policy": HOSTILE, "score": 0.12}},
-        {"shown": {"policy": "auto", "score": "93.0"}, "values": {"policy": "auto", "score": 0.93}},
-        {"shown": {"policy": "base", "score": ""}, "values": {"policy": "base", "score": None}},
-    ],
-}
-
-
-@pytest.fixture
-async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
-    async with running_browser(tmp_path) as browser:
-        yield browser
-
-
-def unexpected(page: Page) -> list[str]:
-    """Complaints of the browser, but for the decision log of a gateway that has none."""
-    return [each for each in page.console if each != NO_LOG]
-
-
-async def opened(page: Page, running: Running, view: str, selector: str, num: int) -> None:
-    """Open a view and wait until so many elements fit."""
-    await page.open(f"{running.url}/console#{view}")
-    await page.until_num(selector, num)
-
-
-async def hash_to(page: Page, view: str) -> None:
-    await page.js(f"location.hash = '{view}'")
-    await page.until(f"!document.getElementById('view-{view}').hidden")
 
 
 async def test_every_view_loads_without_a_complaint_and_from_here_only(running: Running, browser: Browser) -> None:
@@ -154,207 +99,6 @@ async def test_a_key_is_asked_for_kept_for_the_tab_and_forgotten(running: Runnin
         assert await page.js("sessionStorage.length") == 0
 
 
-async def test_a_canary_is_looked_at_and_promoted(running: Running, browser: Browser, tmp_path: Path) -> None:
-    async with httpx.AsyncClient(base_url=running.url, timeout=30) as http:
-        old = (await http.get("/admin/adapters/sql")).json()["id"]
-        body = manifest("sql", make_adapter(tmp_path / "new", seed=20), *EXAMPLES["sql"])
-        body |= {"publish": {"to": "canary", "share": 0.25}}
-        new = (await http.post("/admin/adapters", json=body)).json()["id"]
-        for _ in range(3):
-            await http.post(
-                "/v1/chat/completions", json={"model": "dates", "messages": [{"role": "user", "content": "x"}]}
-            )
-        async with browser.page() as page:
-            await opened(page, running, "experts", "#experts-table tbody tr", 3)
-            shown = await page.js(ROWS)
-            assert shown[new][1] == "canary, 25 %"
-            dates = next(row for name, row in shown.items() if name.startswith("dates@"))
-            assert dates[1:3] == ["active", "3"]
-            heads = "[...document.querySelectorAll('#experts-table thead th')].map(each => each.innerText)"
-            cells = dict(zip(await page.js(heads), dates, strict=True))
-            assert cells["p50"].endswith("ms")
-            place = list(cells).index("Resident in")
-            await page.until(f"({ROWS})['{dates[0]}'][{place}] === '1 of 1'")  # the engine is asked every few seconds
-            await page.js(f"[...document.querySelectorAll('{NAMES}')].find(b => b.innerText === '{new}').focus()")
-            await page.key("Enter", "\r")
-            await page.until("document.querySelector('#history-table tbody').rows.length > 2")
-            assert "passed" in await page.text("#expert-probes")
-            await page.press_named("#expert-actions button", "Change the share")
-            await page.fill("#confirm-share", "12.5")
-            await page.press("#confirm-yes")
-            await page.until_says("#said", "13 %")
-            assert (await http.get(f"/admin/adapters/{new}")).json()["share"] == 0.125
-            await page.press_named(NAMES, new)
-            await page.press_named("#expert-actions button", "Promote")
-            assert "all new conversations" in await page.text("#confirm-what")
-            await page.press("#confirm-no")
-            assert (await http.get(f"/admin/adapters/{new}")).json()["state"] == "canary"
-            await page.press_named("#expert-actions button", "Promote")
-            await page.fill("#confirm-reason", "it is better")
-            await page.press("#confirm-yes")
-            await page.until(f"({ROWS})['{new}'][1] === 'active' && ({ROWS})['{old}'][1] === 'draining'")
-            assert (await http.get("/admin/adapters/sql")).json()["id"] == new
-            audit = (await http.get("/admin/audit", params={"name": "sql"})).json()["data"]
-            assert "it is better" in [entry["reason"] for entry in audit]
-            await page.press_named(NAMES, new)
-            await page.press_named("#expert-actions button", "Roll back")
-            await page.press("#confirm-yes")
-            await page.until(f"({ROWS})['{old}'][1] === 'active'")
-            assert unexpected(page) == []
-
-
-async def test_an_action_that_is_refused_says_why(running: Running, browser: Browser) -> None:
-    async with browser.page() as page:
-        await opened(page, running, "experts", "#experts-table tbody tr", 2)
-        await page.press_named("#experts-table tbody button", "sql")
-        await page.press_named("#expert-actions button", "Roll back")
-        await page.press("#confirm-yes")
-        await page.until_says("#expert .problem", "no earlier version")
-        assert await page.js("document.getElementById('expert').open")
-
-
-async def test_the_playground_streams_two_side_by_side_and_explains(tmp_path: Path, browser: Browser) -> None:
-    engine = FakeEngine(ttft_s=0.02, tokens_per_s=200)
-    async with running_gateway(tmp_path / "home", engine) as running:
-        ids = await register_examples(running, tmp_path)
-        async with browser.page() as page:
-            await opened(page, running, "playground", "#play-models option", 4)
-            await page.fill("#play-prompt", EXAMPLES["sql"][0])
-            await page.fill("#play-tokens", "12")
-            await page.fill("#play-right input", "dates")
-            await page.press("#play-run")
-            await page.until_says("#play-status", "Right: dates: done.")
-            for side, recipe in (("left", ids["sql"]), ("right", ids["dates"])):
-                assert "word0 word1" in await page.text(f"#play-{side} .answer")
-                assert "word11" in await page.text(f"#play-{side} .answer")
-                facts = await page.text(f"#play-{side} .facts")
-                assert recipe in facts and "12 out" in facts and re.search(r"Tokens/s\n\d+", facts), facts
-            left = await page.text("#play-left .facts")
-            assert "Policy\nauto" in left and "Confidence" in left and "Overhead" in left
-            why = await page.text("#play-left .why")
-            assert EXAMPLES["sql"][0] in why and ids["sql"] in why
-            assert await page.js("getComputedStyle(document.querySelector('#play-left .bar span')).width") != "2px"
-            assert "asked for by name" in await page.text("#play-right .why")
-            engine.tokens_per_s = 5.0
-            await page.press("#play-run")
-            await page.until_says("#play-left .answer", "word1")
-            await page.press("#play-stop")
-            await page.until_says("#play-status", "stopped.")
-            assert await page.js("document.getElementById('play-stop').disabled")
-            await page.fill("#play-left input", "nobody")
-            await page.fill("#play-right input", "mix(sql*0.5,dates*0.5)")
-            engine.tokens_per_s = 0.0
-            await page.press("#play-run")
-            await page.until_says("#play-status", "done.")
-            assert "does not exist" in await page.text("#play-left .answer")
-            assert "mix(" in await page.text("#play-right .facts")
-
-
-async def test_the_map_shows_examples_by_keyboard_and_pointer_and_places_prompts(
-    running: Running, browser: Browser
-) -> None:
-    async with browser.page() as page:
-        await opened(page, running, "map", "#map-svg .point", 6)
-        assert "6 examples of 2 experts" in await page.text("#map-about")
-        look = "path => [getComputedStyle(path).fill, path.getAttribute('d')]"
-        looks = f"[...document.querySelectorAll('#map-legend path')].map({look})"
-        (fill, shape), (other_fill, other_shape) = await page.js(looks)
-        assert fill != other_fill and shape != other_shape
-        await page.js("document.getElementById('map-plane').focus()")
-        seen = set()
-        for key in ["ArrowRight"] * 4 + ["ArrowUp", "ArrowLeft", "ArrowDown"] * 4:
-            await page.key(key)
-            seen.add(await page.text("#map-shown p:last-child"))
-        assert len(seen) >= 3 and seen <= {each for texts in EXAMPLES.values() for each in texts}
-        where = await page.js(MARK)
-        await page.call("Input.dispatchMouseEvent", type="mouseMoved", x=where[0], y=where[1])
-        await page.until("document.querySelector('#map-shown strong').innerText === 'sql'")
-        await page.fill("#map-prompt", EXAMPLES["dates"][1])
-        await page.press("#map-form button")
-        await page.until_num("#map-svg .placed", 1)
-        assert (await page.text("#map-shown li")).startswith("dates (1.000)")
-        await page.js("document.querySelector('#map-legend button').click()")
-        assert await page.num("#map-svg .faded") == 3
-        await page.js("document.getElementById('map-list').open = true")
-        await page.until_num("#map-table tbody tr", 3)
-        await page.key("+", "+")
-        await page.press("#map-in")
-        await page.press("#map-all")
-        assert await page.num("#map-svg .point") == 6
-        assert unexpected(page) == []
-
-
-def decision(number: int, **changes: Any) -> dict[str, Any]:
-    """A row of ``GET /admin/decisions``."""
-    return {
-        **{"number": number, "request_id": f"r{number}", "at": "2026-01-02T03:04:05.678+00:00", "key_id": "k1"},
-        **{"endpoint": "/v1/chat/completions", "kind": "policy", "policy": "auto", "recipe": "sql@00000001"},
-        **{"experts": ["sql@00000001"], "confidence": 0.75, "abstained": False, "status": 200, "input_tokens": 5},
-        **{"output_tokens": 9, "duration_ms": 120.0, "ttft_ms": 30.0, "cost": 0.0, "prompt": None, "feedback": None},
-        **changes,
-    }
-
-
-async def test_decisions_are_followed_filtered_and_shown_as_text(running: Running, browser: Browser) -> None:
-    opinion = {"at": "2026-01-02T03:04:06Z", "rating": -1.0, "expert": "dates", "comment": HOSTILE}
-    rows = [
-        decision(2, prompt=HOSTILE, feedback=opinion),
-        decision(1, abstained=True, recipe="base", experts=[], prompt="which owl hunts by day"),
-    ]
-    asked: list[str] = []
-
-    def respond(url: str) -> tuple[int, Any] | None:
-        asked.append(url)
-        if "/admin/abstentions" in url:
-            near = {"expert": "sql", "score": 0.2}
-            group = {"size": 3, "share": 1.0, "cohesion": 0.5, "nearest": near, "prompts": [HOSTILE], "request_ids": []}
-            return 200, {"object": "list", "data": [group], "advice": "You may want an expert."}
-        if "before=" in url:
-            return 200, {"object": "list", "data": [decision(0)], "next": None, "decision_log": "prompts"}
-        return 200, {"object": "list", "data": rows, "next": 1, "decision_log": "prompts"}
-
-    async with browser.page() as page:
-        await page.answer_by(respond, "*/admin/decisions*", "*/admin/abstentions*")
-        await opened(page, running, "decisions", "#decisions-table tbody tr", 2)
-        shown = await page.text("#decisions-table tbody")
-        assert HOSTILE in shown and "bad (-1), wanted dates" in shown and "abstained" in shown and "0.750" in shown
-        rows.insert(0, decision(3, recipe="dates@00000002"))
-        await page.until_num("#decisions-table tbody tr", 3)
-        assert "dates@00000002" in await page.text("#decisions-table tbody tr")
-        await page.press("#decisions-more")
-        await page.until_num("#decisions-table tbody tr", 4)
-        await page.fill("#decisions-policy", "auto")
-        await page.fill("#decisions-abstained", "true")
-        await page.press("#decisions-form button")
-        await page.until_num("#decisions-table tbody tr", 3)
-        assert any("policy=auto" in url and "abstained=true" in url for url in asked)
-        await page.press("#abstentions-load")
-        await page.until_num("#abstentions > li", 1)
-        assert HOSTILE in await page.text("#abstentions")
-        await hash_to(page, "map")
-        await page.until_num("#map-svg .point", 6)
-        await page.press("#map-recent")
-        await page.until_num("#map-svg .recent", 2)
-        assert await page.js("document.title") != "taken"
-        assert page.console == []
-
-
-async def test_without_a_decision_log_it_is_said(running: Running, browser: Browser) -> None:
-    async with browser.page() as page:
-        absent = {"error": {"message": "There is no GET", "type": "invalid_request_error", "param": None, "code": None}}
-        await page.answer_by(lambda _url: (404, absent), "*/admin/decisions*")
-        await opened(page, running, "decisions", "#decisions-off:not([hidden])", 1)
-        assert "decision log is off" in await page.text("#decisions-off")
-        asked = sum("/admin/decisions" in url for url in page.requests)
-        await hash_to(page, "map")
-        await page.press("#map-recent")
-        await page.until_says("#map-note", "decision_log")
-        assert (
-            sum("/admin/decisions" in url for url in page.requests) == asked + 1
-        )  # it is not asked for again and again
-        assert unexpected(page) == []
-
-
 async def test_what_is_hostile_shows_as_text(running: Running, browser: Browser, tmp_path: Path) -> None:
     async with httpx.AsyncClient(base_url=running.url, timeout=30) as http:
         body = manifest("hostile", make_adapter(tmp_path / "hostile", seed=31), HOSTILE, "another harmless prompt")
@@ -388,25 +132,6 @@ async def test_what_is_hostile_shows_as_text(running: Running, browser: Browser,
             assert await page.js("document.title") != "taken"
             assert await page.num("main img, main script") == 0
             assert [each for each in unexpected(page) if "status of 4" not in each] == []
-
-
-async def test_the_leaderboard_sorts(running: Running, browser: Browser) -> None:
-    async with httpx.AsyncClient(base_url=running.url) as http, browser.page() as page:
-        await opened(page, running, "leaderboard", "#board-scroll[hidden]", 1)
-        await page.until_says("#board-about", "moergate compare")
-        assert (await http.put("/admin/leaderboard", json=BOARD)).status_code == 200
-        await page.call("Page.reload")
-        await page.until_num("#board-table tbody tr", 3)
-        names = "[...document.querySelectorAll('#board-table tbody th')].map(cell => cell.innerText)"
-        await page.js("document.querySelectorAll('#board-table thead button')[1].click()")
-        assert await page.js(names) == ["auto", HOSTILE, "base"]
-        await page.js("document.querySelectorAll('#board-table thead button')[1].click()")
-        assert await page.js(names) == [HOSTILE, "auto", "base"]
-        assert (
-            await page.js("document.querySelectorAll('#board-table thead th')[1].getAttribute('aria-sort')")
-            == "ascending"
-        )
-        assert "anonymous" in await page.text("#board-about")
 
 
 async def test_with_scripts_blocked_it_says_what_to_do(running: Running, browser: Browser) -> None:
