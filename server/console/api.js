@@ -90,10 +90,13 @@ export async function* events(response) {
 export function poll(work, everyMs) {
   let timer = null;
   let ended = false;
+  let working = false;
   const turn = async () => {
     clearTimeout(timer);
-    if (ended) return;
+    if (ended || working) return;
+    working = true;
     if (!document.hidden) await work();
+    working = false;
     if (!ended) timer = setTimeout(turn, everyMs);
   };
   const wake = () => { if (!document.hidden) turn(); };
