@@ -12,12 +12,16 @@ from starlette.types import Receive, Scope, Send
 from adapters_registry.errors import RegistryError
 from routers.errors import RouterError
 from server.api.admin import AdapterAdmin, admin_router
+from server.api.console import console_router
 from server.api.decisions import decisions_router, feedback_router
 from server.api.health import health_router
 from server.api.incoming import error_response, request_id_of, with_request_id
 from server.api.inference import PATHS, InferenceApp
+from server.api.leaderboard import leaderboard_router
 from server.api.lifecycle import lifecycle_router
+from server.api.maps import map_router
 from server.api.openapi import document
+from server.api.overview import overview_router
 from server.api.policies import policies_router
 from server.api.public import public_router
 from server.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, from_lower
@@ -49,6 +53,10 @@ def build_app(gateway: Gateway) -> Edge:
     )
     desk = FeedbackDesk(gateway.library.feedback, gateway.decisions, gateway.metrics)
     app.include_router(feedback_router(desk, gateway.watcher, gateway.authenticator))
+    app.include_router(console_router())
+    app.include_router(overview_router(gateway))
+    app.include_router(map_router(gateway.example_map, gateway.watcher, gateway.authenticator))
+    app.include_router(leaderboard_router(gateway.leaderboard, gateway.authenticator))
     app.add_exception_handler(Exception, _on_error)
     for kind in (GatewayError, HTTPException, RequestValidationError, RegistryError, RouterError):
         app.add_exception_handler(kind, _on_error)

@@ -48,7 +48,9 @@ from server.engine.pool import EnginePool
 from server.engine.supervisor import EngineOptions, EngineSupervisor, engine_command
 from server.engine.vllm import VllmEngine
 from server.engine_losses import EngineLosses
+from server.example_map import MapMaker
 from server.imports import Imports
+from server.leaderboard import LeaderboardStore
 from server.library_watch import LibraryWatcher
 from server.lifecycle import Lifecycle
 from server.limits import Limiter
@@ -96,6 +98,8 @@ class Gateway:
     decisions: DecisionLog
     traffic: Traffic
     imports: Imports
+    example_map: MapMaker
+    leaderboard: LeaderboardStore
     session: aiohttp.ClientSession
     supervisor: EngineSupervisor | None = None
     tracing: Tracing | None = None
@@ -221,6 +225,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
     embedders = Embedders(embedder, _encoder_opener(settings, model), settings.embed_cache_entries)
     scores = ScoreStore(settings.home / "scores")
     folder = settings.home / "policies"
+    vectors = VectorStore(folder / "vectors.sqlite")
     loop = asyncio.get_running_loop()
     results = settings.home / "scores" / "losses.sqlite"
 
@@ -234,7 +239,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         PolicyStore(folder),
         scores,
         metrics,
-        VectorStore(folder / "vectors.sqlite"),
+        vectors,
         losses,
     )
     base_names = tuple(dict.fromkeys((settings.served_base_name, settings.base_model)))
@@ -306,6 +311,8 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         decisions,
         traffic,
         Imports(fetcher, policies.jobs),
+        MapMaker(embedder, vectors),
+        LeaderboardStore(settings.home / "scores"),
         session,
         supervisor,
         tracing,

@@ -16,8 +16,10 @@ from adapters_registry.records import Manifest
 from server.api.admin import ComposeOrder, ExamplesOrder
 from server.api.inference import PATHS
 from server.api.lifecycle import ChangeOrder, PromoteOrder
+from server.api.maps import PlaceOrder
 from server.api.policies import PolicyOrder
 from server.feedback import FeedbackOrder
+from server.leaderboard import Leaderboard
 from server.routing import MAX_TASK_ID_CHARS
 from server.score_store import ScoreReport
 
@@ -31,6 +33,8 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", "/admin/policies"): PolicyOrder,
     ("post", "/admin/scores"): ScoreReport,
     ("post", "/v1/feedback"): FeedbackOrder,
+    ("post", "/admin/map/place"): PlaceOrder,
+    ("put", "/admin/leaderboard"): Leaderboard,
 }
 OPEN = ("/livez", "/readyz")
 """Paths that need no key."""

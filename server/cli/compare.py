@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from server.cli.client import DEFAULT_URL, Key, Url, print_table
+from server.cli.client import DEFAULT_URL, Key, Url, call, print_table
 
 if TYPE_CHECKING:
     from server.compare.stats import Figures
@@ -21,8 +21,8 @@ Tasks are DIR/TASK/SPLIT.jsonl, DIR/TASK.jsonl or a file, one object a line with
 whose name is that of an expert (or stands on its card) belongs to it; others are held out; those with the metric 'none'
 are out of scope, where a good policy abstains. The base and the oracle (each task by its own expert) come in any case.
 
-Writes OUT/results.jsonl, OUT/leaderboard.md and OUT/compare.html. Answers are kept by recipe and prompt, so that what
-several policies choose is generated once, and a second run costs only what is new."""
+Writes OUT/results.jsonl, OUT/leaderboard.md, OUT/leaderboard.json and OUT/compare.html. Answers are kept by recipe and
+prompt, so that what several policies choose is generated once, and a second run costs only what is new."""
 
 
 SHOWN = ("policy", "score", "normalised", "p_value", "routed", "abstained_out", "auroc", "held_out")
@@ -52,6 +52,9 @@ def compare(
     expert_price: Annotated[
         tuple[float, float], typer.Option(help="Price of a million tokens with experts: input and output.")
     ] = (1.0, 1.0),
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Show the leaderboard in the gateway's console; needs an admin key.")
+    ] = False,
     skip_bad_rows: Annotated[bool, typer.Option(help="Leave out rows that cannot be used.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
@@ -99,6 +102,9 @@ def compare(
     )
     write_report(out, comparison, outcomes, plan.tasks, about)
     _show(comparison.figures, out)
+    if publish:
+        call("PUT", url, "/admin/leaderboard", key=api_key, body=(out / "leaderboard.json").read_bytes())
+        typer.echo(f"Published: {url.rstrip('/')}/console#leaderboard shows it.")
 
 
 def _show(figures: Sequence[Figures], out: Path) -> None:

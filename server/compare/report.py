@@ -1,4 +1,7 @@
-"""A comparison as files: results.jsonl with every outcome, leaderboard.md, and an HTML page that needs nothing else."""
+"""A comparison as files: every outcome, the leaderboard as Markdown and as JSON, and an HTML page.
+
+They are results.jsonl, leaderboard.md, leaderboard.json and compare.html, which needs nothing else.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +100,7 @@ def ranked(figures: Iterable[Figures]) -> list[Figures]:
 def write_report(
     folder: Path, comparison: Comparison, outcomes: Sequence[Outcome], tasks: Sequence[Task], about: About
 ) -> None:
-    """Write the three files; raises OSError."""
+    """Write the four files; raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     prompts = {(task.name, index): sample for task in tasks for index, sample in enumerate(task.samples)}
     rows = []
@@ -106,6 +109,7 @@ def write_report(
         rows.append(orjson.dumps(asdict(outcome) | {"prompt": sample.prompt, "wanted": sample.answer}))
     replace_file(folder / "results.jsonl", b"\n".join(rows) + b"\n")
     replace_file(folder / "leaderboard.md", markdown(comparison, about).encode())
+    replace_file(folder / "leaderboard.json", orjson.dumps(board(comparison, about)))
     replace_file(folder / "compare.html", page(comparison, about).encode())
 
 
@@ -128,13 +132,20 @@ def markdown(comparison: Comparison, about: About) -> str:
     return "\n".join(lines)
 
 
-def page(comparison: Comparison, about: About) -> str:
-    """The HTML page, data and script within it."""
-    template = files("server.compare").joinpath("page.html").read_text("utf-8")
+def board(comparison: Comparison, about: About) -> dict[str, Any]:
+    """The leaderboard as the admin API takes it, without NaN."""
     data = {
         "about": asdict(about),
         "columns": [{"key": c.key, "title": c.title, "meaning": c.meaning, "better": c.better} for c in COLUMNS],
         "rows": [_row(each) for each in ranked(comparison.figures)],
+    }
+    return {key: _finite(value) for key, value in data.items()}
+
+
+def page(comparison: Comparison, about: About) -> str:
+    """The HTML page, data and script within it."""
+    template = files("server.compare").joinpath("page.html").read_text("utf-8")
+    data = board(comparison, about) | {
         "tasks": comparison.tasks,
         "by_task": comparison.by_task,
         "confusion": comparison.confusion,

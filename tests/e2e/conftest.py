@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.support.adapters import make_adapter, manifest
+from tests.support.browser import BROWSER, Browser, running_browser
 from tests.support.servers import Running, running_gateway
 
 EXAMPLES = {
@@ -21,6 +22,15 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
     async with running_gateway(tmp_path / "home") as gateway:
         await register_examples(gateway, tmp_path)
         yield gateway
+
+
+@pytest.fixture
+async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
+    """A real Chromium with an empty profile."""
+    if BROWSER is None:
+        pytest.skip("no Chromium or Chrome on this machine")
+    async with running_browser(tmp_path) as browser:
+        yield browser
 
 
 async def register_examples(gateway: Running, folder: Path) -> dict[str, str]:

@@ -44,6 +44,7 @@ def test_the_wheel_holds_exactly_the_three_packages(wheel: Path) -> None:
     assert tops == {"server", "routers", "adapters_registry"}
     assert any(name.startswith("adapters_registry/migrations/versions/") for name in names)
     assert "server/py.typed" in names
+    assert {"server/console/index.html", "server/console/app.js", "server/console/console.css"} <= set(names)
 
 
 def test_packages_from_different_places_are_refused(tmp_path: Path) -> None:

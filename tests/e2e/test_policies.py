@@ -162,8 +162,14 @@ async def test_scores_and_a_comparison_from_the_command_line(
     assert "__DATA__" not in page
     assert "</script" not in page.partition("const D =")[2].partition("\n")[0]
     running.engine.seen.clear()
-    again = await cli("compare", *tasks, "--max-tokens", "2", "--out", str(tmp_path / "out"), "--skip-bad-rows")
+    assert (await client.get("/admin/leaderboard")).json()["leaderboard"] is None
+    more = ("--skip-bad-rows", "--publish")
+    again = await cli("compare", *tasks, "--max-tokens", "2", "--out", str(tmp_path / "out"), *more)
     assert again.returncode == 0
+    assert f"{running.url}/console#leaderboard" in again.stdout
+    published = (await client.get("/admin/leaderboard")).json()["leaderboard"]
+    assert {row["values"]["policy"] for row in published["rows"]} == {"base", "oracle", "auto", "best"}
+    assert published == json.loads((tmp_path / "out" / "leaderboard.json").read_text())
     assert not [seen for seen in running.engine.seen if seen.path == "/v1/chat/completions"]
     listed = await cli("policies", "list", "--url", running.url)
     assert "best_single" in listed.stdout

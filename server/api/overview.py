@@ -1,0 +1,62 @@
+"""The admin API of what is going on: experts with traffic and residency, replicas, policies."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from adapters_registry.library import Library
+from adapters_registry.records import AdapterRecord, utc_now
+from adapters_registry.states import AdapterState
+from server.auth import Authenticator
+from server.overview import MetricsReader, expert_rows, replica_rows
+from server.wiring import Gateway
+
+NOT_SERVING = (AdapterState.REGISTERED, AdapterState.VALIDATING, AdapterState.REJECTED)
+MAX_REJECTED = 100
+"""Versions that serve nothing are listed with the newest first, up to so many; the list of adapters has all."""
+
+Limit = Annotated[int, Query(ge=1, le=5_000, description="At most so many versions, by name.")]
+
+
+def overview_router(gateway: Gateway) -> APIRouter:
+    """The route ``/admin/overview``."""
+    router = APIRouter(prefix="/admin", tags=["operations"])
+    authenticator: Authenticator = gateway.authenticator
+    reader = MetricsReader(gateway.metrics)
+
+    @router.get("/overview", summary="Show experts with state, traffic and residency, replicas, and policies")
+    async def overview(request: Request, response: Response, limit: Limit = 2_000) -> dict[str, Any]:
+        await authenticator.authorise(request.headers, "admin")
+        response.headers["cache-control"] = "no-store"
+        catalog = gateway.watcher.catalog
+        records = [*catalog.experts.values(), *catalog.others.values(), *await _not_serving(gateway.library)]
+        replicas = replica_rows(gateway.pool)
+        counts = await reader.counts()
+        rows, rest = await asyncio.to_thread(expert_rows, records, counts, gateway.pool.replicas)
+        missing = gateway.missing()
+        none = {"decisions": 0, "abstentions": 0}
+        policies = [each | counts.policies.get(each["name"], none) for each in gateway.policies.describe()]
+        return {
+            "object": "overview",
+            "at": utc_now().isoformat(),
+            "base": catalog.base_names[0],
+            "ready": not missing,
+            "missing": missing,
+            "active": gateway.admission.num_active,
+            "queued": gateway.admission.num_waiting,
+            "num_versions": len(rows),
+            "experts": rows[:limit],
+            "traffic": rest,
+            "replicas": replicas,
+            "policies": policies,
+        }
+
+    return router
+
+
+async def _not_serving(library: Library) -> list[AdapterRecord]:
+    found = sorted(await library.list(*NOT_SERVING), key=lambda record: record.updated_at, reverse=True)
+    return found[:MAX_REJECTED]
