@@ -219,11 +219,14 @@ class Library:
         return record
 
     async def find(self, ref: str) -> AdapterRecord:
-        """A version in whatever state; of a bare name the active one, else the newest. Raises AdapterNotFound."""
+        """A version in whatever state; of a bare name the active one, else the newest that is not out of service.
+
+        Raises AdapterNotFound.
+        """
         name, version = split_expert_id(ref)
         record = await self._adapters.find(name, version)
         if record is None and version is None:
-            record = next(iter(await self._adapters.versions(name)), None)
+            record = next((each for each in await self._adapters.versions(name) if each.state not in OVER), None)
         if record is None:
             raise await self._not_found(ref)
         return record
@@ -270,10 +273,11 @@ class Library:
         expected: AdapterState | None = None,
         share: float | None = None,
         report: Mapping[str, Any] | None = None,
+        through: Sequence[AdapterState] = (),
     ) -> AdapterRecord:
         """Take a version to a state; see `AdapterStates.move`. Raises AdapterNotFound, WrongState."""
         moved = await self._adapters.move(
-            record.name, record.version, state, change, expected=expected, share=share, report=report
+            record.name, record.version, state, change, expected=expected, share=share, report=report, through=through
         )
         _log.debug("expert moved", expert=moved.expert_id, state=moved.state.value, reason=change.reason)
         return moved

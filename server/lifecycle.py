@@ -9,6 +9,7 @@ and in the engines, others do who watch the library.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import structlog
 
@@ -83,7 +84,7 @@ class Lifecycle:
             task = self._under_way.get(record.expert_id) or self._begin(record)
             record = await asyncio.shield(task)
         elif record.state is AdapterState.READY:
-            record = await self._publish(record)
+            record = await self._publish(record, Change(PROBER, "published by its manifest"))
         await self._watcher.show_experts()
         return record
 
@@ -102,8 +103,7 @@ class Lifecycle:
     async def _validate(self, record: AdapterRecord) -> AdapterRecord:
         """Probe a version, unless another gateway is at it: then wait for what comes of that, or for its end."""
         if not self._probes:
-            change = Change(PROBER, "probes are off")
-            return await self._publish(await self._library.move(record, AdapterState.READY, change))
+            return await self._publish(record, Change(PROBER, "probes are off"))
         async with self._library.alone_with(record), self._places:
             record = await self._library.find(record.expert_id)
             if record.state not in WAITING:
@@ -132,21 +132,22 @@ class Lifecycle:
         found = report.as_json()
         log.info("expert probed", expert=record.expert_id, passed=report.passed)
         if report.passed:
-            ready = await self._library.move(record, AdapterState.READY, Change(PROBER, "probed"), report=found)
-            return await self._publish(ready)
+            return await self._publish(record, Change(PROBER, "probed"), found)
         why = "; ".join(f"{problem.where}: {problem.what}" for problem in report.problems)
         return await self._library.move(record, AdapterState.REJECTED, Change(PROBER, why), report=found)
 
-    async def _publish(self, record: AdapterRecord) -> AdapterRecord:
-        """Offer a ready version as its manifest wants."""
-        wanted = record.publish
-        change = Change(PROBER, "published by its manifest")
+    async def _publish(
+        self, record: AdapterRecord, change: Change, report: dict[str, Any] | None = None
+    ) -> AdapterRecord:
+        """Make a version ready, and offer it as its manifest wants, in one step."""
+        wanted, state = record.publish, AdapterState.READY
         if wanted.to == "active":
-            return await self._library.move(record, AdapterState.ACTIVE, change)
-        has_active = any(r.name == record.name for r in await self._library.list())
-        if wanted.to == "canary" and (has_active or not wanted.share):
-            return await self._library.move(record, AdapterState.CANARY, change, share=wanted.share)
-        return record
+            state = AdapterState.ACTIVE
+        elif wanted.to == "canary":
+            has_active = any(each.name == record.name for each in await self._library.list())
+            state = AdapterState.CANARY if has_active or not wanted.share else state
+        through = () if AdapterState.READY in (state, record.state) else (AdapterState.READY,)
+        return await self._library.move(record, state, change, share=wanted.share, report=report, through=through)
 
     async def _work(self) -> None:
         """Take up what waits, from before a start or from gateways that ended."""

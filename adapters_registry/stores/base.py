@@ -65,6 +65,7 @@ class AdapterStates(Protocol):
         expected: AdapterState | None = None,
         share: float | None = None,
         report: Mapping[str, Any] | None = None,
+        through: Sequence[AdapterState] = (),
     ) -> AdapterRecord:
         """Take a version to a state. The name's active version drains for a new one, its canary is ready again.
 
@@ -72,6 +73,7 @@ class AdapterStates(Protocol):
             expected: The state that it must be in, so that of several who try only one succeeds.
             share: Of a canary.
             report: What the probes found.
+            through: States on the way, so that the whole way is gone or none of it.
 
         Raises:
             AdapterNotFound, WrongState.

@@ -115,6 +115,7 @@ class SqlAdapterStore:
         expected: AdapterState | None = None,
         share: float | None = None,
         report: Mapping[str, Any] | None = None,
+        through: Sequence[AdapterState] = (),
     ) -> AdapterRecord:
         """See `AdapterStates.move`."""
 
@@ -125,7 +126,10 @@ class SqlAdapterStore:
             more: dict[str, object] = {"share": share} if state is AdapterState.CANARY else {}
             if report is not None:
                 more["report"] = dict(report)
-            await _move(connection, row, state, change, utc_now(), **more)
+            now = utc_now()
+            for step in through:
+                row = await _move(connection, row, step, change, now)
+            await _move(connection, row, state, change, now, **more)
             return await _reread(connection, name, version)
 
         return await self._database.write(work)

@@ -14,6 +14,7 @@ from bench.client import Client, ConnectionLost, Exchange
 from load.adapters import PREFIX, Template, examples_of, name_of, prompt_of, upload
 
 ROUTABLE_POLL_S = 0.1
+SETTLED_WITHIN_S = 60.0
 
 
 class Refused(Exception):
@@ -41,6 +42,7 @@ class Admin:
         name = name_of(index)
         body, kind = upload(name, examples_of(index), self._template.files(seed))
         answer = _json(await self._client.post("/admin/adapters", body, kind), 201)
+        await self._settled(f"{name}@{answer['version']}", answer)
         return str(answer["version"])
 
     async def remove(self, ref: str) -> None:
@@ -54,7 +56,19 @@ class Admin:
     async def version(self, name: str) -> str | None:
         """The version that a name stands for; None if it is not in the library."""
         exchange = await self._client.request("GET", f"/admin/adapters/{name}")
-        return None if exchange.status == 404 else str(_json(exchange, 200)["version"])
+        if exchange.status == 404:
+            return None
+        record = await self._settled(name, _json(exchange, 200))
+        return str(record["version"]) if record["state"] == "active" else None
+
+    async def _settled(self, ref: str, record: dict[str, Any]) -> dict[str, Any]:
+        """The record once the engine has probed the version, which waits while none is ready."""
+        until = time.perf_counter() + SETTLED_WITHIN_S
+        while record["state"] in ("registered", "validating") and time.perf_counter() < until:
+            await asyncio.sleep(ROUTABLE_POLL_S)
+            exchange = await self._client.request("GET", f"/admin/adapters/{quote(ref, safe='@')}")
+            record = _json(exchange, 200)
+        return record
 
     async def records(self) -> list[dict[str, Any]]:
         """All experts of load tests that are in the library, as the admin API shows them."""

@@ -75,8 +75,10 @@ def lifecycle_router(lifecycle: Lifecycle, shadow: Shadow, library: Library, aut
     @router.get("/adapters/{name}/versions", summary="All versions of an adapter, the newest first")
     async def versions(name: str, request: Request) -> dict[str, Any]:
         await authenticator.authorise(request.headers, "admin")
-        await library.find(name)
-        return {"object": "list", "data": [show(record) for record in await library.versions(name)]}
+        found = await library.versions(name)
+        if not found:
+            await library.find(name)  # says so
+        return {"object": "list", "data": [show(record) for record in found]}
 
     @router.get("/shadow", summary="What the versions in the shadow would get and lose, were they offered")
     async def in_the_shadow(request: Request) -> dict[str, Any]:

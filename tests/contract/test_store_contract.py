@@ -191,6 +191,17 @@ async def test_one_canary_with_a_share(adapters: AdapterStore) -> None:
     assert (promoted.share, (await adapters.find("sql", first)).state) == (None, AdapterState.READY)  # type: ignore[union-attr]
 
 
+async def test_a_way_of_several_steps_is_gone_as_a_whole_or_not_at_all(adapters: AdapterStore) -> None:
+    stored = await adapters.register(record("sql", 1))
+    with pytest.raises(WrongState):
+        await adapters.move("sql", stored.version, AdapterState.DRAINING, through=(AdapterState.READY,))
+    assert (await adapters.versions("sql"))[0].state is AdapterState.REGISTERED
+    way = (AdapterState.VALIDATING, AdapterState.READY)
+    moved = await adapters.move("sql", stored.version, AdapterState.ACTIVE, through=way, report={"passed": True})
+    assert (moved.state, moved.report) == (AdapterState.ACTIVE, {"passed": True})
+    assert [entry.to_state for entry in await adapters.audit("sql", limit=3)] == ["active", "ready", "validating"]
+
+
 async def test_one_of_several_who_try_succeeds(adapters: AdapterStore) -> None:
     stored = await adapters.register(record("sql", 1))
     moves = (

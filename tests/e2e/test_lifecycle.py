@@ -101,7 +101,7 @@ async def test_withdraw_and_roll_back(http: httpx.AsyncClient, tmp_path: Path) -
         ("ready", "active"),
         ("active", "draining"),
     ]
-    assert [e["reason"] for e in audit if e["to"] == "ready"] == ["slow", "probed"]
+    assert [e["reason"] for e in audit if e["to"] in ("ready", "canary")] == ["slow", "probed", "probed"]
     older = (await http.get("/admin/audit", params={"before": audit[0]["number"], "limit": 1})).json()["data"]
     assert older[0]["number"] < audit[0]["number"]
     assert (await http.post("/admin/adapters/nobody/rollback")).status_code == 404
