@@ -15,6 +15,8 @@ from load.adapters import PREFIX, Template, examples_of, name_of, prompt_of, upl
 
 ROUTABLE_POLL_S = 0.1
 SETTLED_WITHIN_S = 60.0
+WAITING = ("registered", "validating")
+"""States of a version that the gateway has not offered yet."""
 
 
 class Refused(Exception):
@@ -54,21 +56,25 @@ class Admin:
         _json(await self._client.post(f"/admin/adapters/{quote(ref, safe='@')}/promote", b"{}"), 200, 201, 202)
 
     async def version(self, name: str) -> str | None:
-        """The version that a name stands for; None if it is not in the library."""
-        exchange = await self._client.request("GET", f"/admin/adapters/{name}")
-        if exchange.status == 404:
-            return None
-        record = await self._settled(name, _json(exchange, 200))
-        return str(record["version"]) if record["state"] == "active" else None
-
-    async def _settled(self, ref: str, record: dict[str, Any]) -> dict[str, Any]:
-        """The record once the engine has probed the version, which waits while none is ready."""
+        """The version that a name stands for, once none of its versions waits to be probed; None if there is none."""
         until = time.perf_counter() + SETTLED_WITHIN_S
-        while record["state"] in ("registered", "validating") and time.perf_counter() < until:
+        while True:
+            exchange = await self._client.request("GET", f"/admin/adapters/{name}/versions")
+            if exchange.status == 404:
+                return None
+            records = _json(exchange, 200)["data"]
+            if not any(record["state"] in WAITING for record in records) or time.perf_counter() > until:
+                break
+            await asyncio.sleep(ROUTABLE_POLL_S)
+        return next((str(record["version"]) for record in records if record["state"] == "active"), None)
+
+    async def _settled(self, ref: str, record: dict[str, Any]) -> None:
+        """Wait until the engine has probed a version, which takes as long as none is ready."""
+        until = time.perf_counter() + SETTLED_WITHIN_S
+        while record["state"] in WAITING and time.perf_counter() < until:
             await asyncio.sleep(ROUTABLE_POLL_S)
             exchange = await self._client.request("GET", f"/admin/adapters/{quote(ref, safe='@')}")
             record = _json(exchange, 200)
-        return record
 
     async def records(self) -> list[dict[str, Any]]:
         """All experts of load tests that are in the library, as the admin API shows them."""
