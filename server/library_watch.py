@@ -8,6 +8,7 @@ that a revoked key or a removed expert is seen within a second whatever is being
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from server.metrics import Metrics
 from server.policies import LivePolicy, PolicyManager
 
 POLL_S = 1.0
+MAX_REST_S = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +60,7 @@ class LibraryWatcher:
         self._task: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._reading = asyncio.Lock()
+        self._num_asked = self._num_answered = 0
         self.catalog = Catalog(base_names, text_of=library.texts.get, is_read=False, pending=lambda: policies.pending)
         policies.on_change = self._show_policies
         self.may_fit = asyncio.Event()
@@ -77,8 +80,16 @@ class LibraryWatcher:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def show_experts(self) -> None:
-        """Read the library now, so that its experts can be used by name; policies follow."""
+        """Read the library now, so that its experts can be used by name; policies follow.
+
+        Of many who ask at once, the first who gets to read does it for all who had asked by then.
+        """
+        self._num_asked += 1
+        mine = self._num_asked
         async with self._reading:
+            if self._num_answered >= mine:
+                return
+            answering = self._num_asked
             revision = await self._library.revision()
             if revision != self._revision:
                 self._on_change()
@@ -91,6 +102,7 @@ class LibraryWatcher:
                     self._metrics.versions.labels(state.value).set(sum(r.state is state for r in records.values()))
                 self._revision = revision
                 self.on_shown(self.catalog)
+            self._num_answered = answering
         self._wake.set()
 
     @property
@@ -137,10 +149,15 @@ class LibraryWatcher:
         return self._revision != self._fitted_to or await self._policies.wants_refresh()
 
     async def _refresh(self, revision: int) -> None:
-        """Bring the policies up to this revision of the library, or to a later one."""
+        """Bring the policies up to this revision of the library, or to a later one; then rest for as long as it took.
+
+        So that while a whole library is being registered, fitting takes half of the time at most.
+        """
+        started = time.perf_counter()
         try:
             await self._policies.refresh(self.records)
             self._fitted_to = revision
+            await asyncio.sleep(min(time.perf_counter() - started, MAX_REST_S))
             self._wake.set()
         except Exception:  # a fault of ours must not end it for ever: the next turn may work
             log.exception("policies not refreshed")

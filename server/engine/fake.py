@@ -244,7 +244,7 @@ def _prompt_logprobs(model: str, body: dict[str, Any]) -> list[dict[str, Any] | 
     """One token a word; each costs as many nats as the model's name has letters and a bit by its hash, so that models
     differ."""
     words = _asked_text(body).split()
-    logprob = -0.1 * len(model) - zlib.crc32(model.encode()) / 2**32
+    logprob = -0.1 * len(model) - zlib.crc32(model.encode()) / 2**26
     place = {"0": {"logprob": logprob, "rank": 1, "decoded_token": "word"}}
     return [None, *([place] * (len(words) - 1))]
 
