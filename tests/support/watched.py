@@ -133,6 +133,8 @@ async def _round(engine: FakeEngine, clients: dict[str, httpx.AsyncClient]) -> N
     for rating, response in zip(("up", "down", "up"), await asyncio.gather(*canary), strict=True):
         opinion = {"request_id": response.headers["x-request-id"], "rating": rating}
         await a.post("/v1/feedback", json=opinion)
+    nobody = _body("auto", "for whom is this") | {"exclude_experts": list(EXAMPLES)}
+    await a.post("/v1/chat/completions", json=nobody)
     routed = await a.post("/v1/chat/completions", json=_body("auto", prompts[0]))
     await a.post("/v1/feedback", json={"request_id": routed.headers["x-request-id"], "rating": "up"})
 

@@ -65,6 +65,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_settings({}, config=tmp_path / "absent.toml")
 
 
-def test_there_are_at_most_forty_settings_all_described() -> None:
-    assert len(Settings.model_fields) <= 40
+def test_there_are_at_most_forty_five_settings_all_described() -> None:
+    assert len(Settings.model_fields) <= 45  # docs/decisions/0011
     assert all(field.description for field in Settings.model_fields.values())
