@@ -250,7 +250,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
     metrics.show_load(lambda: admission.num_active, lambda: admission.num_waiting)
     limiter = Limiter(library.usage, metrics)
     memory = ConversationMemory()
-    shadow = Shadow(_shadow_fitter(settings, embedders, scores), metrics)
+    shadow = Shadow(_shadow_fitter(settings, embedders, scores, vectors), metrics)
     traffic = Traffic()
     decisions = DecisionLog(
         library.decisions,
@@ -320,14 +320,13 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
 
 
 def _shadow_fitter(
-    settings: Settings, embedders: Embedders, scores: ScoreStore
+    settings: Settings, embedders: Embedders, scores: ScoreStore, vectors: VectorStore
 ) -> Callable[[Sequence[PolicySpec]], PolicyManager]:
     """How policies are fitted a second time, for decisions that are only counted."""
     folder = settings.home / "shadow"
 
     def manager(specs: Sequence[PolicySpec]) -> PolicyManager:
         unseen = Metrics(max_experts=1, prices={})
-        vectors = VectorStore(settings.home / "policies" / "vectors.sqlite")
         return PolicyManager(specs, embedders, ArtefactStore(folder), PolicyStore(folder), scores, unseen, vectors)
 
     return manager

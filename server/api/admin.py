@@ -13,7 +13,7 @@ from typing import Any, Literal
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import FormData, UploadFile
 from starlette.types import Message
 
@@ -22,7 +22,7 @@ from adapters_registry.merging import USES_DENSITY, USES_SEED, MergeOptions, Met
 from adapters_registry.records import AdapterRecord, Card, Composition, Manifest, parse_manifest
 from adapters_registry.sources import Provenance
 from adapters_registry.states import AdapterState
-from server.api.incoming import read_body
+from server.api.incoming import read_body, validated
 from server.auth import Authenticator, Principal
 from server.engine.recipes import Mix, Single
 from server.errors import AdapterRefused, BadRequest, BodyTooLarge, Conflict, PermissionDenied
@@ -217,12 +217,7 @@ def admin_router(admin: AdapterAdmin, library: Library, authenticator: Authentic
     async def compose_adapter(request: Request) -> dict[str, Any]:
         principal = await principal_of(request)
         raw = await read_body(request.headers, request.receive, settings.max_body_bytes)
-        try:
-            order = ComposeOrder.model_validate_json(raw)
-        except ValidationError as error:
-            found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors())
-            raise BadRequest(found) from None
-        return show(await admin.compose(order, principal))
+        return show(await admin.compose(validated(ComposeOrder, raw), principal))
 
     @router.get("/adapters", summary="List adapters: the active ones, or those in other states")
     async def list_adapters(request: Request, state: StateFilter = "active") -> dict[str, Any]:

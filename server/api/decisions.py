@@ -15,7 +15,7 @@ from adapters_registry.decisions import MAX_PAGE, DecisionQuery, DecisionRecord
 from adapters_registry.library import Library
 from adapters_registry.records import utc_now
 from server.abstentions import Group, group_abstentions, most_common_embedder, read_abstentions
-from server.api.incoming import read_body
+from server.api.incoming import read_body, told
 from server.auth import Authenticator
 from server.catalog import DEFAULT_POLICY
 from server.decision_log import DecisionLog
@@ -133,7 +133,7 @@ def feedback_router(desk: FeedbackDesk, watcher: LibraryWatcher, authenticator: 
         try:
             order = FeedbackOrder.model_validate_json(raw)
         except ValidationError as error:
-            raise BadRequest(_told(error), param=_param(error)) from None
+            raise BadRequest(told(error), param=_param(error)) from None
         kept = (await desk.take(order, principal, watcher.catalog)).feedback
         return {
             "object": "feedback",
@@ -235,10 +235,6 @@ def _advice(level: str, groups: list[Group]) -> str:
         f"Nothing to group is kept: the setting decision_log is {level}. Set it to embeddings (or to prompts, to see "
         "texts too), and ask again after some traffic."
     )
-
-
-def _told(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()[:5])
 
 
 def _param(error: ValidationError) -> str | None:

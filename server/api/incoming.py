@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
+from typing import TypeVar
 
 import structlog
+from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from server.errors import BodyTooLarge, ClientClosedRequest, GatewayError, error_body
+from server.errors import BadRequest, BodyTooLarge, ClientClosedRequest, GatewayError, error_body
+
+Order = TypeVar("Order", bound=BaseModel)
 
 _GOOD_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -35,6 +39,19 @@ def with_request_id(scope: Scope) -> Scope:
     structlog.contextvars.bind_contextvars(request_id=request_id)
     others = [pair for pair in scope["headers"] if pair[0] != b"x-request-id"]
     return {**scope, "headers": [*others, (b"x-request-id", request_id.encode())]}
+
+
+def validated(kind: type[Order], raw: bytes, *, param: str | None = None) -> Order:
+    """A body as its model. Raises BadRequest with what is wrong with it."""
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        raise BadRequest(told(error), param=param) from None
+
+
+def told(error: ValidationError) -> str:
+    """The first five of pydantic's findings in one line, each with its place."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()[:5])
 
 
 async def read_body(headers: Mapping[str, str], receive: Receive, max_bytes: int) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
-from server.api.incoming import read_body
+from server.api.incoming import read_body, told
 from server.auth import Authenticator
 from server.errors import BadRequest
 from server.leaderboard import MAX_LEADERBOARD_BYTES, Leaderboard, LeaderboardStore
@@ -36,8 +36,7 @@ def leaderboard_router(store: LeaderboardStore, authenticator: Authenticator) ->
         try:
             leaderboard = Leaderboard.model_validate_json(raw)
         except ValidationError as error:
-            found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()[:5])
-            raise BadRequest(f"{found}. Send the leaderboard.json that moergate compare has written.") from None
+            raise BadRequest(f"{told(error)}. Send the leaderboard.json that moergate compare has written.") from None
         kept = await asyncio.to_thread(store.put, leaderboard, principal.key_id)
         return {
             "object": "leaderboard",

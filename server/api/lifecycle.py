@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from adapters_registry.library import Library
 from adapters_registry.records import AuditEntry, Change
 from server.api.admin import show
-from server.api.incoming import read_body
+from server.api.incoming import read_body, validated
 from server.auth import Authenticator
-from server.errors import BadRequest
 from server.lifecycle import Lifecycle
 from server.shadow import Shadow
 
@@ -45,11 +44,7 @@ def lifecycle_router(lifecycle: Lifecycle, shadow: Shadow, library: Library, aut
     async def ordered(request: Request, kind: type[Order]) -> tuple[Order, Change]:
         principal = await authenticator.authorise(request.headers, "admin")
         raw = await read_body(request.headers, request.receive, _MAX_ORDER_BYTES)
-        try:
-            order = kind.model_validate_json(raw or b"{}")
-        except ValidationError as error:
-            found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors())
-            raise BadRequest(found) from None
+        order = validated(kind, raw or b"{}")
         return order, Change(principal.key_id, order.reason)
 
     @router.post("/adapters/{ref}/promote", summary="Make a version active, or with a share the canary of its name")

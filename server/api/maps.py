@@ -8,12 +8,11 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from routers.base import LibraryExpert
-from server.api.incoming import read_body
+from server.api.incoming import read_body, validated
 from server.auth import Authenticator
-from server.errors import BadRequest
 from server.example_map import MapMaker
 from server.library_watch import LibraryWatcher
 
@@ -50,11 +49,7 @@ def map_router(maker: MapMaker, watcher: LibraryWatcher, authenticator: Authenti
     async def place(request: Request) -> Response:
         await authenticator.authorise(request.headers, "admin")
         raw = await read_body(request.headers, request.receive, _MAX_BODY_BYTES)
-        try:
-            order = PlaceOrder.model_validate_json(raw)
-        except ValidationError as error:
-            found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()[:5])
-            raise BadRequest(found, param="texts") from None
+        order = validated(PlaceOrder, raw, param="texts")
         made, placed = await maker.place(order.texts, experts())
         return _json({"object": "list", "version": made.version, "data": placed})
 

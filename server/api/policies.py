@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from routers.base import Sample
 from routers.metrics import metric_names
-from server.api.incoming import read_body
+from server.api.incoming import read_body, told, validated
 from server.auth import Authenticator, Principal
 from server.errors import BadRequest, Conflict
 from server.library_watch import LibraryWatcher
@@ -137,11 +137,7 @@ def policies_router(
 
 
 def _order(raw: bytes) -> PolicyOrder:
-    try:
-        order = PolicyOrder.model_validate_json(raw)
-    except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()[:5])
-        raise BadRequest(found) from None
+    order = validated(PolicyOrder, raw)
     if not _POLICY_NAME.fullmatch(order.name) or order.name == "base":
         raise BadRequest(
             "A policy's name has 1 to 63 of a-z, 0-9, '_', '.' and '-', beginning with a letter or digit, and is not "
@@ -165,7 +161,6 @@ def _spec(order: PolicyOrder) -> PolicySpec:
             {"router": order.router, "options": order.options, "embedder": order.embedder, "subset": order.subset}
         )
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-        raise BadRequest(found) from None
+        raise BadRequest(told(error)) from None
     samples = tuple(Sample(each.prompt, each.answer, each.task, each.metric) for each in order.samples)
     return PolicySpec(order.name, settings, samples, "admin")
