@@ -26,6 +26,7 @@ follows its library keeps its calibration until a fiftieth of the experts have c
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -217,7 +218,7 @@ def _loss(beta: Floats, x: Floats, labels: Floats, weights: Floats, ridge: float
 
 def sigmoid(x: float) -> float:
     """1 / (1 + e^-x), without overflow."""
-    return float(1 / (1 + np.exp(-np.clip(x, -40, 40))))
+    return 1 / (1 + math.exp(-min(max(x, -40.0), 40.0)))
 
 
 def sigmoids(x: Floats) -> Floats:

@@ -12,7 +12,7 @@ dominates, since sentence encoders average over tokens, and they read about 1,00
 
 Consecutive user messages are one turn. Assistant and tool messages are not looked at. Parts that are not text are
 counted. Of a list of prompts (completions) the first with text stands for all: they go to one expert anyway, and
-batches are alike. Prompts of token ids are handed on for the caller to decode (`View.decoded`) or to abstain.
+batches are alike. Prompts of token ids are handed on for the caller to decode, or to abstain.
 
 Nothing here raises: a body of the wrong form gives an empty view, and the engine then says what is wrong with it.
 Examples of experts should go through `example_view` before they are embedded, so that both sides are cut alike.
@@ -20,7 +20,6 @@ Examples of experts should go through `example_view` before they are embedded, s
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -54,19 +53,12 @@ class View:
     Attributes:
         text: To be embedded; empty if there is nothing to go by.
         token_ids: A prompt of token ids, to be decoded by whoever has the base model's tokenizer; else None.
-        conversation_key: The same for all turns of a conversation (hash of its explicit id, or of its system text and
-            first user turn); combine it with the caller's identity. Empty if there is none.
         num_ignored_parts: Content parts that are not text (images, audio, files).
     """
 
     text: str = ""
     token_ids: tuple[int, ...] | None = None
-    conversation_key: str = ""
     num_ignored_parts: int = 0
-
-    def decoded(self, text: str) -> View:
-        """This view with its token ids decoded to `text`."""
-        return replace(self, text=excerpt(text), token_ids=None, conversation_key=_key(text))
 
 
 EMPTY = View()
@@ -91,21 +83,18 @@ def completion_view(body: object) -> View:
     prompts = prompt if isinstance(prompt, list) and not _token_ids(prompt) else [prompt]
     for one in prompts:
         if isinstance(one, str) and one.strip():
-            return View(text=excerpt(one), conversation_key=_key(one))
+            return View(text=excerpt(one))
         if ids := _token_ids(one):
             return View(token_ids=ids)
     return EMPTY
 
 
 def responses_view(body: object) -> View:
-    """OpenAI responses: `instructions`, and `input` as text or items; an explicit conversation id is the key."""
+    """OpenAI responses: `instructions`, and `input` as text or items."""
     given = _get(body, "input")
     items = [{"role": "user", "content": given}] if isinstance(given, str) else _list(given)
     system = _get(body, "instructions")
-    view = _conversation(items, (system,) if isinstance(system, str) else ())
-    conversation = _get(body, "conversation")
-    explicit = _get(conversation, "id") if isinstance(conversation, dict) else conversation
-    return replace(view, conversation_key=_key(explicit)) if isinstance(explicit, str) and explicit else view
+    return _conversation(items, (system,) if isinstance(system, str) else ())
 
 
 def messages_view(body: object) -> View:
@@ -155,8 +144,7 @@ def _conversation(items: list[Any], system_texts: tuple[str, ...]) -> View:
             turns.append("")
     turns = [turn for turn in turns if turn]
     told = "\n".join(text for text in system if text.strip())
-    key = _key(told, *turns[:1]) if turns or told else ""
-    return View(text=_compose(told, turns), conversation_key=key, num_ignored_parts=num_ignored)
+    return View(text=_compose(told, turns), num_ignored_parts=num_ignored)
 
 
 def _compose(system: str, turns: list[str]) -> str:
@@ -164,6 +152,8 @@ def _compose(system: str, turns: list[str]) -> str:
     if not turns:
         return excerpt(specific(system))
     newest = turns[-1]
+    if not system and len(turns) == 1:
+        return excerpt(newest)
     room = min(max(len(newest) // 2, _MIN_CONTEXT_CHARS), _MAX_CONTEXT_CHARS)
     context = [_beginning(specific(system[: 10 * MAX_CHARS]), room)]
     room -= len(context[0])
@@ -246,12 +236,3 @@ def _list(value: object) -> list[Any]:
 
 def _get(body: object, name: str) -> Any:
     return body.get(name) if isinstance(body, dict) else None
-
-
-def _key(*parts: str) -> str:
-    """A short hash of texts."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        encoded = part.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.hexdigest()

@@ -1,7 +1,8 @@
 """Which conversation a request belongs to, and what was chosen for it before.
 
 Callers of chat endpoints send the whole conversation every time, so its first messages name it, together with the key;
-a caller may name it itself by OpenAI's ``prompt_cache_key``. Memory is this process's own, bounded, and by recency;
+a caller may name it itself by OpenAI's ``prompt_cache_key``, and one that the engine keeps (``conversation`` of
+``/v1/responses``) has its id. Memory is this process's own, bounded, and by recency;
 what a gateway does not remember is decided anew, by the same hash everywhere.
 """
 
@@ -47,6 +48,10 @@ def conversation_of(key_id: str, fields: Mapping[str, Any], request_id: str) -> 
     turns = messages if isinstance(messages, list) else []
     roles = [turn.get("role") if isinstance(turn, dict) else None for turn in turns]
     goes_on = "assistant" in roles
+    kept = fields.get("conversation")
+    kept = kept.get("id") if isinstance(kept, dict) else kept
+    if isinstance(kept, str) and kept:
+        return Conversation(_digest(key_id, kept), goes_on=True)
     if isinstance(named, str) and named:
         return Conversation(_digest(key_id, named), goes_on)
     first_user = next((place for place, role in enumerate(roles) if role in _USER_ROLES), None)

@@ -221,6 +221,8 @@ class Metrics:
             buckets=CONFIDENCE,
             registry=self.registry,
         )
+        self._decisions_of = cache(self.decisions.labels)
+        self._confidence_of = cache(self.confidence.labels)
         self.engine_up = Gauge(
             "moergate_engine_up", "Whether the replica takes requests.", ("replica",), registry=self.registry
         )
@@ -329,8 +331,8 @@ class Metrics:
 
     def record_decision(self, policy: str, expert: str | None, confidence: float) -> None:
         """Count a decision; `expert` is a name, or None for an abstention."""
-        self.decisions.labels(policy, "base" if expert is None else self._expert(expert)).inc()
-        self.confidence.labels(policy).observe(confidence)
+        self._decisions_of(policy, "base" if expert is None else self._expert(expert)).inc()
+        self._confidence_of(policy).observe(confidence)
         if expert is None:
             self.abstentions.labels(policy).inc()
 

@@ -158,9 +158,6 @@ def test_what_is_particular_is_kept(sentence: str) -> None:
 def test_token_ids_are_handed_on(prompt: list[Any]) -> None:
     view = completion_view({"prompt": prompt})
     assert (view.text, view.token_ids) == ("", (5, 6, 7))
-    decoded = view.decoded("some words")
-    assert (decoded.text, decoded.token_ids) == ("some words", None)
-    assert decoded.conversation_key == completion_view({"prompt": "some words"}).conversation_key
 
 
 def test_many_token_ids_are_cut_in_the_middle() -> None:
@@ -197,26 +194,6 @@ def test_a_view_is_bounded_and_keeps_the_prompt(prompt: str, system: str, before
     assert len(view.text) <= MAX_CHARS
     if 0 < len(prompt.strip()) < 300:
         assert view.text.startswith(prompt.strip())
-
-
-# -- conversations' keys ------------------------------------------------------------------------------------------
-
-
-def test_turns_of_a_conversation_share_a_key() -> None:
-    first = chat(("system", "s"), ("user", "one"))
-    later = chat(("system", "s"), ("user", "one"), ("assistant", "two"), ("user", "three"))
-    assert chat_view(first).conversation_key == chat_view(later).conversation_key != ""
-    others = [chat(("user", "one")), chat(("system", "s"), ("user", "two")), chat(("system", "son"), ("user", "e"))]
-    assert len({chat_view(body).conversation_key for body in [first, *others]}) == 4
-
-
-def test_an_explicit_conversation_is_the_key() -> None:
-    keys = {
-        responses_view({"input": words, "conversation": conversation}).conversation_key
-        for words in ("a", "b")
-        for conversation in ("conv_1", {"id": "conv_1"})
-    }
-    assert len(keys) == 1
 
 
 # -- nothing raises -----------------------------------------------------------------------------------------------

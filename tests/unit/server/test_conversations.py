@@ -42,6 +42,17 @@ def test_a_name_goes_before_the_text() -> None:
     assert named[0] == named[1]
 
 
+def test_a_conversation_that_the_engine_keeps_goes_on_by_its_id() -> None:
+    kept = [
+        conversation_of("key", {"input": text, "conversation": name}, text)
+        for text in ("a", "b")
+        for name in ("conv_1", {"id": "conv_1"})
+    ]
+    assert len({each.digest for each in kept}) == 1
+    assert all(each.goes_on for each in kept)
+    assert not conversation_of("key", {"input": "a", "conversation": {"id": 7}}, "1").goes_on
+
+
 def test_responses_and_content_parts() -> None:
     parts = [{"type": "input_text", "text": "hello"}]
     fields = {"input": [{"role": "user", "content": parts}, {"role": "assistant", "content": "x"}]}
