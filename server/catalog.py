@@ -33,6 +33,8 @@ from server.errors import BadRequest, ModelNotFound, Unavailable
 from server.policies import LivePolicy
 
 DEFAULT_POLICY = "auto"
+MAX_VIEWS = 64
+"""Sets of visible experts that a catalogue remembers, one for each list of patterns that keys have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Catalog:
     text_of: Callable[[str], str | None] = field(default=lambda _digest: None)
     is_read: bool = True
     pending: Callable[[], Collection[str]] = field(default=frozenset)
+    _visible: dict[tuple[str, ...], frozenset[str]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @cached_property
     def _by_name(self) -> dict[str, AdapterRecord]:
@@ -95,7 +98,13 @@ class Catalog:
         """Ids of the experts that the principal may use; None stands for all of them."""
         if principal.sees_all:
             return None
-        return frozenset(record.expert_id for record in self.experts.values() if principal.may_use(record.name))
+        seen = self._visible.get(principal.experts)
+        if seen is None:
+            seen = frozenset(record.expert_id for record in self.experts.values() if principal.may_use(record.name))
+            if len(self._visible) >= MAX_VIEWS:
+                self._visible.clear()
+            self._visible[principal.experts] = seen
+        return seen
 
     def resolve(self, model: str | None, principal: Principal) -> Target:
         """What a ``model`` means for this caller; absent or empty is the default policy.

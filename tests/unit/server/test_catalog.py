@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from server.auth import Principal
-from server.catalog import Catalog
+from server.catalog import MAX_VIEWS, Catalog
 from server.errors import ModelNotFound, Unavailable
+from tests.support.records import record
 
 ANYBODY = Principal("", frozenset({"infer"}))
 
@@ -37,3 +40,39 @@ def test_a_pending_policy_is_not_shown_to_who_may_not_ask_it() -> None:
     confined = Principal("k", frozenset({"infer"}), policies=("open*",))
     with pytest.raises(ModelNotFound):
         catalog.resolve("secret", confined)
+
+
+def catalog_of(*names: str) -> Catalog:
+    return Catalog(("base",), experts={each.expert_id: each for each in map(record, names)})
+
+
+def confined_to(*patterns: str) -> Principal:
+    return Principal("k", frozenset({"infer"}), experts=patterns)
+
+
+def names(ids: frozenset[str] | None) -> set[str]:
+    return {each.partition("@")[0] for each in ids or ()}
+
+
+def test_keys_of_one_gateway_see_what_each_may() -> None:
+    catalog = catalog_of("sql", "sql-legacy", "dates")
+    for _ in range(2):  # the second time from memory
+        assert catalog.visible_to(ANYBODY) is None
+        assert names(catalog.visible_to(confined_to("sql*"))) == {"sql", "sql-legacy"}
+        assert names(catalog.visible_to(confined_to("dates", "sql"))) == {"sql", "dates"}
+        assert catalog.visible_to(confined_to()) == frozenset()
+
+
+def test_a_changed_library_is_seen_anew() -> None:
+    before = catalog_of("sql")
+    assert names(before.visible_to(confined_to("*l", "d*"))) == {"sql"}
+    after = replace(before, experts=catalog_of("dates").experts)
+    assert names(after.visible_to(confined_to("*l", "d*"))) == {"dates"}
+    assert names(before.visible_to(confined_to("*l", "d*"))) == {"sql"}
+
+
+def test_what_keys_see_is_remembered_for_a_bounded_number() -> None:
+    catalog = catalog_of("sql")
+    for number in range(3 * MAX_VIEWS):
+        assert names(catalog.visible_to(confined_to("s*", str(number)))) == {"sql"}
+    assert len(catalog._visible) <= MAX_VIEWS

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from adapters_registry.records import AdapterRecord, Card, utc_now
-from adapters_registry.states import AdapterState
 from routers.artefacts import ArtefactStore
 from routers.base import Artefact, FitData, Matrix, Progress, RouteQuery, Sample
 from routers.classifier import ClassifierRouter
@@ -30,25 +28,7 @@ from server.policy_store import PolicySpec, PolicyStore
 from server.score_store import Figures, ScoreRow, ScoreStore
 from server.settings import PolicySettings
 from server.vector_store import VectorStore
-
-
-def record(name: str, *examples: str) -> AdapterRecord:
-    now = utc_now()
-    return AdapterRecord(
-        name=name,
-        version="0" * 8,
-        sha256="0" * 64,
-        state=AdapterState.ACTIVE,
-        card=Card(),
-        examples=examples,
-        rank=4,
-        alpha=8,
-        target_modules=("q_proj",),
-        size_bytes=1,
-        base_model="tiny",
-        created_at=now,
-        updated_at=now,
-    )
+from tests.support.records import record
 
 
 @pytest.fixture

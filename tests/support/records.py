@@ -1,0 +1,26 @@
+"""Records of experts, for tests that need no files."""
+
+from __future__ import annotations
+
+from adapters_registry.records import AdapterRecord, Card, utc_now
+from adapters_registry.states import AdapterState
+
+
+def record(name: str, *examples: str) -> AdapterRecord:
+    """An active expert with these example prompts."""
+    now = utc_now()
+    return AdapterRecord(
+        name=name,
+        version="0" * 8,
+        sha256="0" * 64,
+        state=AdapterState.ACTIVE,
+        card=Card(),
+        examples=examples,
+        rank=4,
+        alpha=8,
+        target_modules=("q_proj",),
+        size_bytes=1,
+        base_model="tiny",
+        created_at=now,
+        updated_at=now,
+    )
