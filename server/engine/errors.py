@@ -2,8 +2,7 @@
 
 EngineFault
 ├── EngineUnreachable   it certainly has not begun: another replica may be tried
-├── EngineBroke         it closed the connection before the answer's end
-└── EngineSlow          it did not answer in time
+└── EngineBroke         it closed the connection before the answer's end
 """
 
 from __future__ import annotations
@@ -19,7 +18,3 @@ class EngineUnreachable(EngineFault):
 
 class EngineBroke(EngineFault):
     """The answer ended before its end."""
-
-
-class EngineSlow(EngineFault):
-    """A limit on waiting was exceeded."""

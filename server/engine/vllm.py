@@ -104,6 +104,10 @@ class VllmEngine:
                     self._url_of(request.path), data=body, headers=headers, allow_redirects=False
                 )
                 return VllmResponse(response, model)
+            except aiohttp.ConnectionTimeoutError as error:
+                # Nothing was sent. It may be we who were held up, for want of processor time.
+                if attempt > 1:
+                    raise EngineUnreachable(f"{self.url}: {error or type(error).__name__}") from error
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as error:
                 # A kept-alive connection that the server closed in the same moment, or many of them if we were held
                 # up for longer than it keeps idle ones: a fresh one tells the truth.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.connector import Connection
 
 from server.body import parse_body
 from server.engine.base import EngineRequest
@@ -58,3 +60,33 @@ async def test_a_server_that_is_not_there_is_not_asked_again() -> None:
         engine = VllmEngine("http://127.0.0.1:9", session, base_model="base")
         with pytest.raises(EngineUnreachable, match=r"127\.0\.0\.1:9"):
             await engine.forward(REQUEST)
+
+
+class HeldUp(aiohttp.TCPConnector):
+    """Finds that the time for its first connections has run out."""
+
+    def __init__(self, num_late: int) -> None:
+        super().__init__()
+        self._num_late = num_late
+
+    async def connect(self, *args: Any, **kwargs: Any) -> Connection:
+        self._num_late -= 1
+        if self._num_late >= 0:
+            raise TimeoutError
+        return await super().connect(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("num_late", "fails"), [(1, False), (2, True)])
+async def test_a_connection_that_took_too_long_is_tried_once_more(num_late: int, fails: bool) -> None:
+    answering = Resetting(1)
+    server = await asyncio.start_server(answering.handle, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, aiohttp.ClientSession(connector=HeldUp(num_late)) as session:
+        engine = VllmEngine(f"http://127.0.0.1:{port}", session, base_model="base")
+        if fails:
+            with pytest.raises(EngineUnreachable):
+                await engine.forward(REQUEST)
+            return
+        response = await engine.forward(REQUEST)
+        assert await response.read() == b"ok"
+        response.close()
