@@ -14,6 +14,7 @@ from server.base_model import (
     PACKAGED_BASE_MODEL,
     BaseModelError,
     Progress,
+    _gguf_read_once,
     default_cache_dir,
     ensure_base_model,
     packaged_gguf,
@@ -222,6 +223,16 @@ def test_empty_folder_name_of_the_working_directory_does_not_count(
     monkeypatch.chdir(tmp_path)
     folder = ensure_base_model(PACKAGED_BASE_MODEL, tmp_path / "cache", builder=FakeBuilder())
     assert folder == str(tmp_path / "cache" / "models" / PACKAGED_BASE_MODEL)
+
+
+def test_the_reader_is_itself_again_after_a_build() -> None:
+    gguf = pytest.importorskip("gguf")
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    with pytest.raises(KeyError), _gguf_read_once():
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1)
+        assert gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1) is names
+        raise KeyError
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
 
 
 @pytest.mark.model
