@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import FrameType
 
 import pytest
 
@@ -76,3 +78,32 @@ def test_what_keys_see_is_remembered_for_a_bounded_number() -> None:
     for number in range(3 * MAX_VIEWS):
         assert names(catalog.visible_to(confined_to("s*", str(number)))) == {"sql"}
     assert len(catalog._visible) <= MAX_VIEWS
+
+
+def num_calls(asked: str, catalog: Catalog, principal: Principal) -> int:
+    """Function calls, of Python and of C, that it takes to say that there is no such model."""
+    num = 0
+
+    def count(_frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal num
+        num += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        with pytest.raises(ModelNotFound):
+            catalog.resolve(asked, principal)
+    finally:
+        sys.setprofile(None)
+    return num
+
+
+@pytest.mark.parametrize("form", ["{}", "{}@00000000", "mix({}*0.5,dates*0.5)", "mix({}@00000000*0.5,dates*0.5)"])
+def test_it_takes_as_long_to_refuse_what_is_hidden_as_what_does_not_exist(form: str) -> None:
+    visible = [*(f"dates{number}" for number in range(200)), "dates"]
+    hidden, absent = catalog_of("zebra", *visible), catalog_of("other", *visible)
+    asked, sees_dates = form.format("zebra"), confined_to("dates*")
+    for catalog in (hidden, absent):  # what is remembered from a first time is
+        num_calls(asked, catalog, sees_dates)
+    most = num_calls(asked, absent, sees_dates)
+    assert most > 500  # the search for similar names is the work
+    assert abs(num_calls(asked, hidden, sees_dates) - most) <= 10
