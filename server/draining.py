@@ -89,8 +89,9 @@ class Drainer:
 
         A name that is out of service altogether keeps none. Only the files go; the records stay.
         """
-        over = [r for r in await self._library.list(*OVER) if not r.is_purged and name in (None, r.name)]
-        alive = {r.name for r in await self._library.list(*(set(AdapterState) - OVER))}
+        versions = await (self._library.versions(name) if name else self._library.list(*AdapterState))
+        over = [each for each in versions if each.state in OVER and not each.is_purged]
+        alive = {each.name for each in versions if each.state not in OVER}
         kept: dict[str, int] = {}
         for record in sorted(over, key=lambda each: each.updated_at, reverse=True):
             is_spare = record.state is AdapterState.RETIRED and record.name in alive
