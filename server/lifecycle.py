@@ -88,11 +88,14 @@ class Lifecycle:
         await self._watcher.show_experts()
         return record
 
-    async def all_seen_through(self, within_s: float = 30.0) -> None:
-        """Wait until no version waits to be probed, or an engine has been ready for so long."""
-        while within_s > 0 and await self._library.list(*WAITING):
+    async def all_seen_through(self, patience_s: float = 30.0) -> None:
+        """Wait until no version waits to be probed, or an engine has been ready for so long without one getting on."""
+        num_waiting, left_s = -1, patience_s
+        while left_s > 0 and (waiting := await self._library.list(*WAITING)):
+            if len(waiting) != num_waiting:
+                num_waiting, left_s = len(waiting), patience_s
             await asyncio.sleep(_SHORT_S)
-            within_s -= _SHORT_S if self._pool.ready else 0.0
+            left_s -= _SHORT_S if self._pool.ready else 0.0
 
     def _begin(self, record: AdapterRecord) -> asyncio.Task[AdapterRecord]:
         task = asyncio.create_task(self._validate(record))
