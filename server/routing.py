@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
-import orjson
 import structlog
 
 from adapters_registry.records import AdapterRecord
@@ -22,11 +21,11 @@ from routers.base import AsksBase, Decision, RouteQuery, WeightedExpert
 from routers.segments import parts_of
 from routers.views import View, view_of
 from server.auth import Principal
-from server.body import JsonBody, parse_body
+from server.body import JsonBody
 from server.catalog import Catalog, Target
 from server.conversations import Conversation, ConversationMemory, conversation_of
-from server.engine.base import EngineRequest
-from server.engine.errors import EngineFault
+from server.engine.asking import ask
+from server.engine.errors import EngineFault, EngineRefused
 from server.engine.pool import EnginePool
 from server.engine.recipes import MAX_EXPERTS, MAX_WEIGHT, Base, Gate, Mix, Recipe, experts_of, gate_of, mix_of
 from server.errors import BadRequest, GatewayError
@@ -215,7 +214,7 @@ class Planner:
             "temperature": 0,
             "max_tokens": MAX_CHOICE_TOKENS,
         }
-        answer = await self._engine_json("/v1/chat/completions", fields, request_id)
+        answer = await self._asked_engine("/v1/chat/completions", fields, request_id)
         try:
             text = answer["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
@@ -226,22 +225,19 @@ class Planner:
         """Text of a prompt that came as token ids, by the engine's own tokeniser; empty if it cannot be had."""
         if not view.token_ids:
             return ""
-        text = (await self._engine_json("/detokenize", {"tokens": list(view.token_ids)}, request_id)).get("prompt")
+        text = (await self._asked_engine("/detokenize", {"tokens": list(view.token_ids)}, request_id)).get("prompt")
         return text if isinstance(text, str) else ""
 
-    async def _engine_json(self, path: str, fields: dict[str, Any], request_id: str) -> dict[str, Any]:
+    async def _asked_engine(self, path: str, fields: dict[str, Any], request_id: str) -> dict[str, Any]:
         """The engine's answer to a question of ours; empty, with a warning, if there is none."""
         try:
-            request = EngineRequest(path, JsonBody(orjson.dumps(fields), fields), Base(), request_id)
-            response = await self._pool.forward(request)
-            try:
-                payload = await response.inner.read()
-            finally:
-                response.close()
-            return parse_body(payload).fields
+            return await ask(self._pool, path, fields, Base(), request_id)
+        except EngineRefused as refusal:  # its words may repeat the prompt, and stay out of the log
+            why = f"refused with status {refusal.status}"
         except (GatewayError, EngineFault) as error:
-            log.warning("the engine did not help to route", path=path, request_id=request_id, error=str(error))
-            return {}
+            why = str(error)
+        log.warning("the engine did not help to route", path=path, request_id=request_id, error=why)
+        return {}
 
 
 def _trial_role(records: Sequence[AdapterRecord], catalog: Catalog) -> Literal["active", "canary"] | None:

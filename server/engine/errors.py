@@ -3,7 +3,7 @@
 EngineFault
 ├── EngineUnreachable   it certainly has not begun: another replica may be tried
 ├── EngineBroke         it closed the connection before the answer's end
-└── EngineSlow          it did not answer in time
+└── EngineRefused       it answered a question of ours with an error
 """
 
 from __future__ import annotations
@@ -21,5 +21,9 @@ class EngineBroke(EngineFault):
     """The answer ended before its end."""
 
 
-class EngineSlow(EngineFault):
-    """A limit on waiting was exceeded."""
+class EngineRefused(EngineFault):
+    """What we asked is refused; says why in the engine's words, which may repeat what was asked."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
