@@ -28,6 +28,7 @@ from typing import Any
 from adapters_registry.errors import Problem
 from adapters_registry.records import AdapterRecord, QualityGate, utc_now
 from routers.metrics import metric
+from routers.spacing import evenly_spaced
 from server.engine.asking import ask
 from server.engine.errors import EngineFault, EngineRefused
 from server.engine.pool import EnginePool
@@ -198,12 +199,7 @@ def _logprob(place: Mapping[str, Any]) -> float:
 def _prompts(examples: Sequence[str]) -> list[str]:
     """A few of the examples; a prompt of one word may be one token, which nothing stands before."""
     usable = [text[:MAX_PROMPT_CHARS] for text in examples if len(text[:MAX_PROMPT_CHARS].split()) > 1]
-    return _spread(usable, NUM_PROMPTS) or list(NEUTRAL_PROMPTS)
-
-
-def _spread(texts: Sequence[str], num: int) -> list[str]:
-    """At most `num` of them, evenly spaced."""
-    return [texts[i * len(texts) // num] for i in range(num)] if len(texts) > num else list(texts)
+    return [usable[row] for row in evenly_spaced(len(usable), NUM_PROMPTS).tolist()] or list(NEUTRAL_PROMPTS)
 
 
 def _problems(figures: dict[str, Any], near: Mapping[str, float]) -> list[Problem]:
