@@ -239,6 +239,8 @@ async def test_without_an_engine_callers_are_told_to_come_back(tmp_path: Path) -
             response = await http.post("/v1/completions", json={"model": "base", "prompt": "x"})
             assert (response.status_code, response.headers["retry-after"]) == (503, "5")
             assert (await http.get("/livez")).status_code == 200
+            health = await http.get("/health")
+            assert (health.status_code, health.content) == (200, b"")
             ready = await http.get("/readyz")
             assert ready.status_code == 503
             assert "engine" in ready.json()["missing"]
