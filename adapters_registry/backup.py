@@ -109,7 +109,7 @@ def _write(
                     _add(tar, name, path.read_bytes())
             files.flush(sink)
         partial.replace(target)
-        files.fsync_folder(target.parent)
+        files.fsync_path(target.parent)
         progress(len(kept), len(kept))
     finally:
         partial.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -119,48 +119,52 @@ def flush(sink: BinaryIO) -> None:
     os.fsync(sink.fileno())
 
 
-def digest(stream: BinaryIO) -> str:
-    """SHA-256, in hex, of what is left in `stream`."""
+def digest(stream: BinaryIO, read: Callable[[int], None] = lambda num_bytes: None) -> str:
+    """SHA-256, in hex, of what is left in `stream`; `read` is told the bytes as they are read."""
     result = hashlib.sha256()
     while chunk := stream.read(CHUNK_BYTES):
         result.update(chunk)
+        read(len(chunk))
     return result.hexdigest()
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside `path` and rename it, so that an end at any moment leaves the old one or the new one."""
+    """Write a file beside `path` and rename it, so that an end at any moment leaves the old one or the new one.
+
+    The new one is durable when this returns.
+    """
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         with temporary.open("wb") as sink:
             sink.write(content)
             flush(sink)
         temporary.replace(path)
+        fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make creations, renames and removals inside `folder` durable."""
-    _fsync(folder, os.O_RDONLY | os.O_DIRECTORY)
+def publish_folder(folder: Path, target: Path) -> None:
+    """Flush everything in `folder` and rename it to `target`, which must not exist: there is all of it, or nothing."""
+    for path in (*folder.rglob("*"), folder):
+        fsync_path(path)
+    folder.rename(target)
+    fsync_path(target.parent)
 
 
 def fsync_path(path: Path) -> None:
     """Make a file's content, or what was created, renamed and removed inside a folder, durable."""
-    _fsync(path, os.O_RDONLY)
-
-
-def _fsync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file of ours, in hex."""
+def sha256_of(file: Path, read: Callable[[int], None] = lambda num_bytes: None) -> str:
+    """SHA-256 of a file of ours, in hex; `read` as for `digest`."""
     with file.open("rb") as stream:
-        return digest(stream)
+        return digest(stream, read)
 
 
 @contextmanager

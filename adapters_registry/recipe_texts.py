@@ -45,7 +45,7 @@ class RecipeTexts:
                 scratch = self._folder / f".{uuid.uuid4().hex}"
                 files.write_new(scratch, text.encode())
                 scratch.rename(target)
-                files.fsync_folder(self._folder)
+                files.fsync_path(self._folder)
         self._remember(digest, text)
         return digest
 

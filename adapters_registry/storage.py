@@ -131,13 +131,13 @@ class AdapterStorage:
                 for file in folder.iterdir():
                     file.chmod(0o444)
                 folder.chmod(0o755)
-                files.fsync_folder(folder)
+                files.fsync_path(folder)
                 try:
                     folder.rename(target)
                 except OSError:
                     if not self.is_whole(facts.sha256):  # else another process was faster with the same content
                         raise
-            files.fsync_folder(self.root)
+            files.fsync_path(self.root)
         return target
 
     def put(self, folder: Path, facts: AdapterFacts, limits: AdapterLimits | None = None) -> Path:
@@ -169,7 +169,7 @@ class AdapterStorage:
             if not target.exists():
                 return False
             self._set_aside(target)
-            files.fsync_folder(self.root)
+            files.fsync_path(self.root)
         return True
 
     def age_s(self, sha256: str) -> float:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from adapters_registry.files import flush, fsync_folder, replace_file
+from adapters_registry.files import flush, fsync_path, replace_file
 from routers.base import Artefact
 from routers.errors import BadArtefact
 
@@ -49,11 +49,11 @@ def save_artefact(artefact: Artefact, folder: Path) -> None:
     try:
         _write(temporary / _ARRAYS, arrays)
         _write(temporary / _FACTS, json.dumps(facts, allow_nan=False, ensure_ascii=True).encode())
-        fsync_folder(temporary)
+        fsync_path(temporary)
         if folder.exists():
             raise FileExistsError(f"{folder} exists already; an artefact is never overwritten")
         temporary.rename(folder)
-        fsync_folder(folder.parent)
+        fsync_path(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -97,7 +97,6 @@ class ArtefactStore:
         folder = home / f"{_safe(artefact.library_version[:16])}-{number}"
         save_artefact(artefact, folder)
         replace_file(home / CURRENT, folder.name.encode())
-        fsync_folder(home)
         self._prune(home, keep=folder)
         return folder
 

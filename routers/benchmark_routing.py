@@ -35,6 +35,7 @@ from pydantic import Field
 from routers.base import Matrix, MethodCard, Progress, RouteQuery
 from routers.score_table import Floats, Mask, Scored, TableConfig, TableRouter, Values, tags_of
 from routers.scoring import Learned, asked
+from routers.spacing import evenly_spaced
 
 _MAX_HELD_OUT = 256
 _BLOCK = 64
@@ -180,7 +181,7 @@ def held_out_tasks(scored: Scored, k: int, t: float, progress: Progress) -> tupl
     for number, task in enumerate(tasks if len(tasks) > 1 else []):
         progress(number, len(tasks))
         own, others = np.flatnonzero(tags == task), np.flatnonzero(tags != task)
-        own = own[np.linspace(0, len(own) - 1, min(_MAX_HELD_OUT, len(own))).astype(np.int64)]
+        own = own[evenly_spaced(len(own), _MAX_HELD_OUT)]
         g, distance = Neighbours(scored.embeddings[others], scored.scores[others]).predict(scored.embeddings[own], k)
         comparable = np.isfinite(g) & scored.known[own]
         agree = comparable & ((g > t) == (scored.scores[own] > t))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from routers.base import Matrix, Neighbour, Vector
 from routers.errors import NotFittable
+from routers.spacing import evenly_spaced
 
 
 class Near(NamedTuple):
@@ -86,8 +87,8 @@ class ExampleIndex:
         self._centres = self._faiss.IndexFlatIP(dim)  # must live as long as the index, which only points to it
         index = self._faiss.IndexIVFFlat(self._centres, dim, num_cells, metric)
         index.cp.niter, index.cp.seed = 8, 0
-        sample = np.linspace(0, len(embeddings) - 1, min(len(embeddings), TRAINED_PER_CELL * num_cells))
-        index.train(np.ascontiguousarray(embeddings[sample.astype(np.int64)]))
+        sample = evenly_spaced(len(embeddings), TRAINED_PER_CELL * num_cells)
+        index.train(np.ascontiguousarray(embeddings[sample]))
         return index
 
     def _parameters(self, selector: Any) -> Any:

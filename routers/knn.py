@@ -55,6 +55,7 @@ from routers.calibration import Calibration, calibrate, marks_of, still_holding
 from routers.errors import BadArtefact
 from routers.example_index import ExampleIndex, Near
 from routers.scoring import examples_of
+from routers.spacing import evenly_spaced
 
 _NEAR_DUPLICATE = 0.95
 _ALIKE, _SAME_PROMPT = 0.8, 0.9
@@ -204,8 +205,7 @@ def expert_scores(
 
 def _calibrated(config: KnnConfig, library: ExampleIndex, bare: Matrix, progress: Progress) -> Calibration:
     """Score an even sample of the bare examples with themselves left out, and with their experts left out."""
-    total = len(library.texts)
-    sample = np.unique(np.linspace(0, total - 1, min(total, config.max_calibration)).astype(np.int64))
+    sample = evenly_spaced(len(library.texts), config.max_calibration)
     most_own = int(library.num_examples.max(initial=0))
     known: list[float] = []
     margins: list[float] = []

@@ -46,6 +46,7 @@ from routers.base import (
 )
 from routers.calibration import Calibration, calibrate, marks_of, still_holding
 from routers.errors import BadArtefact, NotFittable
+from routers.spacing import evenly_spaced
 from routers.templates import bare_texts
 
 Floats = NDArray[np.float64]
@@ -284,8 +285,7 @@ class ScoringRouter(ABC):
         unknown: list[Floats] = []
         fold_of = _folds(examples.owner)
         none = Calibration(0.0, 1.0, 1.0)
-        sample = np.linspace(0, len(examples.texts) - 1, min(len(examples.texts), config.max_calibration))
-        chosen = np.unique(sample.astype(np.int64))
+        chosen = evenly_spaced(len(examples.texts), config.max_calibration)
         for fold in range(NUM_FOLDS):
             progress(fold, NUM_FOLDS)
             held_out = chosen[fold_of[chosen] == fold]
@@ -383,7 +383,7 @@ def evenly(examples: Examples, most: int) -> NDArray[np.int64]:
     rows = []
     for expert in np.unique(examples.owner):
         own = np.flatnonzero(examples.owner == expert)
-        rows.append(own[np.linspace(0, len(own) - 1, min(most, len(own))).astype(np.int64)])
+        rows.append(own[evenly_spaced(len(own), most)])
     return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
 

@@ -40,6 +40,7 @@ from routers.base import (
 )
 from routers.errors import BadArtefact, NotFittable
 from routers.scoring import WEIGHTED_FUSION
+from routers.spacing import evenly_spaced
 
 Weights = NDArray[np.float64]
 """Shape (k,), one of each expert that takes part."""
@@ -225,8 +226,7 @@ def _groups(samples: Sequence[Sample], most: int, by_task: bool) -> dict[str, tu
 
 
 def _evenly(samples: Sequence[Sample], most: int) -> tuple[Sample, ...]:
-    rows = np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(np.int64)
-    return tuple(samples[row] for row in rows.tolist())
+    return tuple(samples[row] for row in evenly_spaced(len(samples), most).tolist())
 
 
 def _by_weight(mix: Mapping[str, float]) -> tuple[tuple[str, float], ...]:

@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from adapters_registry.decisions import DecisionQuery, DecisionRecord
 from adapters_registry.stores.base import DecisionStore
 from routers.base import Matrix, RouteQuery, Vector
+from routers.spacing import evenly_spaced
 from server.policies import LivePolicy
 
 MAX_ROWS = 5000
@@ -122,7 +123,7 @@ def _num_groups(rows: Matrix, counts: NDArray[np.int64]) -> int:
     """How many groups fit best to these distinct rows, told by an even sample of them."""
     from sklearn.metrics import silhouette_score  # takes a second that the gateway's start need not
 
-    sample = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SILHOUETTE_SAMPLE)).astype(np.int64))
+    sample = evenly_spaced(len(rows), SILHOUETTE_SAMPLE)
     rows, counts = rows[sample], counts[sample]
     best, best_score = 1, MIN_SILHOUETTE
     for num in range(2, min(MAX_GROUPS, len(rows) // MIN_PER_GROUP) + 1):

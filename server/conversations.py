@@ -18,6 +18,10 @@ from typing import Any
 import orjson
 
 MAX_REMEMBERED = 20_000
+
+Choice = tuple[str, str]
+"""A subject, and what was chosen."""
+
 _USER_ROLES = frozenset({"user", "human"})
 
 

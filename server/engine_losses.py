@@ -10,16 +10,14 @@ import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from routers.base import Sample
 from routers.errors import NotFittable
-from server.body import JsonBody, parse_body
-from server.engine.base import EngineRequest
+from server.engine.asking import ask
 from server.engine.errors import EngineFault
 from server.engine.pool import EnginePool
 from server.engine.recipes import Base, Recipe, mix_of
@@ -73,27 +71,18 @@ class EngineLosses:
     async def _ask_all(self, recipe: Recipe, samples: Sequence[Sample]) -> list[float]:
         places = asyncio.Semaphore(MAX_PARALLEL)
 
-        async def ask(sample: Sample) -> float:
+        async def one(sample: Sample) -> float:
             async with places:
                 return await self._ask(recipe, sample)
 
-        return list(await asyncio.gather(*(ask(sample) for sample in samples)))
+        return list(await asyncio.gather(*(one(sample) for sample in samples)))
 
     async def _ask(self, recipe: Recipe, sample: Sample) -> float:
+        request_id = f"fit-{uuid.uuid4().hex}"
         try:
-            counted = await self._post("/tokenize", counting_fields(sample), Base())
-            answer = await self._post("/v1/chat/completions", scoring_fields(sample, with_entropy=False), recipe)
+            counted = await ask(self._pool, "/tokenize", counting_fields(sample), Base(), request_id)
+            fields = scoring_fields(sample, with_entropy=False)
+            answer = await ask(self._pool, "/v1/chat/completions", fields, recipe, request_id)
             return read_losses(answer, int(counted["count"])).loss
         except (GatewayError, EngineFault, KeyError, ValueError) as error:
             raise NotFittable(f"the engine cannot score {recipe}: {error}") from error
-
-    async def _post(self, path: str, fields: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-        body = JsonBody(orjson.dumps(fields), fields)
-        response = await self._pool.forward(EngineRequest(path, body, recipe, f"fit-{uuid.uuid4().hex}"))
-        try:
-            answer = parse_body(await response.inner.read()).fields
-        finally:
-            response.close()
-        if response.inner.status >= 400:
-            raise ValueError(str(answer.get("error", answer))[:300])
-        return answer

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from routers.base import LibraryExpert, Matrix, Vector, name_of
 from routers.embedders.base import Embedder
 from routers.fitting import library_version
+from routers.spacing import evenly_spaced
 from routers.views import example_view
 from server.vector_store import VectorStore
 
@@ -73,7 +74,7 @@ def plane_of(rows: Matrix) -> Plane:
 def evenly(experts: Sequence[LibraryExpert], limit: int) -> list[tuple[str, str]]:
     """At most `limit` pairs of expert id and example, as many of each expert as there is room for.
 
-    Experts with few examples keep all of them; of the others, examples at even steps are taken.
+    Experts with few examples keep all of them; of the others, examples evenly spaced are taken.
     """
     left = limit
     pairs: list[tuple[str, str]] = []
@@ -81,8 +82,8 @@ def evenly(experts: Sequence[LibraryExpert], limit: int) -> list[tuple[str, str]
     for done, expert in enumerate(by_number):
         room = min(len(expert.examples), left // (len(by_number) - done))
         left -= room
-        steps = [number * len(expert.examples) // room for number in range(room)] if room else []
-        pairs.extend((expert.expert_id, expert.examples[step]) for step in steps)
+        rows = evenly_spaced(len(expert.examples), room).tolist()
+        pairs.extend((expert.expert_id, expert.examples[row]) for row in rows)
     return sorted(pairs)
 
 

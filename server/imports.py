@@ -11,11 +11,11 @@ import structlog
 
 from adapters_registry.records import Manifest
 from adapters_registry.sources import Provenance
+from adapters_registry.unbroken import to_its_end
 from routers.errors import FitCancelled
 from server.errors import BadRequest, GatewayError, TooManyRequests, from_lower
 from server.jobs import Job, Jobs
 from server.sources.fetching import SourceFetcher
-from server.sources.unbroken import to_its_end
 
 MAX_AT_ONCE = 2
 """Downloads that run at once; they share the gateway's process, disk and network with traffic."""

@@ -147,11 +147,14 @@ class Pipeline:
         return Answer(response, deadline, plan, origin, self._limits, *records, self._admission.release, grant)
 
     async def explain(self, call: Call) -> tuple[Plan, dict[str, float]]:
-        """Decide as `run` would, without generating: the plan, and the time of each phase in milliseconds."""
+        """Decide as `run` would, without generating: the plan, and the time of each phase in milliseconds.
+
+        It is no decision in the metrics, and later requests are decided as if it had not been asked for.
+        """
         principal = await self._authenticator.authorise(call.headers, "infer")
         authenticated = time.perf_counter()
         body = parse_body(await call.read_body())
-        plan = await self._plan(replace(call, path=_explained_path(body)), body, principal)
+        plan = await self._plan(replace(call, path=_explained_path(body)), body, principal, explains=True)
         times_ms = {
             "auth": (authenticated - call.received_at) * 1000,
             "embed": plan.embed_s * 1000,
@@ -159,12 +162,13 @@ class Pipeline:
         }
         return plan, times_ms
 
-    async def _plan(self, call: Call, body: JsonBody, principal: Principal) -> Plan:
+    async def _plan(self, call: Call, body: JsonBody, principal: Principal, *, explains: bool = False) -> Plan:
         catalog = self._watcher.catalog
         target = catalog.resolve(body.model, principal)
         if call.path in UNROUTED:
             return Plan(target, Base())
-        return await self._planner.plan(target, call.path, body, catalog, principal, call.request_id)
+        decide = self._planner.explain if explains else self._planner.plan
+        return await decide(target, call.path, body, catalog, principal, call.request_id)
 
     async def _forward(self, request: EngineRequest, received_at: float) -> tuple[PooledResponse, Deadline]:
         """Hand a request to the pool; the deadline goes on to run for the answer."""

@@ -1,12 +1,10 @@
 """Policies that were made while the gateway ran: their definitions on disk, beside their artefacts.
 
-    <home>/policies/<name>/policy.json      router, options, embedder, subset
-                           samples.jsonl    prompts with answers that were given with it, if any
+    <home>/policies/<name>/policy.json      router, options, embedder, subset, and prompts with answers given with it
     <home>/policies/.<name>.lock            held while the policy is fitted
 
 Gateways that share a home see each other's policies (`PolicyStore.stamp`) and fit each of them once. A definition
-appears whole or not at all (`samples.jsonl` is there before `policy.json` names it). Policies of the settings have
-none.
+appears whole or not at all, for it is one file. Policies of the settings have none.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from typing import Literal
 
 import orjson
 import structlog
-from pydantic import ValidationError
 
 from adapters_registry.files import replace_file
 from adapters_registry.locks import file_lock
@@ -29,7 +26,9 @@ from routers.errors import BadSamples
 from routers.samples import parse_samples
 from server.settings import PolicySettings
 
-_DEFINITION, _SAMPLES = "policy.json", "samples.jsonl"
+_DEFINITION, _SAMPLES = "policy.json", "samples"
+_SAMPLES_BESIDE = "samples.jsonl"
+"""Where earlier releases kept the samples; read if the definition has none of its own, gone when it is written."""
 
 log = structlog.get_logger(__name__)
 
@@ -60,16 +59,9 @@ class PolicyStore:
         specs = []
         for file in sorted(self._root.glob(f"*/{_DEFINITION}")):
             try:
-                settings = PolicySettings.model_validate_json(file.read_bytes())
-                stored = file.with_name(_SAMPLES)
-                lines = stored.read_text("utf-8").split("\n") if stored.exists() else []
-                samples, bad = parse_samples(lines)
-                if bad:
-                    raise BadSamples(f"{stored}: {bad[0]}")
-            except (OSError, ValidationError, UnicodeDecodeError, BadSamples) as error:
+                specs.append(_read(file))
+            except (OSError, ValueError, BadSamples) as error:
                 log.error("policy cannot be read", policy=file.parent.name, error=str(error))
-                continue
-            specs.append(PolicySpec(file.parent.name, settings, tuple(samples), "admin"))
         return specs
 
     def stamp(self) -> dict[str, tuple[int, int]]:
@@ -92,16 +84,32 @@ class PolicyStore:
         """Write or replace a definition; raises OSError and leaves the old one."""
         home = self._root / spec.name
         home.mkdir(parents=True, exist_ok=True)
-        samples = b"".join(orjson.dumps(asdict(sample)) + b"\n" for sample in spec.samples)
-        replace_file(home / _SAMPLES, samples)
-        replace_file(
-            home / _DEFINITION, orjson.dumps(spec.settings.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
-        )
+        definition = spec.settings.model_dump(mode="json") | {_SAMPLES: [asdict(sample) for sample in spec.samples]}
+        replace_file(home / _DEFINITION, orjson.dumps(definition, option=orjson.OPT_INDENT_2))
+        (home / _SAMPLES_BESIDE).unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         """Remove a policy with its artefacts."""
         (self._root / name / _DEFINITION).unlink(missing_ok=True)
         shutil.rmtree(self._root / name, ignore_errors=True)
+
+
+def _read(file: Path) -> PolicySpec:
+    """The policy of a definition; raises OSError, ValueError, BadSamples."""
+    fields = orjson.loads(file.read_bytes())
+    rows = fields.pop(_SAMPLES, None) if isinstance(fields, dict) else None
+    settings = PolicySettings.model_validate(fields)
+    beside = file.with_name(_SAMPLES_BESIDE)
+    if isinstance(rows, list):
+        lines = [orjson.dumps(row).decode() for row in rows]
+    elif rows is not None:
+        raise BadSamples(f"{file}: '{_SAMPLES}' is no array")
+    else:
+        lines = beside.read_text("utf-8").split("\n") if beside.exists() else []
+    samples, bad = parse_samples(lines)
+    if bad:
+        raise BadSamples(f"samples of {file}: {bad[0]}")
+    return PolicySpec(file.parent.name, settings, tuple(samples), "admin")
 
 
 def _written_at(file: Path) -> int:

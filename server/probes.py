@@ -25,14 +25,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from adapters_registry.errors import Problem
 from adapters_registry.records import AdapterRecord, QualityGate, utc_now
 from routers.metrics import metric
-from server.body import JsonBody, parse_body
-from server.engine.base import EngineRequest
-from server.engine.errors import EngineFault
+from routers.spacing import evenly_spaced
+from server.engine.asking import ask
+from server.engine.errors import EngineFault, EngineRefused
 from server.engine.pool import EnginePool
 from server.engine.recipes import Base, Recipe, Single
 from server.errors import GatewayError
@@ -58,10 +56,6 @@ class EngineBusy(Exception):
 
 class CannotProbe(Exception):
     """The engine answers, but not even for the base in the way that probes need."""
-
-
-class _Refused(Exception):
-    """The engine refused a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +100,7 @@ class Prober:
         first = prompts[:1]
         try:
             base_alone = await self._read(Base(), first)
-        except _Refused as refusal:
+        except EngineRefused as refusal:
             raise CannotProbe(f"the engine refuses to read a prompt under the base ({refusal})") from refusal
         try:
             started = time.perf_counter()
@@ -117,7 +111,7 @@ class Prober:
                 self._read(expert, prompts),
                 *(self._read(Single(other.expert_id), first) for other in strangers),
             )
-        except _Refused as refusal:
+        except EngineRefused as refusal:
             return _refused(record, str(refusal))
         figures: dict[str, Any] = {
             "num_prompts": len(prompts),
@@ -149,9 +143,9 @@ class Prober:
                 "max_tokens": gate.max_tokens,
             }
             try:
-                answer = await self._post("/v1/chat/completions", fields, expert)
+                answer = await self._ask("/v1/chat/completions", fields, expert)
                 return score(str(answer["choices"][0]["message"]["content"]), wanted)
-            except (_Refused, KeyError, IndexError, TypeError):
+            except (EngineRefused, KeyError, IndexError, TypeError):
                 return 0.0
 
         scores = await asyncio.gather(*(one(sample.prompt, sample.answer) for sample in gate.samples))
@@ -162,7 +156,7 @@ class Prober:
 
     async def _read_one(self, recipe: Recipe, prompt: str) -> list[float]:
         fields = {"prompt": prompt, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-        answer = await self._post("/v1/completions", fields, recipe)
+        answer = await self._ask("/v1/completions", fields, recipe)
         try:
             choice = answer["choices"][0]
             places = choice.get("prompt_logprobs") or answer.get("prompt_logprobs") or []
@@ -173,20 +167,15 @@ class Prober:
             raise CannotProbe("the engine gives no log-probabilities of prompts")
         return found
 
-    async def _post(self, path: str, fields: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-        request = EngineRequest(path, JsonBody(orjson.dumps(fields), fields), recipe, f"probe-{uuid.uuid4().hex}")
+    async def _ask(self, path: str, fields: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+        """Raises EngineRefused, or `EngineBusy` for all other faults."""
         async with self._places:
             try:
-                response = await self._pool.forward(request)
-                try:
-                    answer = parse_body(await response.inner.read()).fields
-                finally:
-                    response.close()
+                return await ask(self._pool, path, fields, recipe, f"probe-{uuid.uuid4().hex}")
+            except EngineRefused:
+                raise
             except (GatewayError, EngineFault) as error:
                 raise EngineBusy(str(error)) from error
-        if response.inner.status >= 400:
-            raise _Refused(f"{response.inner.status}: {str(answer.get('error', answer))[:500]}")
-        return answer
 
 
 def distance(one: Reading, other: Reading) -> float:
@@ -210,12 +199,7 @@ def _logprob(place: Mapping[str, Any]) -> float:
 def _prompts(examples: Sequence[str]) -> list[str]:
     """A few of the examples; a prompt of one word may be one token, which nothing stands before."""
     usable = [text[:MAX_PROMPT_CHARS] for text in examples if len(text[:MAX_PROMPT_CHARS].split()) > 1]
-    return _spread(usable, NUM_PROMPTS) or list(NEUTRAL_PROMPTS)
-
-
-def _spread(texts: Sequence[str], num: int) -> list[str]:
-    """At most `num` of them, evenly spaced."""
-    return [texts[i * len(texts) // num] for i in range(num)] if len(texts) > num else list(texts)
+    return [usable[row] for row in evenly_spaced(len(usable), NUM_PROMPTS).tolist()] or list(NEUTRAL_PROMPTS)
 
 
 def _problems(figures: dict[str, Any], near: Mapping[str, float]) -> list[Problem]:

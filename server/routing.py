@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
-import orjson
 import structlog
 
 from adapters_registry.records import AdapterRecord
@@ -22,11 +21,11 @@ from routers.base import AsksBase, Decision, RouteQuery, WeightedExpert
 from routers.segments import parts_of
 from routers.views import View, view_of
 from server.auth import Principal
-from server.body import JsonBody, parse_body
+from server.body import JsonBody
 from server.catalog import Catalog, Target
-from server.conversations import Conversation, ConversationMemory, conversation_of
-from server.engine.base import EngineRequest
-from server.engine.errors import EngineFault
+from server.conversations import Choice, Conversation, ConversationMemory, conversation_of
+from server.engine.asking import ask
+from server.engine.errors import EngineFault, EngineRefused
 from server.engine.pool import EnginePool
 from server.engine.recipes import MAX_EXPERTS, MAX_WEIGHT, Base, Gate, Mix, Recipe, experts_of, gate_of, mix_of
 from server.errors import BadRequest, GatewayError
@@ -60,6 +59,9 @@ class Plan:
         embed_s, route_s: Time taken by each, in seconds.
         trial_role: Which of the two a version is whose expert has a canary.
         query: What the router was asked.
+        routed: What it answered, before the conversation and the engines' residents had their say.
+        conversation: Whose the request is, if anything was chosen for it.
+        choices: What is to be remembered of it.
     """
 
     target: Target
@@ -70,6 +72,9 @@ class Plan:
     route_s: float = 0.0
     trial_role: Literal["active", "canary"] | None = None
     query: RouteQuery | None = None
+    routed: Decision | None = None
+    conversation: Conversation | None = None
+    choices: tuple[Choice, ...] = ()
 
     @property
     def policy_name(self) -> str | None:
@@ -105,52 +110,96 @@ class Planner:
         self._shadow = shadow
         self._versions = Versions(memory)
         self._windows = TaskWindows()
+        self._explained_windows = TaskWindows()
 
     async def plan(
         self, target: Target, path: str, body: JsonBody, catalog: Catalog, principal: Principal, request_id: str
     ) -> Plan:
-        """Decide what to execute for a request."""
+        """Decide what to execute for a request, and note it."""
+        plan = await self._decide(target, path, body, catalog, principal, request_id, self._windows)
+        self._note(plan, principal)
+        return plan
+
+    async def explain(
+        self, target: Target, path: str, body: JsonBody, catalog: Catalog, principal: Principal, request_id: str
+    ) -> Plan:
+        """Decide as `plan` would, without leaving anything behind that counts or that a later request could feel.
+
+        Tasks of explanations have windows of their own, so that methods that decide for a task can be compared.
+        """
+        return await self._decide(target, path, body, catalog, principal, request_id, self._explained_windows)
+
+    def _note(self, plan: Plan, principal: Principal) -> None:
+        """Count a decision, have it made in the shadow too, and remember what the conversation got."""
+        if plan.conversation is not None:
+            for subject, choice in plan.choices:
+                self._memory.put(plan.conversation, subject, choice)
+        policy, query, decision = plan.policy_name, plan.query, plan.routed
+        if policy is not None and query is not None and decision is not None:
+            self._shadow.note(policy, query, decision, principal)
+            expert = plan.expert_name if plan.records else None
+            self._metrics.record_decision(policy, expert, decision.confidence)
+
+    async def _decide(
+        self,
+        target: Target,
+        path: str,
+        body: JsonBody,
+        catalog: Catalog,
+        principal: Principal,
+        request_id: str,
+        windows: TaskWindows,
+    ) -> Plan:
         policy = target.policy
         if policy is None:
-            recipe = target.recipe or Base()
-            if not isinstance(recipe, Base):
-                conversation = conversation_of(principal.key_id, body.fields, request_id)
-                recipe = self._versions.choose(recipe, target.pinned, catalog, conversation)
-            records = _records_of(recipe, catalog)
-            return Plan(target, recipe, records, trial_role=_trial_role(records, catalog))
+            return self._named(target, body, catalog, principal, request_id)
         started = time.perf_counter()
-        query = await self._query(policy, target.threshold, path, body, catalog, principal, request_id)
+        query = await self._query(policy, target.threshold, path, body, catalog, principal, request_id, windows)
         if policy.router.card.asks_base:
             query = await self._ask(cast(AsksBase, policy.router), query, request_id)
         embedded = time.perf_counter()
-        decision = await asyncio.to_thread(policy.router.route, query) if policy.slow else policy.router.route(query)
-        self._shadow.note(policy.name, query, decision, principal)
-        if not decision.abstained:
+        routed = await asyncio.to_thread(policy.router.route, query) if policy.slow else policy.router.route(query)
+        decision, conversation = routed, None
+        choices: tuple[Choice, ...] = ()
+        if not routed.abstained:
             conversation = conversation_of(principal.key_id, body.fields, request_id)
-            decision = self._settle(decision, policy.name, catalog, conversation)
+            decision, choices = self._settle(routed, policy.name, catalog, conversation)
         recipe = _recipe_of(decision)
         if len(_records_of(recipe, catalog)) < len(experts_of(recipe)):  # one was removed while the router decided
             recipe = Base()
-        if not isinstance(recipe, Base):
-            recipe = self._versions.choose(recipe, (), catalog, conversation)
+        if not isinstance(recipe, Base) and conversation is not None:
+            recipe, versions = self._versions.choose(recipe, (), catalog, conversation)
+            choices = (*choices, *versions)
         records = _records_of(recipe, catalog)
-        routed = time.perf_counter()
+        embed_s, route_s = embedded - started, time.perf_counter() - embedded
         role = _trial_role(records, catalog)
-        plan = Plan(target, recipe, records, decision, embedded - started, routed - embedded, role, query)
-        self._metrics.record_decision(policy.name, plan.expert_name if records else None, decision.confidence)
-        return plan
+        return Plan(target, recipe, records, decision, embed_s, route_s, role, query, routed, conversation, choices)
 
-    def _settle(self, decision: Decision, policy: str, catalog: Catalog, conversation: Conversation) -> Decision:
+    def _named(self, target: Target, body: JsonBody, catalog: Catalog, principal: Principal, request_id: str) -> Plan:
+        """The plan for a target that is no policy."""
+        recipe, conversation = target.recipe or Base(), None
+        choices: tuple[Choice, ...] = ()
+        if not isinstance(recipe, Base):
+            conversation = conversation_of(principal.key_id, body.fields, request_id)
+            recipe, choices = self._versions.choose(recipe, target.pinned, catalog, conversation)
+        records = _records_of(recipe, catalog)
+        role = _trial_role(records, catalog)
+        return Plan(target, recipe, records, trial_role=role, conversation=conversation, choices=choices)
+
+    def _settle(
+        self, decision: Decision, policy: str, catalog: Catalog, conversation: Conversation
+    ) -> tuple[Decision, tuple[Choice, ...]]:
         """A decision for one expert, unless another one is nearly as good and nearer at hand.
 
         The expert that the conversation has had goes first, whose prefix the engine has cached; then one that is
         resident in an engine, if the chosen one is not.
         """
         if len(decision.experts) != 1 or decision.gate is not None:
-            return decision
+            return decision, ()
         chosen = decision.experts[0].expert_id
         name = chosen.partition("@")[0]
-        had = self._memory.get(conversation, f"policy {policy}")
+        subject = f"policy {policy}"
+        had = self._memory.get(conversation, subject)
         if had is not None and had != name:
             close = (each for each in near_ties(decision, KEPT_WITHIN) if each.partition("@")[0] == had)
             if (kept := next(close, None)) is not None and kept in catalog.experts:
@@ -159,11 +208,12 @@ class Planner:
             resident = (each for each in near_ties(decision, TIED_WITHIN) if self._pool.is_resident(each))
             if (near := next(resident, None)) is not None and near in catalog.experts:
                 chosen, why = near, "nearly as good, and resident in the engine"
-        self._memory.put(conversation, f"policy {policy}", chosen.partition("@")[0])
+        choices = ((subject, chosen.partition("@")[0]),)
         if chosen == decision.experts[0].expert_id:
-            return decision
+            return decision, choices
         reason = f"{decision.reason} Taken instead of {decision.experts[0].expert_id}: {why}."
-        return replace(decision, experts=(WeightedExpert(chosen, decision.experts[0].weight),), reason=reason.strip())
+        experts = (WeightedExpert(chosen, decision.experts[0].weight),)
+        return replace(decision, experts=experts, reason=reason.strip()), choices
 
     async def _query(
         self,
@@ -174,6 +224,7 @@ class Planner:
         catalog: Catalog,
         principal: Principal,
         request_id: str,
+        windows: TaskWindows,
     ) -> RouteQuery:
         view = view_of(path, body.fields)
         text = view.text or await self._decode(view, request_id)
@@ -199,7 +250,7 @@ class Planner:
             embedding = np.asarray((await policy.embedder.embed([text]))[0])
         window = None
         if policy.router.card.reads_task and task_id:
-            window = self._windows.add(principal.key_id, policy.embedder.name, task_id, text, embedding)
+            window = windows.add(principal.key_id, policy.embedder.name, task_id, text, embedding)
         part_rows = None if parts is None else np.stack(parts)
         return RouteQuery(text, embedding, candidates, task_id, window, preference, threshold, parts=part_rows)
 
@@ -215,7 +266,7 @@ class Planner:
             "temperature": 0,
             "max_tokens": MAX_CHOICE_TOKENS,
         }
-        answer = await self._engine_json("/v1/chat/completions", fields, request_id)
+        answer = await self._asked_engine("/v1/chat/completions", fields, request_id)
         try:
             text = answer["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
@@ -226,22 +277,19 @@ class Planner:
         """Text of a prompt that came as token ids, by the engine's own tokeniser; empty if it cannot be had."""
         if not view.token_ids:
             return ""
-        text = (await self._engine_json("/detokenize", {"tokens": list(view.token_ids)}, request_id)).get("prompt")
+        text = (await self._asked_engine("/detokenize", {"tokens": list(view.token_ids)}, request_id)).get("prompt")
         return text if isinstance(text, str) else ""
 
-    async def _engine_json(self, path: str, fields: dict[str, Any], request_id: str) -> dict[str, Any]:
+    async def _asked_engine(self, path: str, fields: dict[str, Any], request_id: str) -> dict[str, Any]:
         """The engine's answer to a question of ours; empty, with a warning, if there is none."""
         try:
-            request = EngineRequest(path, JsonBody(orjson.dumps(fields), fields), Base(), request_id)
-            response = await self._pool.forward(request)
-            try:
-                payload = await response.inner.read()
-            finally:
-                response.close()
-            return parse_body(payload).fields
+            return await ask(self._pool, path, fields, Base(), request_id)
+        except EngineRefused as refusal:  # its words may repeat the prompt, and stay out of the log
+            why = f"refused with status {refusal.status}"
         except (GatewayError, EngineFault) as error:
-            log.warning("the engine did not help to route", path=path, request_id=request_id, error=str(error))
-            return {}
+            why = str(error)
+        log.warning("the engine did not help to route", path=path, request_id=request_id, error=why)
+        return {}
 
 
 def _trial_role(records: Sequence[AdapterRecord], catalog: Catalog) -> Literal["active", "canary"] | None:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from adapters_registry.records import AdapterRecord
 from adapters_registry.states import AdapterState
 from server.catalog import Catalog
-from server.conversations import Conversation, ConversationMemory
+from server.conversations import Choice, Conversation, ConversationMemory
 from server.engine.recipes import Recipe, bind, experts_of
 
 _SERVES = frozenset({AdapterState.ACTIVE, AdapterState.CANARY, AdapterState.DRAINING})
@@ -27,24 +27,29 @@ class Versions:
     def __init__(self, memory: ConversationMemory) -> None:
         self._memory = memory
 
-    def choose(self, recipe: Recipe, pinned: Collection[str], catalog: Catalog, conversation: Conversation) -> Recipe:
-        """The recipe with the versions that the conversation gets; `pinned` ids stay."""
+    def choose(
+        self, recipe: Recipe, pinned: Collection[str], catalog: Catalog, conversation: Conversation
+    ) -> tuple[Recipe, tuple[Choice, ...]]:
+        """The recipe with the versions that the conversation gets, and what to remember; `pinned` ids stay."""
         chosen = {
             expert_id: self._version_of(record, catalog, conversation)
             for expert_id in experts_of(recipe)
             if expert_id not in pinned and (record := catalog.experts.get(expert_id)) is not None
         }
+        choices = tuple((_subject_of(expert_id.partition("@")[0]), version) for expert_id, version in chosen.items())
         if all(before == after for before, after in chosen.items()):
-            return recipe
-        return bind(recipe, lambda expert_id: chosen.get(expert_id, expert_id))
+            return recipe, choices
+        return bind(recipe, lambda expert_id: chosen.get(expert_id, expert_id)), choices
 
     def _version_of(self, active: AdapterRecord, catalog: Catalog, conversation: Conversation) -> str:
-        subject = f"version {active.name}"
-        began_on = self._memory.get(conversation, subject)
+        began_on = self._memory.get(conversation, _subject_of(active.name))
         version = catalog.record_of(began_on) if began_on else None
         if version is None or version.name != active.name or version.state not in _SERVES:
             canary = catalog.canaries.get(active.name)
             has_lot = canary is not None and conversation.lot(active.name) < (canary.share or 0.0)
             version = canary if canary is not None and has_lot else active
-        self._memory.put(conversation, subject, version.expert_id)
         return version.expert_id
+
+
+def _subject_of(name: str) -> str:
+    return f"version {name}"

@@ -8,7 +8,7 @@ synchronisation: when a write has returned, it survives a loss of power.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from adapters_registry.errors import DatabaseBroken, DatabaseBusy
 from adapters_registry.stores.faults import translate
 from adapters_registry.stores.tables import library
+from adapters_registry.unbroken import to_its_end
 
 Result = TypeVar("Result")
 Work = Callable[[AsyncConnection], Awaitable[Result]]
@@ -121,7 +122,8 @@ class Database:
         pause_s = _FIRST_PAUSE_S
         for attempt in range(1, self._max_attempts + 1):
             try:
-                return await _to_the_end(self._transact(work, engine or self._engine, write=write))
+                # half of one would leave the database locked; its end comes soon, as locks are waited for with a bound
+                return await to_its_end(self._transact(work, engine or self._engine, write=write))
             except DatabaseBusy:
                 if attempt == self._max_attempts:
                     raise
@@ -165,21 +167,6 @@ def _bounded(wait_s: float) -> dict[str, Any]:
         "command_timeout": wait_s * 12,
         "server_settings": {"lock_timeout": lock_ms, "idle_in_transaction_session_timeout": idle_ms},
     }
-
-
-async def _to_the_end(transaction: Coroutine[Any, Any, Result]) -> Result:
-    """Run a transaction that a cancelled caller does not interrupt: half of one would leave the database locked.
-
-    The cancelled caller still waits for its end, which comes soon because locks are waited for with a bound.
-    """
-    task = asyncio.ensure_future(transaction)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else will look
-        if not task.done():
-            await asyncio.wait([task])
-        raise
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -9,13 +9,11 @@ and must be exactly what was sent.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from bench.client import Client
 from bench.stats import percentile
@@ -23,12 +21,11 @@ from bench.stats import percentile
 from load.adapters import Template, name_of
 from load.admin import UNKNOWN, Admin, Refused
 from load.lab import Lab
+from load.ledger import MAX_PROBLEMS, WEIGHTS_FILE, Ledger
 from load.sections import Check, Section
 from load.stack import Stack
 
 NAMES_PER_WORKER = 8
-MAX_PROBLEMS = 20
-_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +49,6 @@ class Storm:
     seed: int
 
 
-@dataclass(slots=True)
-class Expected:
-    """What one name may be: its versions, newest last, each with the digest of its weights.
-
-    Attributes:
-        version: The state that is certain; None is absent.
-        digests: Of the weights of every version that was ever acknowledged.
-        open_digest: Of the weights of the order under way; empty if there is none or it is a removal.
-        is_open: Whether an order is under way whose fate is not known.
-    """
-
-    version: str | None = None
-    digests: dict[str, str] = field(default_factory=dict)
-    open_digest: str = ""
-    is_open: bool = False
-
-
 class Durability:
     """Runs a storm on a stack; use it once."""
 
@@ -80,7 +60,7 @@ class Durability:
         self._template = Template.load(None)
         self._client = Client(stack.port)
         self._admin = Admin(self._client, self._template)
-        self._expected: dict[str, Expected] = {}
+        self.ledger = Ledger()
         self._up = asyncio.Event()
         self._up.set()
         self._num_started = 0
@@ -88,11 +68,9 @@ class Durability:
         self._seed = storm.seed * 10_000_000
         self.num_done = 0
         self.num_unknown = 0
-        self.num_carried_out = 0
         self.orders: Counter[str] = Counter()
         self.kills: Counter[str] = Counter()
         self.restart_s: list[float] = []
-        self.problems: list[str] = []
         self.has_promote = False
         self.seconds = 0.0
 
@@ -131,45 +109,44 @@ class Durability:
 
     def _goes_on(self) -> bool:
         is_in_time = time.perf_counter() - self._started < self._storm.max_seconds
-        return is_in_time and self._num_started < self._storm.num_orders and len(self.problems) < MAX_PROBLEMS
+        return is_in_time and self._num_started < self._storm.num_orders and len(self.ledger.problems) < MAX_PROBLEMS
 
     async def _change(self, index: int) -> None:
-        expected = self._expected.setdefault(name_of(index), Expected())
-        what = self._choose(expected)
-        expected.is_open = True
+        name = name_of(index)
+        version = self.ledger.begin(name)
+        what = self._choose(version)
         try:
-            version = await self._order(what, index, expected)
+            made = await self._order(what, index, version)
         except UNKNOWN:
             self.num_unknown += 1
-            await self._settle(name_of(index), expected)
+            await self._settle(name)
         except Refused as refused:
-            self._problem(f"{what} of {name_of(index)} refused: {refused}")
-            await self._settle(name_of(index), expected)
+            self.ledger.note(f"{what} of {name} refused: {refused}")
+            await self._settle(name)
         else:
             self.orders[what] += 1
-            self._know(expected, version)
+            self.ledger.acknowledge(name, made)
 
-    def _choose(self, expected: Expected) -> str:
-        if expected.version is None:
+    def _choose(self, version: str | None) -> str:
+        if version is None:
             return "register"
-        return self._random.choices(["new version", "remove", "promote"], [0.5, 0.4, 0.1 if self.has_promote else 0.0])[
-            0
-        ]
+        weights = [0.5, 0.4, 0.1 if self.has_promote else 0.0]
+        return self._random.choices(["new version", "remove", "promote"], weights)[0]
 
-    async def _order(self, what: str, index: int, expected: Expected) -> str | None:
+    async def _order(self, what: str, index: int, version: str | None) -> str | None:
+        """Give an order; returns the version that it makes."""
         if what == "remove":
             await self._admin.remove(name_of(index))
             return None
         if what == "promote":
-            await self._admin.promote(f"{name_of(index)}@{expected.version}")
-            return expected.version
+            await self._admin.promote(f"{name_of(index)}@{version}")
+            return version
         self._seed += 1
-        files = self._template.files(self._seed)
-        expected.open_digest = hashlib.sha256(files[_WEIGHTS]).hexdigest()
+        self.ledger.send(name_of(index), self._template.files(self._seed)[WEIGHTS_FILE])
         return await self._admin.register(index, self._seed)
 
-    async def _settle(self, name: str, expected: Expected) -> None:
-        """Find out what has become of an order without an answer: all of it, or nothing."""
+    async def _settle(self, name: str) -> None:
+        """Find out what has become of an order without an answer."""
         while True:
             await self._up.wait()
             try:
@@ -177,17 +154,7 @@ class Durability:
                 break
             except (Refused, *UNKNOWN):
                 await asyncio.sleep(0.05)
-        if version != expected.version:
-            self.num_carried_out += 1
-            is_new = version is not None and version not in expected.digests
-            if is_new and not expected.open_digest:
-                self._problem(f"{name} is {version} after an order that would not have made it so")
-        self._know(expected, version)
-
-    def _know(self, expected: Expected, version: str | None) -> None:
-        if version is not None and version not in expected.digests:
-            expected.digests[version] = expected.open_digest
-        expected.version, expected.open_digest, expected.is_open = version, "", False
+        self.ledger.settle(name, version)
 
     # -- kills --------------------------------------------------------------------------------------------------
 
@@ -224,42 +191,12 @@ class Durability:
 
     async def _look(self, when: str) -> None:
         """The library against what is expected; names with an order under way are left to their worker."""
-        before = {name: expected.version for name, expected in self._expected.items() if not expected.is_open}
+        before = self.ledger.certain()
         try:
             records = await self._admin.records()
         except (Refused, *UNKNOWN):
             return  # killed again: the next look will tell
-        found = {record["name"]: record for record in records}
-        for name, version in before.items():
-            expected = self._expected[name]
-            if expected.is_open or expected.version != version:
-                continue  # an order began meanwhile
-            listed = found.get(name)
-            if (listed["version"] if listed else None) != version:
-                self._problem(f"{when}: {name} should be {version}, is {listed['version'] if listed else None}")
-            elif listed is not None:
-                problem = await asyncio.to_thread(
-                    _damage, self._stack.home / "adapters" / listed["sha256"], expected.digests[listed["version"]]
-                )
-                if problem and self._expected[name].version == version and not self._expected[name].is_open:
-                    self._problem(f"{when}: the files of {name}@{version} {problem}")
-        for name in found.keys() - self._expected.keys():
-            self._problem(f"{when}: {name} was never registered")
-
-    def _problem(self, text: str) -> None:
-        if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(text)
-
-
-def _damage(folder: Path, digest: str) -> str:
-    """What is wrong with the files of an expert; empty if nothing is."""
-    try:
-        if not (folder / "adapter_config.json").read_bytes():
-            return "have an empty config"
-        found = hashlib.sha256((folder / _WEIGHTS).read_bytes()).hexdigest()
-    except OSError as error:
-        return f"cannot be read ({type(error).__name__})"
-    return "" if found == digest else "are not what was sent"
+        await self.ledger.compare(when, before, records, self._stack.home / "adapters")
 
 
 def durability(lab: Lab, storm: Storm) -> Section:
@@ -291,20 +228,22 @@ def durability(lab: Lab, storm: Storm) -> Section:
             return found
 
         found = asyncio.run(run())
-    restarts = found.restart_s
+    restarts, problems = found.restart_s, found.ledger.problems
     section.facts = [
         ("acknowledged", ", ".join(f"{count:,} × {what}" for what, count in sorted(found.orders.items()))),
-        ("without an answer", f"{found.num_unknown:,}, of which {found.num_carried_out:,} had been carried out"),
+        ("without an answer", f"{found.num_unknown:,}, of which {found.ledger.num_carried_out:,} had been carried out"),
         ("killed", ", ".join(f"{what} {count:,} times" for what, count in sorted(found.kills.items()))),
         ("orders", f"{found.num_done:,} of {storm.num_orders:,}, in {found.seconds:.0f} s"),
         ("orders a second", f"{found.num_done / found.seconds:.1f}, kills and restarts included"),
         ("restart of the gateway", f"p50 {percentile(restarts, 50):.1f} s, p99 {percentile(restarts, 99):.1f} s"),
         ("promotions", "part of it" if found.has_promote else "this gateway has no such order"),
-        *(("problem", text) for text in found.problems),
+        *(("problem", text) for text in problems),
     ]
     section.checks = [
         Check(
-            "everything acknowledged is there, nothing half-made", f"{len(found.problems)} problems", not found.problems
+            "everything acknowledged is there, nothing half-made",
+            f"{len(problems)} problems",
+            not problems,
         ),
         Check("orders were acknowledged", f"{found.orders.total():,}", found.orders.total() > 0),
     ]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from adapters_registry.files import digest as content_digest
+from adapters_registry.files import sha256_of
 from routers.base import Matrix
 from routers.embedders.base import clean_text, unit_rows
 from routers.errors import EmbedderError
@@ -75,6 +75,5 @@ def _content_of(folder: Path) -> str:
         return ""
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        with file.open("rb") as stream:
-            digest.update(f"{file.name} {content_digest(stream)}\n".encode())
+        digest.update(f"{file.name} {sha256_of(file)}\n".encode())
     return f"@{digest.hexdigest()[:8]}"

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters_registry.files import fsync_path
+from adapters_registry.files import publish_folder, sha256_of
 from routers.base import Matrix, Progress
 from routers.embedders.bert_graph import BertGraph, BertShape, Precision
 from routers.errors import EmbedderError
@@ -92,7 +92,7 @@ class SentenceModel:
         """SHA-256 of all that goes into the graph; about 0.1 s for a MiniLM."""
         digest = hashlib.sha256(repr((_FORMAT, CALIBRATION, self.max_tokens)).encode())
         for file in ("config.json", "tokenizer.json", "model.safetensors"):
-            digest.update(bytes.fromhex(_file_hash(self.folder / file)))
+            digest.update(bytes.fromhex(sha256_of(self.folder / file)))
         return digest.hexdigest()
 
 
@@ -137,7 +137,7 @@ def exported(model: SentenceModel, cache_dir: Path, precision: Precision, progre
 def _intact(target: Path) -> bool:
     try:
         files = _json(target / "export.json")["sha256"]
-        return all(_file_hash(target / name) == expected for name, expected in files.items())
+        return all(sha256_of(target / name) == expected for name, expected in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -160,13 +160,10 @@ def _export(model: SentenceModel, target: Path, precision: Precision, progress: 
         (temporary / "model.onnx").write_bytes(graph.SerializeToString())
         save_file({"embeddings": reference}, temporary / "reference.safetensors")
         progress(3, steps)
-        hashes = {name: _file_hash(temporary / name) for name in ("model.onnx", "reference.safetensors")}
+        hashes = {name: sha256_of(temporary / name) for name in ("model.onnx", "reference.safetensors")}
         (temporary / "export.json").write_text(json.dumps({"format": _FORMAT, "sha256": hashes}, indent=1))
-        for file in [*temporary.iterdir(), temporary]:
-            fsync_path(file)
         shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        fsync_path(target.parent)
+        publish_folder(temporary, target)
         progress(steps, steps)
     except KeyError as error:
         raise EmbedderError(f"{model.folder} lacks the weight {error}") from error
@@ -234,8 +231,3 @@ def _json(path: Path, default: Any = None) -> Any:
     if default is not None and not path.is_file():
         return default
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

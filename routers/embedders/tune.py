@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from adapters_registry.files import fsync_path
+from adapters_registry.files import publish_folder
 from routers.base import Matrix, Progress, no_progress
 from routers.embedders.base import clean_text, unit_rows
 from routers.embedders.factory import DEFAULT
@@ -301,10 +301,7 @@ class _new_folder:
         """Flush every file to the disk and give the folder its name."""
         self._refuse_existing()
         try:
-            for path in (*self.path.rglob("*"), self.path):
-                fsync_path(path)
-            self.path.rename(self._out)
-            fsync_path(self._out.parent)
+            publish_folder(self.path, self._out)
         except OSError as error:
             raise EmbedderError(f"{self._out} cannot be written ({error})", "choose another folder") from error
 

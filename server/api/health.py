@@ -28,6 +28,10 @@ def health_router(metrics: Metrics, authenticator: Authenticator, missing: Calla
     async def livez() -> dict[str, str]:
         return {"status": "ok"}
 
+    @router.get("/health", summary="As /livez, where vLLM's tools look for it; an empty body", response_class=Response)
+    async def health() -> Response:
+        return Response()
+
     @router.get("/readyz", summary="Whether requests can be answered, and what is missing")
     async def readyz(request: Request) -> JSONResponse:
         parts = missing()

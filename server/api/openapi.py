@@ -36,7 +36,7 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", "/admin/map/place"): PlaceOrder,
     ("put", "/admin/leaderboard"): Leaderboard,
 }
-OPEN = ("/livez", "/readyz")
+OPEN = ("/livez", "/health", "/readyz")
 """Paths that need no key."""
 
 _ERROR = {

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from routers.spacing import evenly_spaced
 from server.cli import versions
 from server.cli.bulk import find_items, import_all
 from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, explain, print_json
@@ -62,8 +63,8 @@ def add(
 ) -> None:
     """Register an adapter, or a new version of one; it can be routed to seconds later."""
     examples = [*(example or []), *(_read_examples(examples_file) if examples_file else [])]
-    if max_examples is not None and len(examples) > max_examples:
-        examples = [examples[number * len(examples) // max_examples] for number in range(max_examples)]
+    if max_examples is not None:
+        examples = [examples[row] for row in evenly_spaced(len(examples), max_examples).tolist()]
     manifest: dict[str, Any] = {
         "name": name,
         "card": {"description": description, "tags": tag or []},

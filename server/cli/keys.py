@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +14,7 @@ from adapters_registry.keys import generate_key, new_key
 from adapters_registry.records import KeyRecord, utc_now
 from adapters_registry.usage import KeyLimits, Used
 from server.cli.client import AsJson, ClientError, print_json, print_table
+from server.cli.home import Home, with_library
 from server.settings import load_settings
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
-Home = Annotated[Path | None, typer.Option(help="The gateway's home folder.")]
 SCOPES = ("infer", "admin", "metrics")
 
 
@@ -73,8 +70,9 @@ def create(
         expires_at=utc_now() + timedelta(days=expires_days) if expires_days else None,
         limits=limits,
     )
-    _with_library(home, lambda library: library.keys.add(record, actor="command line"))
-    if (budget_per_day or budget_per_month) and not load_settings({"home": home}).prices:
+    settings = load_settings({"home": home})
+    with_library(settings, lambda library: library.keys.add(record, actor="command line"))
+    if (budget_per_day or budget_per_month) and not settings.prices:
         typer.echo("No prices are set here: where the gateway has none either, nothing counts as cost.", err=True)
     _tell(record, plaintext, as_json)
 
@@ -87,7 +85,9 @@ def rotate(
 ) -> None:
     """Give a key a new secret and print it; the old one ends, what the key may do and has used stays."""
     _, plaintext, digest = generate_key(key_id)
-    record = _with_library(home, lambda library: library.keys.replace_secret(key_id, digest, actor="command line"))
+    record = with_library(
+        load_settings({"home": home}), lambda library: library.keys.replace_secret(key_id, digest, actor="command line")
+    )
     _tell(record, plaintext, as_json)
 
 
@@ -105,7 +105,7 @@ def show(
             raise KeyNotFound(key_id)
         return record, await library.usage.used(key_id, record.limits, utc_now())
 
-    record, used = _with_library(home, look)
+    record, used = with_library(load_settings({"home": home}), look)
     now = {u.window.period: {"requests": u.requests, "tokens": u.tokens, "cost": round(u.cost, 6)} for u in used}
     shown = _shown(record) | {"used": now}
     if as_json:
@@ -122,7 +122,7 @@ def show(
 @app.command("list")
 def list_keys(home: Home = None, as_json: AsJson = False) -> None:
     """List the keys, without their secrets."""
-    records = _with_library(home, lambda library: library.keys.list())
+    records = with_library(load_settings({"home": home}), lambda library: library.keys.list())
     if as_json:
         print_json([_shown(record) for record in records])
         return
@@ -147,7 +147,9 @@ def revoke(
     as_json: AsJson = False,
 ) -> None:
     """Make a key useless for good; a running gateway follows within seconds."""
-    record = _with_library(home, lambda library: library.keys.revoke(key_id, actor="command line"))
+    record = with_library(
+        load_settings({"home": home}), lambda library: library.keys.revoke(key_id, actor="command line")
+    )
     print_json(_shown(record)) if as_json else typer.echo(f"{record.key_id} is revoked.")
 
 
@@ -158,21 +160,6 @@ def _tell(record: KeyRecord, plaintext: str, as_json: bool) -> None:
     else:
         typer.echo(plaintext)
         typer.echo("Keep it now: it cannot be shown again.", err=True)
-
-
-def _with_library(home: Path | None, work: Callable[[Library], Awaitable[Any]]) -> Any:
-    from server.wiring import open_library
-
-    settings = load_settings({"home": home})
-
-    async def run() -> Any:
-        library = await open_library(settings)
-        try:
-            return await work(library)
-        finally:
-            await library.close()
-
-    return asyncio.run(run())
 
 
 def _shown(record: KeyRecord) -> dict[str, Any]:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adapters_registry import backup
-from adapters_registry.errors import RegistryError
-from server.cli.client import ClientError
+from server.cli.home import Home, with_library
 from server.cli.progress import phases
-from server.settings import Settings, load_settings
+from server.settings import load_settings
 
 if TYPE_CHECKING:
     from adapters_registry.library import Library
 
 app = typer.Typer(no_args_is_help=True)
 
-Home = Annotated[Path | None, typer.Option(help="The gateway's home folder.")]
 DatabaseUrl = Annotated[str | None, typer.Option(help="The library's database, if it is not in the home folder.")]
 
 
@@ -35,7 +31,9 @@ def export_library(
     Gateways may run meanwhile. Policies are fitted again from their definitions after a restore.
     """
 
-    async def work(settings: Settings, library: Library) -> None:
+    settings = load_settings({"home": home, "database_url": database_url})
+
+    async def work(library: Library) -> None:
         folder = settings.home / "policies"
         definitions = {
             f"policies/{path.relative_to(folder)}": path
@@ -46,7 +44,7 @@ def export_library(
             num = await backup.export(library, file, definitions, lambda done, total: progress("files", done, total))
         typer.echo(f"{file} has {num} adapters' files, {file.stat().st_size / 2**20:.1f} MiB.")
 
-    _run(home, database_url, work)
+    with_library(settings, work)
 
 
 @app.command("restore")
@@ -57,27 +55,12 @@ def restore_library(
 ) -> None:
     """Fill an empty home folder and database from a backup. Every file is checked against its hash."""
 
-    async def work(settings: Settings, library: Library) -> None:
+    settings = load_settings({"home": home, "database_url": database_url})
+
+    async def work(library: Library) -> None:
         with phases() as progress:
             num = await backup.restore(library, file, settings.home, lambda done, total: progress("files", done, total))
         active = len(await library.list())
         typer.echo(f"{active} experts are active again, with {num} adapters' files in all.")
 
-    _run(home, database_url, work)
-
-
-def _run(home: Path | None, database_url: str | None, work: Callable[[Settings, Library], Awaitable[None]]) -> None:
-    from server.wiring import open_library
-
-    async def run() -> None:
-        settings = load_settings({"home": home, "database_url": database_url})
-        library = await open_library(settings)
-        try:
-            await work(settings, library)
-        finally:
-            await library.close()
-
-    try:
-        asyncio.run(run())
-    except RegistryError as error:
-        raise ClientError(error.message, 1) from None
+    with_library(settings, work)

@@ -2,7 +2,8 @@
 
 EngineFault
 ├── EngineUnreachable   it certainly has not begun: another replica may be tried
-└── EngineBroke         it closed the connection before the answer's end
+├── EngineBroke         it closed the connection before the answer's end
+└── EngineRefused       it answered a question of ours with an error
 """
 
 from __future__ import annotations
@@ -18,3 +19,11 @@ class EngineUnreachable(EngineFault):
 
 class EngineBroke(EngineFault):
     """The answer ended before its end."""
+
+
+class EngineRefused(EngineFault):
+    """What we asked is refused; says why in the engine's words, which may repeat what was asked."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status

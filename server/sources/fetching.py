@@ -26,6 +26,7 @@ from adapters_registry.locks import file_lock
 from adapters_registry.peft_support import CONFIG_FILE
 from adapters_registry.sources import Provenance, Source
 from adapters_registry.tensors import WEIGHTS_FILE
+from adapters_registry.unbroken import in_thread
 from server.errors import PermissionDenied
 from server.sources.config import Credential, SourceSettings
 from server.sources.http import HttpFetcher, Route
@@ -36,7 +37,6 @@ from server.sources.objects import open_filesystem as open_driver
 from server.sources.partial import PartialFile
 from server.sources.proof import check_key, check_proof, digest_of
 from server.sources.secrets import Credentials
-from server.sources.unbroken import in_thread
 
 MAX_IDLE_S = 24 * 3600.0
 """Age of the last byte after which an unfinished download is removed."""

@@ -20,6 +20,7 @@ from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 from yarl import URL
 
+from adapters_registry.unbroken import in_thread
 from server.sources.addresses import CheckedResolver, check_host
 from server.sources.answers import (
     BrokenOff,
@@ -34,7 +35,6 @@ from server.sources.answers import (
 )
 from server.sources.locations import Location
 from server.sources.partial import PartialFile, Version
-from server.sources.unbroken import in_thread
 
 Progress = Callable[[int, int], None]
 """Told how many bytes are here, and how many there will be (0: not known); may raise to end the work."""

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 from adapters_registry.errors import BadSource, Problem
+from adapters_registry.unbroken import in_thread
 from server.sources.http import Progress
 from server.sources.locations import Location
 from server.sources.partial import PartialFile, Version
-from server.sources.unbroken import in_thread
 
 _DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 _ANONYMOUS: dict[str, dict[str, Any]] = {"s3": {"anon": True}, "gs": {"token": "anon"}, "az": {"anon": True}}

@@ -24,8 +24,8 @@ def digest_of(path: Path, read: Callable[[int], None] = lambda num_bytes: None) 
     so that it covers both files. `read` is told the bytes as they are read. Raises OSError.
     """
     if path.is_file():
-        return _sha256(path, read)
-    lines = [f"{_sha256(path / name, read)}  {name}\n" for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        return files.sha256_of(path, read)
+    lines = [f"{files.sha256_of(path / name, read)}  {name}\n" for name in (CONFIG_FILE, WEIGHTS_FILE)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -54,12 +54,3 @@ def check_proof(source: Source, digest: str, keys: Mapping[str, str]) -> None:
             raise BadSource(
                 [Problem("source.signature", what, "Sign exactly this content, or do not use it.")]
             ) from None
-
-
-def _sha256(path: Path, read: Callable[[int], None]) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(files.CHUNK_BYTES):
-            digest.update(piece)
-            read(len(piece))
-    return digest.hexdigest()

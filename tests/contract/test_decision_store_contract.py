@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -16,21 +15,6 @@ from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql import SqlAdapterStore
 from adapters_registry.stores.sql_decisions import SqlDecisionStore
 from tests.support.decisions import NOON, decision
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "postgresql":
-        return str(request.getfixturevalue("postgres_url"))
-    return f"sqlite:///{tmp_path}/registry.sqlite3"
-
-
-@pytest.fixture
-async def database(url: str) -> AsyncIterator[Database]:
-    made = Database(url)
-    await made.migrate()
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -23,21 +21,6 @@ from adapters_registry.stores.sql import SqlAdapterStore
 from adapters_registry.stores.sql_keys import SqlKeyStore
 from adapters_registry.stores.sql_usage import SqlUsageStore
 from adapters_registry.usage import KeyLimits, OverLimit, Reservation
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "postgresql":
-        return str(request.getfixturevalue("postgres_url"))
-    return f"sqlite:///{tmp_path}/registry.sqlite3"
-
-
-@pytest.fixture
-async def database(url: str) -> AsyncIterator[Database]:
-    made = Database(url)
-    await made.migrate()
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -71,6 +71,9 @@ async def test_fields_of_a_request_that_routers_read(client: httpx.AsyncClient) 
         await ask(client, "vote", prompt, task_id="conversation")
     assert (await ask(client, "vote", EXAMPLES["sql"][0], task_id="conversation"))["recipe"].startswith("dates@")
     assert (await ask(client, "vote", EXAMPLES["sql"][0], task_id="another"))["recipe"].startswith("sql@")
+    body = {"model": "vote", "messages": [{"role": "user", "content": EXAMPLES["sql"][0]}], "task_id": "conversation"}
+    served = await client.post("/v1/chat/completions", json=body)  # which explanations of its task do not sway
+    assert served.headers["x-moergate-recipe"].startswith("sql@")
     assert "sql" not in str(await ask(client, "auto", text, exclude_experts=["sql"]))
     for bad in ({"task_id": 3}, {"preference": {"sql": -1}}, {"preference": []}, {"exclude_experts": "sql"}):
         body = {"model": "wish", "messages": [{"role": "user", "content": text}], **bad}

@@ -22,7 +22,7 @@ from adapters_registry.keys import new_key
 from tests.e2e.conftest import EXAMPLES, register_examples
 from tests.support.servers import Running, running_gateway
 
-OPEN = {"/livez", "/readyz"}
+OPEN = {"/livez", "/health", "/readyz"}
 HIDDEN, UNKNOWN = "dates", "setad"  # as long as each other, and as far from every other name
 
 

@@ -107,7 +107,7 @@ def test_a_full_disk_leaves_nothing(
     assert leftovers(storage) == []
 
 
-@pytest.mark.parametrize("step", ["flush", "fsync_folder", "write_new"])
+@pytest.mark.parametrize("step", ["flush", "fsync_path", "write_new"])
 def test_a_disk_that_fills_up_at_any_step(
     storage: AdapterStorage, adapter: Path, facts: AdapterFacts, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

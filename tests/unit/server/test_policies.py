@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from routers.artefacts import ArtefactStore
-from routers.base import Artefact, FitData, Matrix, Progress, RouteQuery, Sample
+from routers.base import Artefact, FitData, Matrix, Progress, RouteQuery
 from routers.classifier import ClassifierRouter
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
@@ -487,10 +487,3 @@ async def test_gateways_on_one_home_report_to_one_table_of_scores(tmp_path: Path
         policies._data._scores.report([row])
     assert await one.wants_refresh()
     assert {sample.prompt for sample in one._data._scores.samples()} == {"first", "second"}
-
-
-def test_samples_of_any_characters_come_back(tmp_path: Path) -> None:
-    samples = (Sample("one\u2028two\u0085three\x0c", "a\u2029b"),)
-    spec = PolicySpec("mine", PolicySettings(router="learned_mix"), samples, "admin")
-    PolicyStore(tmp_path).save(spec)
-    assert PolicyStore(tmp_path).load() == [spec]

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from routers.embedders import onnx_export
 from routers.embedders.bench import varied_prompts
 from routers.embedders.bert_graph import BertShape, smoothing
 from routers.embedders.onnx import OnnxEncoder, _batches
@@ -125,11 +124,11 @@ def test_another_model_of_the_same_name_has_its_own_export(model: Path, tmp_path
 
 
 def test_an_export_that_fails_leaves_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(path: Path) -> None:
+    def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(onnx_export, "fsync_path", full_disk)
+        patch.setattr("os.fsync", full_disk)
         with pytest.raises(EmbedderError, match="No space left"):
             OnnxEncoder(model, tmp_path / "cache")
     assert [p.suffix for p in (tmp_path / "cache" / "embedders").iterdir()] in ([], [".lock"])

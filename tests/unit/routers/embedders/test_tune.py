@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from routers.embedders import tune
 from routers.embedders.factory import make_encoder
 from routers.embedders.onnx import OnnxEncoder
 from routers.embedders.tune import TuneConfig, draw_pairs, info_nce, split_examples, tune_encoder
@@ -204,10 +203,10 @@ def test_an_existing_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_tuning_that_fails_leaves_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(path: Path) -> None:
+    def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tune, "fsync_path", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(EmbedderError, match="No space left"):
         tune_encoder(model, library(), tmp_path / "out", QUICK)
     with pytest.raises(EmbedderError, match="lower learning rate"):

@@ -11,14 +11,17 @@ T = TypeVar("T")
 
 
 async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`; a cancellation is raised only when it has ended, so that nothing goes on behind one's back."""
+    """Await `work`; a cancellation is raised only when it has ended, so that nothing goes on behind one's back.
+
+    Who is cancelled a second time does not wait any longer; `work` goes to its end all the same.
+    """
     running = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        await asyncio.wait([running])
-        if not running.cancelled():
-            running.exception()  # seen
+        running.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else will look
+        if not running.done():
+            await asyncio.wait([running])
         raise
 
 
