@@ -75,6 +75,7 @@ class Catalog:
     is_read: bool = True
     pending: Callable[[], Collection[str]] = field(default=frozenset)
     _visible: dict[tuple[str, ...], frozenset[str]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _whole: dict[str, bool] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @cached_property
     def _by_name(self) -> dict[str, AdapterRecord]:
@@ -105,6 +106,13 @@ class Catalog:
                 self._visible.clear()
             self._visible[principal.experts] = seen
         return seen
+
+    def has_all_of(self, policy: LivePolicy) -> bool:
+        """Whether all experts that one of the policies was fitted to are still there."""
+        whole = self._whole.get(policy.name)
+        if whole is None:
+            whole = self._whole[policy.name] = policy.expert_ids <= self.experts.keys()
+        return whole
 
     def resolve(self, model: str | None, principal: Principal) -> Target:
         """What a ``model`` means for this caller; absent or empty is the default policy.

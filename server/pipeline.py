@@ -33,7 +33,7 @@ from server.library_watch import LibraryWatcher
 from server.limits import Grant, Limiter
 from server.logs import AccessLog
 from server.metrics import Metrics
-from server.routing import Plan, Planner
+from server.routing import Asked, Plan, Planner
 
 if TYPE_CHECKING:
     from server.trace import Trace
@@ -167,8 +167,8 @@ class Pipeline:
         target = catalog.resolve(body.model, principal)
         if call.path in UNROUTED:
             return Plan(target, Base())
-        decide = self._planner.explain if explains else self._planner.plan
-        return await decide(target, call.path, body, catalog, principal, call.request_id)
+        asked = Asked(target, call.path, body, catalog, principal, call.request_id)
+        return await (self._planner.explain(asked) if explains else self._planner.plan(asked))
 
     async def _forward(self, request: EngineRequest, received_at: float) -> tuple[PooledResponse, Deadline]:
         """Hand a request to the pool; the deadline goes on to run for the answer."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -17,9 +17,9 @@ import structlog
 
 from adapters_registry.records import AdapterRecord
 from adapters_registry.states import AdapterState
-from routers.base import AsksBase, Decision, RouteQuery, WeightedExpert
+from routers.base import AsksBase, Decision, RouteQuery
 from routers.segments import parts_of
-from routers.views import View, view_of
+from routers.views import View, excerpt, view_of
 from server.auth import Principal
 from server.body import JsonBody
 from server.catalog import Catalog, Target
@@ -27,23 +27,17 @@ from server.conversations import Choice, Conversation, ConversationMemory, conve
 from server.engine.asking import ask
 from server.engine.errors import EngineFault, EngineRefused
 from server.engine.pool import EnginePool
-from server.engine.recipes import MAX_EXPERTS, MAX_WEIGHT, Base, Gate, Mix, Recipe, experts_of, gate_of, mix_of
-from server.errors import BadRequest, GatewayError
+from server.engine.recipes import MAX_EXPERTS, Base, Gate, Mix, Recipe, experts_of, gate_of, mix_of
+from server.errors import GatewayError
 from server.metrics import Metrics
 from server.policies import LivePolicy
+from server.request_fields import excluded_by, preference_of, task_id_of
+from server.settling import Settling
 from server.shadow import Shadow
 from server.task_windows import TaskWindows
 from server.versions import Versions
 
-MAX_TASK_ID_CHARS = 200
 MAX_CHOICE_TOKENS = 64
-MAX_EXCLUDED = 256
-KEPT_WITHIN = 0.15
-"""A conversation keeps its expert unless another one's score is better by more than this part of the scores' range."""
-
-TIED_WITHIN = 0.03
-"""Scores that differ by less than this part of their range are as good as equal: a resident expert goes first."""
-
 log = structlog.get_logger(__name__)
 
 
@@ -93,6 +87,28 @@ class Plan:
                 return self.records[0].name if self.records else "base"
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that something has to be decided for.
+
+    Attributes:
+        target: What its ``model`` means.
+        path: Its endpoint.
+        catalog: The library at its moment.
+    """
+
+    target: Target
+    path: str
+    body: JsonBody
+    catalog: Catalog
+    principal: Principal
+    request_id: str
+
+    def conversation(self) -> Conversation:
+        """The conversation that it belongs to."""
+        return conversation_of(self.principal.key_id, self.body.fields, self.request_id)
+
+
 class Planner:
     """Turns targets into plans.
 
@@ -108,26 +124,23 @@ class Planner:
         self._metrics = metrics
         self._memory = memory
         self._shadow = shadow
+        self._settling = Settling(memory, pool)
         self._versions = Versions(memory)
         self._windows = TaskWindows()
         self._explained_windows = TaskWindows()
 
-    async def plan(
-        self, target: Target, path: str, body: JsonBody, catalog: Catalog, principal: Principal, request_id: str
-    ) -> Plan:
+    async def plan(self, asked: Asked) -> Plan:
         """Decide what to execute for a request, and note it."""
-        plan = await self._decide(target, path, body, catalog, principal, request_id, self._windows)
-        self._note(plan, principal)
+        plan = await self._decide(asked, self._windows)
+        self._note(plan, asked.principal)
         return plan
 
-    async def explain(
-        self, target: Target, path: str, body: JsonBody, catalog: Catalog, principal: Principal, request_id: str
-    ) -> Plan:
+    async def explain(self, asked: Asked) -> Plan:
         """Decide as `plan` would, without leaving anything behind that counts or that a later request could feel.
 
         Tasks of explanations have windows of their own, so that methods that decide for a task can be compared.
         """
-        return await self._decide(target, path, body, catalog, principal, request_id, self._explained_windows)
+        return await self._decide(asked, self._explained_windows)
 
     def _note(self, plan: Plan, principal: Principal) -> None:
         """Count a decision, have it made in the shadow too, and remember what the conversation got."""
@@ -140,30 +153,21 @@ class Planner:
             expert = plan.expert_name if plan.records else None
             self._metrics.record_decision(policy, expert, decision.confidence)
 
-    async def _decide(
-        self,
-        target: Target,
-        path: str,
-        body: JsonBody,
-        catalog: Catalog,
-        principal: Principal,
-        request_id: str,
-        windows: TaskWindows,
-    ) -> Plan:
-        policy = target.policy
+    async def _decide(self, asked: Asked, windows: TaskWindows) -> Plan:
+        target, catalog, policy = asked.target, asked.catalog, asked.target.policy
         if policy is None:
-            return self._named(target, body, catalog, principal, request_id)
+            return self._named(asked)
         started = time.perf_counter()
-        query = await self._query(policy, target.threshold, path, body, catalog, principal, request_id, windows)
+        query = await self._query(policy, asked, windows)
         if policy.router.card.asks_base:
-            query = await self._ask(cast(AsksBase, policy.router), query, request_id)
+            query = await self._ask(cast(AsksBase, policy.router), query, asked.request_id)
         embedded = time.perf_counter()
         routed = await asyncio.to_thread(policy.router.route, query) if policy.slow else policy.router.route(query)
         decision, conversation = routed, None
         choices: tuple[Choice, ...] = ()
         if not routed.abstained:
-            conversation = conversation_of(principal.key_id, body.fields, request_id)
-            decision, choices = self._settle(routed, policy.name, catalog, conversation)
+            conversation = asked.conversation()
+            decision, choices = self._settling.settle(routed, policy.name, catalog, conversation)
         recipe = _recipe_of(decision)
         if len(_records_of(recipe, catalog)) < len(experts_of(recipe)):  # one was removed while the router decided
             recipe = Base()
@@ -175,72 +179,35 @@ class Planner:
         role = _trial_role(records, catalog)
         return Plan(target, recipe, records, decision, embed_s, route_s, role, query, routed, conversation, choices)
 
-    def _named(self, target: Target, body: JsonBody, catalog: Catalog, principal: Principal, request_id: str) -> Plan:
+    def _named(self, asked: Asked) -> Plan:
         """The plan for a target that is no policy."""
+        target, catalog = asked.target, asked.catalog
         recipe, conversation = target.recipe or Base(), None
         choices: tuple[Choice, ...] = ()
         if not isinstance(recipe, Base):
-            conversation = conversation_of(principal.key_id, body.fields, request_id)
+            conversation = asked.conversation()
             recipe, choices = self._versions.choose(recipe, target.pinned, catalog, conversation)
         records = _records_of(recipe, catalog)
         role = _trial_role(records, catalog)
         return Plan(target, recipe, records, trial_role=role, conversation=conversation, choices=choices)
 
-    def _settle(
-        self, decision: Decision, policy: str, catalog: Catalog, conversation: Conversation
-    ) -> tuple[Decision, tuple[Choice, ...]]:
-        """A decision for one expert, unless another one is nearly as good and nearer at hand.
-
-        The expert that the conversation has had goes first, whose prefix the engine has cached; then one that is
-        resident in an engine, if the chosen one is not.
-        """
-        if len(decision.experts) != 1 or decision.gate is not None:
-            return decision, ()
-        chosen = decision.experts[0].expert_id
-        name = chosen.partition("@")[0]
-        subject = f"policy {policy}"
-        had = self._memory.get(conversation, subject)
-        if had is not None and had != name:
-            close = (each for each in near_ties(decision, KEPT_WITHIN) if each.partition("@")[0] == had)
-            if (kept := next(close, None)) is not None and kept in catalog.experts:
-                chosen, why = kept, "the conversation has had this expert"
-        elif not self._pool.is_resident(chosen):
-            resident = (each for each in near_ties(decision, TIED_WITHIN) if self._pool.is_resident(each))
-            if (near := next(resident, None)) is not None and near in catalog.experts:
-                chosen, why = near, "nearly as good, and resident in the engine"
-        choices = ((subject, chosen.partition("@")[0]),)
-        if chosen == decision.experts[0].expert_id:
-            return decision, choices
-        reason = f"{decision.reason} Taken instead of {decision.experts[0].expert_id}: {why}."
-        experts = (WeightedExpert(chosen, decision.experts[0].weight),)
-        return replace(decision, experts=experts, reason=reason.strip()), choices
-
-    async def _query(
-        self,
-        policy: LivePolicy,
-        threshold: float | None,
-        path: str,
-        body: JsonBody,
-        catalog: Catalog,
-        principal: Principal,
-        request_id: str,
-        windows: TaskWindows,
-    ) -> RouteQuery:
-        view = view_of(path, body.fields)
-        text = view.text or await self._decode(view, request_id)
+    async def _query(self, policy: LivePolicy, asked: Asked, windows: TaskWindows) -> RouteQuery:
+        body, catalog, principal = asked.body, asked.catalog, asked.principal
+        view = view_of(asked.path, body.fields)
+        text = view.text or await self._decode(view, asked.request_id)
         candidates = catalog.visible_to(principal)
-        if not policy.expert_ids <= catalog.experts.keys():
+        if not catalog.has_all_of(policy):
             candidates = (candidates if candidates is not None else policy.expert_ids) & catalog.experts.keys()
-        if excluded := _excluded(body):
+        if excluded := excluded_by(body):
             candidates = candidates if candidates is not None else frozenset(catalog.experts)
             candidates -= {
                 each.expert_id for each in catalog.experts.values() if {each.name, each.expert_id} & excluded
             }
         if not text:
             return RouteQuery("", None, frozenset())  # nothing to go by: no candidates, so the router abstains
-        task_id, preference = _task_id(body), _preference(body)
+        task_id, preference = task_id_of(body), preference_of(body)
         if not policy.router.card.needs_embedding and not policy.router.card.reads_task:
-            return RouteQuery(text, None, candidates, task_id, None, preference, threshold)
+            return RouteQuery(text, None, candidates, task_id, None, preference, asked.target.threshold)
         embedding = policy.embedder.cached(text)
         self._metrics.embedder_lookups.labels("miss" if embedding is None else "hit").inc()
         parts = None
@@ -252,7 +219,9 @@ class Planner:
         if policy.router.card.reads_task and task_id:
             window = windows.add(principal.key_id, policy.embedder.name, task_id, text, embedding)
         part_rows = None if parts is None else np.stack(parts)
-        return RouteQuery(text, embedding, candidates, task_id, window, preference, threshold, parts=part_rows)
+        return RouteQuery(
+            text, embedding, candidates, task_id, window, preference, asked.target.threshold, parts=part_rows
+        )
 
     async def _ask(self, router: AsksBase, query: RouteQuery, request_id: str) -> RouteQuery:
         """Let the base answer a router's question, one of its choices; without an answer the router has to do."""
@@ -278,7 +247,7 @@ class Planner:
         if not view.token_ids:
             return ""
         text = (await self._asked_engine("/detokenize", {"tokens": list(view.token_ids)}, request_id)).get("prompt")
-        return text if isinstance(text, str) else ""
+        return excerpt(text) if isinstance(text, str) else ""
 
     async def _asked_engine(self, path: str, fields: dict[str, Any], request_id: str) -> dict[str, Any]:
         """The engine's answer to a question of ours; empty, with a warning, if there is none."""
@@ -296,54 +265,6 @@ def _trial_role(records: Sequence[AdapterRecord], catalog: Catalog) -> Literal["
     if len(records) != 1 or records[0].name not in catalog.canaries:
         return None
     return "canary" if records[0].state is AdapterState.CANARY else "active"
-
-
-def near_ties(decision: Decision, within: float) -> Iterator[str]:
-    """Candidates that are nearly as good as the best one, best first, without the chosen one.
-
-    Scores have a scale of their own with each router, so the distance counts as a part of that from the best to the
-    worst of the listed candidates.
-    """
-    if not decision.candidates:
-        return
-    best, worst = decision.candidates[0].score, decision.candidates[-1].score
-    for candidate in decision.candidates:
-        if best - candidate.score > within * (best - worst):
-            return
-        if candidate.expert_id != decision.experts[0].expert_id:
-            yield candidate.expert_id
-
-
-def _task_id(body: JsonBody) -> str | None:
-    task_id = body.fields.get("task_id")
-    if task_id is None or (isinstance(task_id, str) and 0 < len(task_id) <= MAX_TASK_ID_CHARS):
-        return task_id
-    raise BadRequest(f"'task_id' must be a text of 1 to {MAX_TASK_ID_CHARS} characters.", param="task_id")
-
-
-def _excluded(body: JsonBody) -> frozenset[str]:
-    """Names or ids in the request's own ``exclude_experts``, which a policy must not use for it."""
-    given = body.fields.get("exclude_experts")
-    if given is None:
-        return frozenset()
-    if not isinstance(given, list) or len(given) > MAX_EXCLUDED or not all(isinstance(each, str) for each in given):
-        raise BadRequest(
-            f"'exclude_experts' must be an array of at most {MAX_EXCLUDED} names.", param="exclude_experts"
-        )
-    return frozenset(given)
-
-
-def _preference(body: JsonBody) -> dict[str, float] | None:
-    given = body.fields.get("preference")
-    if given is None:
-        return None
-    if not isinstance(given, dict) or not 0 < len(given) <= MAX_EXPERTS:
-        raise BadRequest(f"'preference' must be an object of 1 to {MAX_EXPERTS} experts.", param="preference")
-    for expert, weight in given.items():
-        good = isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 <= weight <= MAX_WEIGHT
-        if not good:
-            raise BadRequest(f"The weight of {expert[:100]!r} must be from 0 to {MAX_WEIGHT:g}.", param="preference")
-    return {expert: float(weight) for expert, weight in given.items()}
 
 
 def _recipe_of(decision: Decision) -> Recipe:
