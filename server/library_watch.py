@@ -1,7 +1,8 @@
 """Keeps the catalogue in step with the library, also when another gateway on the same database changed it.
 
-The library's revision is read every second and after every change made here. A changed library is shown in
-two steps: its experts at once, by name; its policies as soon as they are fitted. Fitting goes on beside the watch, so
+The library's revision is read every second and after every change made here; if it has risen, the versions that
+something was done to are read, not all. A changed library is shown in two steps: its experts at once, by name; its
+policies as soon as they are fitted. Fitting goes on beside the watch, so
 that a revoked key or a removed expert is seen within a second whatever is being fitted.
 """
 
@@ -16,7 +17,7 @@ import structlog
 
 from adapters_registry.errors import RegistryError
 from adapters_registry.library import Library
-from adapters_registry.records import AdapterRecord
+from adapters_registry.records import AdapterRecord, LibraryChanges
 from adapters_registry.states import SERVING, AdapterState
 from server.catalog import Catalog
 from server.metrics import Metrics
@@ -55,6 +56,8 @@ class LibraryWatcher:
         self._metrics = metrics
         self._on_change = on_change
         self._revision = -1
+        self._seen = 0
+        self._serving: Mapping[str, AdapterRecord] = {}
         self._wake = asyncio.Event()
         self._fitted_to = -1
         self._task: asyncio.Task[None] | None = None
@@ -90,20 +93,23 @@ class LibraryWatcher:
             if self._num_answered >= mine:
                 return
             answering = self._num_asked
-            revision = await self._library.revision()
-            if revision != self._revision:
+            if await self._library.revision() != self._revision:
                 self._on_change()
-                records = {record.expert_id: record for record in await self._library.list(*SERVING)}
-                experts = {each: r for each, r in records.items() if r.state is AdapterState.ACTIVE}
-                others = {each: r for each, r in records.items() if r.state is not AdapterState.ACTIVE}
-                self.catalog = replace(self.catalog, experts=experts, others=others, is_read=True)
-                self._metrics.experts.set(len(experts))
-                for state in SERVING:
-                    self._metrics.versions.labels(state.value).set(sum(r.state is state for r in records.values()))
-                self._revision = revision
+                changes = await self._library.changes(self._seen, *SERVING)
+                self._serving = _after(self._serving, changes)
+                self._show(self._serving)
+                self._seen, self._revision = changes.number, changes.revision
                 self.on_shown(self.catalog)
             self._num_answered = answering
         self._wake.set()
+
+    def _show(self, records: Mapping[str, AdapterRecord]) -> None:
+        experts = {each: r for each, r in records.items() if r.state is AdapterState.ACTIVE}
+        others = {each: r for each, r in records.items() if r.state is not AdapterState.ACTIVE}
+        self.catalog = replace(self.catalog, experts=experts, others=others, is_read=True)
+        self._metrics.experts.set(len(experts))
+        for state in SERVING:
+            self._metrics.versions.labels(state.value).set(sum(r.state is state for r in records.values()))
 
     @property
     def records(self) -> tuple[AdapterRecord, ...]:
@@ -163,3 +169,15 @@ class LibraryWatcher:
             log.exception("policies not refreshed")
         finally:
             self._refreshing = None
+
+
+def _after(before: Mapping[str, AdapterRecord], changes: LibraryChanges) -> Mapping[str, AdapterRecord]:
+    """Versions that serve, by id and sorted by name, then by age."""
+    if changes.is_whole:
+        return {record.expert_id: record for record in changes.records}
+    after = dict(before)
+    for record in changes.records:
+        after.pop(record.expert_id, None)
+        if record.state in SERVING:
+            after[record.expert_id] = record
+    return dict(sorted(after.items(), key=lambda item: (item[1].name, item[1].created_at)))
