@@ -76,7 +76,7 @@ def _texts(num: int, rng: np.random.Generator) -> tuple[str, ...]:
 @cache
 def _word(rank: int) -> str:
     """A made-up word, the longer the rarer."""
-    syllables = []
+    syllables: list[str] = []
     while rank or not syllables:
         rank, place = divmod(rank, 75)
         syllables.append("bdfghklmnprstvz"[place // 5] + "aeiou"[place % 5])
@@ -101,7 +101,7 @@ def measure(name: str, grown: FitData, directions: Matrix, num_queries: int) -> 
     followed = time.perf_counter()
     times, right = [], 0
     for row, own in zip(queries, asked.tolist(), strict=True):
-        query = RouteQuery("a prompt", row, parts=np.repeat(row[None], 4, axis=0))
+        query = RouteQuery(data.experts[own].examples[0], row, parts=np.repeat(row[None], 4, axis=0))
         begun = time.perf_counter()
         decision = router.route(query)
         times.append(time.perf_counter() - begun)
@@ -110,8 +110,8 @@ def measure(name: str, grown: FitData, directions: Matrix, num_queries: int) -> 
     size = f"{len(directions):,} | {len(data.experts[0].examples)}"
     return (
         f"| {name} | {size} | {p50:.2f} | {p99:.2f} | "
-        f"{fitted - started:.1f} | {loaded - fitted:.1f} | {followed - loaded:.2f} | {embed.num} | {_resident_mib() - before:.0f} | "
-        f"{100 * right / num_queries:.1f} |"
+        f"{fitted - started:.1f} | {loaded - fitted:.1f} | {followed - loaded:.2f} | {embed.num} | "
+        f"{_resident_mib() - before:.0f} | {100 * right / num_queries:.1f} |"
     )
 
 
@@ -124,7 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=500)
     options = parser.parse_args(arguments)
     print(
-        "| router | experts | examples each | p50 ms | p99 ms | fit s | load s | one more s | embedded | MiB more | right % |"
+        "| router | experts | examples each | p50 ms | p99 ms | fit s | load s | one more s | embedded | MiB more "
+        "| right % |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for num_experts in options.experts:

@@ -24,7 +24,7 @@ from server.metrics import Metrics
 from server.policies import LivePolicy, PolicyManager
 
 POLL_S = 1.0
-MAX_REST_S = 1.0
+QUIET_S, MAX_REST_S = 1.0, 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -155,20 +155,30 @@ class LibraryWatcher:
         return self._revision != self._fitted_to or await self._policies.wants_refresh()
 
     async def _refresh(self, revision: int) -> None:
-        """Bring the policies up to this revision of the library, or to a later one; then rest for as long as it took.
-
-        So that while a whole library is being registered, fitting takes half of the time at most.
-        """
+        """Bring the policies up to this revision of the library, or to a later one; then rest."""
         started = time.perf_counter()
         try:
             await self._policies.refresh(self.records)
             self._fitted_to = revision
-            await asyncio.sleep(min(time.perf_counter() - started, MAX_REST_S))
+            await self._rest(time.perf_counter() - started)
             self._wake.set()
         except Exception:  # a fault of ours must not end it for ever: the next turn may work
             log.exception("policies not refreshed")
         finally:
             self._refreshing = None
+
+    async def _rest(self, took_s: float) -> None:
+        """Wait for as long as it took, so that fitting takes half of the time at most while a library is registered.
+
+        What took longer than `QUIET_S` is waited for only as long as the library goes on changing.
+        """
+        left_s = min(took_s, MAX_REST_S)
+        while left_s > 0:
+            seen, pause_s = self._revision, min(left_s, QUIET_S)
+            await asyncio.sleep(pause_s)
+            left_s -= pause_s
+            if self._revision == seen:
+                return
 
 
 def _after(before: Mapping[str, AdapterRecord], changes: LibraryChanges) -> Mapping[str, AdapterRecord]:

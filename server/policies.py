@@ -448,7 +448,7 @@ class PolicyManager:
                 samples=entry.spec.samples,
                 losses=self._losses(),
                 embed=blocking(embedder, loop),
-                previous=live.router if live and not afresh else None,
+                previous=live.router if live and live.embedder is embedder and not afresh else None,
             )
             if entry.spec.settings.subset is not None:
                 mine = restrict(mine, select(entry.spec.settings.subset, mine))
