@@ -379,6 +379,30 @@ async def test_a_policy_that_follows_is_told_of_its_router_in_service(
     assert told == [None, first, None]
 
 
+async def test_a_router_of_another_embedder_is_no_predecessor(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, object]] = []
+    fit = KnnRouter.fit
+
+    def spied(config: KnnConfig, data: FitData, progress: Progress) -> Artefact:
+        told.append((data.embedder, data.previous))
+        return fit(config, data, progress)
+
+    policies, other = manager(tmp_path, embedder), manager(tmp_path, embedder)
+    records = [record("sql", "list all orders")]
+    await ended(policies, await policies.create(PolicySpec("mine", PolicySettings(router="knn"), origin="admin")))
+    await policies.refresh(records)
+    monkeypatch.setattr(KnnRouter, "fit", spied)
+    redefined = PolicySpec("mine", PolicySettings(router="knn", embedder="hashing-16"), origin="admin")
+    other._store.save(redefined)  # as another gateway does
+    live = await policies.refresh(records)
+    while live["mine"].embedder.dim != 16:
+        await asyncio.sleep(0.01)
+        live = await policies.refresh(records)
+    assert told == [("hashing-16", None)]
+
+
 async def test_a_long_fit_holds_up_no_other_policy(
     tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
