@@ -2,9 +2,9 @@
 
 Libraries are synthetic: unit vectors around one random direction for each expert, and texts of its own templates with
 words of its own subject and common ones. Reported are the median and 99th percentile of one decision on one thread, the
-time of a fit, of a load, and of both together when one expert has come since, how many texts that needed to embed
-besides the library's examples, the memory that the router holds, and how often the first candidate is the expert that
-the prompt is near.
+time of a fit, of a load, and of both together when one expert has come since (also as CPU time), how many texts that
+needed to embed besides the library's examples, the memory that the router holds, and how often the first candidate is
+the expert that the prompt is near.
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ def measure(name: str, grown: FitData, directions: Matrix, num_queries: int) -> 
     artefact = router_class(name).fit(config, data, no_progress)
     fitted = time.perf_counter()
     router = router_class(name).load(config, artefact)
-    loaded, embed = time.perf_counter(), Encode()
+    loaded, embed, worked = time.perf_counter(), Encode(), time.process_time()
     again = router_class(name).fit(config, replace(grown, previous=router, embed=embed), no_progress)
     router_class(name).load(config, again)
-    followed = time.perf_counter()
+    followed, worked = time.perf_counter(), time.process_time() - worked
     times, right = [], 0
     for row, own in zip(queries, asked.tolist(), strict=True):
         query = RouteQuery(data.experts[own].examples[0], row, parts=np.repeat(row[None], 4, axis=0))
@@ -110,7 +110,7 @@ def measure(name: str, grown: FitData, directions: Matrix, num_queries: int) -> 
     size = f"{len(directions):,} | {len(data.experts[0].examples)}"
     return (
         f"| {name} | {size} | {p50:.2f} | {p99:.2f} | "
-        f"{fitted - started:.1f} | {loaded - fitted:.1f} | {followed - loaded:.2f} | {embed.num} | "
+        f"{fitted - started:.1f} | {loaded - fitted:.1f} | {followed - loaded:.2f} | {worked:.2f} | {embed.num} | "
         f"{_resident_mib() - before:.0f} | {100 * right / num_queries:.1f} |"
     )
 
@@ -124,10 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=500)
     options = parser.parse_args(arguments)
     print(
-        "| router | experts | examples each | p50 ms | p99 ms | fit s | load s | one more s | embedded | MiB more "
-        "| right % |"
+        "| router | experts | examples each | p50 ms | p99 ms | fit s | load s | one more s | its CPU s "
+        "| embedded | MiB more | right % |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for num_experts in options.experts:
         data, directions = library(num_experts + 1, options.examples)
         for name in options.routers:

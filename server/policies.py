@@ -264,8 +264,8 @@ class PolicyManager:
 
     async def _keep_stale(self, entry: _Entry, live: LivePolicy, version: str, embedder: Embedder) -> None:
         entry.num_failures = 0
-        elsewhere = await self._reopen(entry, embedder)
-        if elsewhere is not None and elsewhere.version == version:  # another gateway on this home has fitted it
+        elsewhere = await self._fitted_elsewhere(entry, version, embedder)
+        if elsewhere is not None:
             self._live[live.name] = elsewhere
             self._metrics.policy_stale.labels(live.name).set(0)
         elif not live.stale:
@@ -468,8 +468,8 @@ class PolicyManager:
             except TimeoutError:
                 self._passed_over.add(entry.spec.name)
                 return
-            fitted = None if afresh else await self._reopen(entry, embedder)  # by another gateway on this home
-            if fitted is None or fitted.version != version:
+            fitted = None if afresh else await self._fitted_elsewhere(entry, version, embedder)
+            if fitted is None:
                 fitted = await self._open(entry, await asyncio.to_thread(work), embedder)
         self._check_wanted(entry)
         self._live[entry.spec.name] = fitted
@@ -518,6 +518,13 @@ class PolicyManager:
         except BadArtefact as error:
             log.warning("stored policy cannot be used, fitting it again", policy=name, error=str(error))
             return None
+
+    async def _fitted_elsewhere(self, entry: _Entry, version: str, embedder: Embedder) -> LivePolicy | None:
+        """The policy as another gateway on this home has fitted it to this version of the data, if one has."""
+        if not await asyncio.to_thread(self._artefacts.may_be_of, entry.spec.name, version):
+            return None
+        found = await self._reopen(entry, embedder)
+        return found if found is not None and found.version == version else None
 
     async def _version(self, entry: _Entry, experts: Experts, embedder: Embedder) -> str:
         return await self._data.version(experts, embedder, entry.spec.samples, with_scores=_reads_scores(entry))

@@ -379,6 +379,25 @@ async def test_a_policy_that_follows_is_told_of_its_router_in_service(
     assert told == [None, first, None]
 
 
+async def test_a_policy_that_follows_does_not_read_the_artefact_that_it_replaces(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = manager(tmp_path, embedder)
+    await policies.refresh([record("sql", "list all orders")])
+    read: list[str] = []
+    current = ArtefactStore.current
+
+    def spied(store: ArtefactStore, policy: str) -> Artefact | None:
+        read.append(policy)
+        return current(store, policy)
+
+    monkeypatch.setattr(ArtefactStore, "current", spied)
+    grown = [record("sql", "list all orders"), record("dates", "convert to ISO")]
+    live = (await policies.refresh(grown))["auto"]
+    assert len(live.expert_ids) == 2
+    assert read == []
+
+
 async def test_a_router_of_another_embedder_is_no_predecessor(
     tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
