@@ -250,6 +250,7 @@ class PolicyManager:
                 if key not in gathered:
                     gathered[key] = await self._data.gather(experts, embedder, with_scores=_reads_scores(entry))
                 await self._fit(entry, gathered[key], version, embedder, None, afresh=False)
+                self._announce()  # it need not wait for the others
         except FitCancelled:  # removed or redefined meanwhile
             self._passed_over.add(name)
         except Exception as error:

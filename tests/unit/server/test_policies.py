@@ -422,6 +422,18 @@ async def test_a_router_of_another_embedder_is_no_predecessor(
     assert told == [("hashing-16", None)]
 
 
+async def test_each_policy_is_shown_as_soon_as_it_is_fitted(tmp_path: Path, embedder: BatchingEmbedder) -> None:
+    policies = manager(tmp_path, embedder)
+    await policies.create(PolicySpec("second", PolicySettings(router="centroid"), origin="admin"))
+    await policies.refresh([record("sql", "list all orders")])
+    await ended(policies, policies.jobs.all()[0])
+    shown: list[dict[str, int]] = []
+    policies.on_change = lambda live: shown.append({name: len(each.expert_ids) for name, each in live.items()})
+    await policies.refresh([record("sql", "list all orders"), record("dates", "convert to ISO")])
+    assert {"auto": 2, "second": 1} in shown
+    assert shown[-1] == {"auto": 2, "second": 2}
+
+
 async def test_a_long_fit_holds_up_no_other_policy(
     tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
