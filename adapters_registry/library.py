@@ -27,7 +27,15 @@ from adapters_registry.locks import file_lock
 from adapters_registry.merging import MergeOptions, Method
 from adapters_registry.names import nearest, split_expert_id
 from adapters_registry.recipe_texts import RecipeTexts
-from adapters_registry.records import AdapterRecord, AuditEntry, Change, Manifest, parse_examples, utc_now
+from adapters_registry.records import (
+    AdapterRecord,
+    AuditEntry,
+    Change,
+    LibraryChanges,
+    Manifest,
+    parse_examples,
+    utc_now,
+)
 from adapters_registry.safetensors_header import HeaderError
 from adapters_registry.states import OFFERED, OVER, AdapterState
 from adapters_registry.storage import AdapterStorage
@@ -251,6 +259,10 @@ class Library:
     async def revision(self) -> int:
         """A number that rises with every change, also one by another process on the same database."""
         return await self._adapters.revision()
+
+    async def changes(self, since: int, *states: AdapterState) -> LibraryChanges:
+        """What was done to versions after the change of that number; see `Follower.changes`."""
+        return await self._adapters.changes(since, *states)
 
     def folder_of(self, record: AdapterRecord) -> Path:
         """The folder with the version's normalised adapter_config.json and its adapter_model.safetensors."""

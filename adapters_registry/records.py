@@ -233,6 +233,24 @@ class AuditEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class LibraryChanges:
+    """What has changed since one looked last.
+
+    Attributes:
+        revision: The library's, at the moment of reading.
+        number: Of the newest change then (`AuditEntry.number`), 0 before the first; where to go on from.
+        records: If `is_whole`, all versions that were asked for; else those that something was done to, in whatever
+            state they are now.
+        is_whole: Whether what was known before is to be forgotten.
+    """
+
+    revision: int
+    number: int
+    records: tuple[AdapterRecord, ...]
+    is_whole: bool
+
+
+@dataclass(frozen=True, slots=True)
 class KeyRecord:
     """An API key without its secret.
 

@@ -94,11 +94,19 @@ class ArtefactStore:
         home = self._home(policy)
         home.mkdir(parents=True, exist_ok=True)
         number = 1 + max((_number(folder) for folder in self._versions(home)), default=0)
-        folder = home / f"{_safe(artefact.library_version[:16])}-{number}"
+        folder = home / f"{_stem(artefact.library_version)}-{number}"
         save_artefact(artefact, folder)
         replace_file(home / CURRENT, folder.name.encode())
         self._prune(home, keep=folder)
         return folder
+
+    def may_be_of(self, policy: str, library_version: str) -> bool:
+        """Whether it is worth reading the artefact in use for this version; looks at its name only."""
+        try:
+            name = (self._home(policy) / CURRENT).read_bytes().decode("utf-8", "replace")
+        except OSError:
+            return False
+        return name.rpartition("-")[0] == _stem(library_version)
 
     def current(self, policy: str) -> Artefact | None:
         """The artefact in use; None if there is none yet, `BadArtefact` if it is damaged (the caller refits)."""
@@ -139,6 +147,10 @@ def code_version() -> str:
 def _number(folder: Path) -> int:
     stem, _, number = folder.name.rpartition("-")
     return int(number) if stem and not stem.startswith(".") and number.isascii() and number.isdigit() else 0
+
+
+def _stem(library_version: str) -> str:
+    return _safe(library_version[:16])
 
 
 def _safe(text: str) -> str:

@@ -261,7 +261,7 @@ class FitData:
         losses: The engine, for methods that search for weights; None where there is none.
         embed: The embedder, for methods that embed texts of their own; blocking, for worker threads.
         previous: The policy's router in service when it only follows its library: what a small change cannot have
-            moved may be taken from it. None if somebody asked for a fit.
+            moved may be taken from it. It was fitted with the same embedder. None if somebody asked for a fit.
     """
 
     experts: tuple[LibraryExpert, ...]

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
+
+from routers.term_counts import TermCounts
 
 Floats = NDArray[np.float64]
 
@@ -29,12 +32,8 @@ _RARE = (1 + np.log(3 / 2)) ** 2
 
 def count_terms(texts: Sequence[str]) -> tuple[dict[str, NDArray[Any]], list[str]]:
     """The arrays of the sparse counts (V, E), and the terms."""
-    vectorizer = _vectorizer()
-    try:
-        counts = csr_matrix(vectorizer.fit_transform(texts).T)
-        terms = vectorizer.get_feature_names_out().tolist()
-    except ValueError:  # there is no word in any text
-        counts, terms = csr_matrix((0, len(texts))), []
+    rows, terms = _term_counts().count(texts)
+    counts = csr_matrix(rows.T)
     return {"values": counts.data, "columns": counts.indices, "bounds": counts.indptr}, terms
 
 
@@ -59,6 +58,11 @@ class PairTfidf:
         norms_b = _RARE * squares_of_text + (1 - _RARE) * ((a > 0).T @ np.square(b))
         product = np.sqrt(norms_a * norms_b)
         return np.asarray(np.where(product > 0, (a.T @ b) / np.where(product > 0, product, 1.0), 0.0))
+
+
+@cache
+def _term_counts() -> TermCounts:
+    return TermCounts(_vectorizer().build_analyzer())
 
 
 def _vectorizer() -> CountVectorizer:

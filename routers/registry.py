@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
@@ -24,8 +25,13 @@ def router_names() -> tuple[str, ...]:
     return tuple(sorted({entry.name for entry in entry_points(group=GROUP)}))
 
 
+@cache
 def router_class(name: str) -> type[Router]:
-    """The class of that name, imported now; raises `UnknownRouter` or `BadRouter`."""
+    """The class of that name, imported now; raises `UnknownRouter` or `BadRouter`.
+
+    What was found is kept for the process (`router_class.cache_clear` forgets it), for looking through the entry points
+    of all distributions takes ten milliseconds and more; what failed is looked for again.
+    """
     found = list(entry_points(group=GROUP, name=name))
     if not found:
         near = difflib.get_close_matches(name, router_names(), n=3, cutoff=0.4)

@@ -42,6 +42,7 @@ from routers.base import (
     RouteQuery,
     RouterConfig,
     ScoredExpert,
+    Vector,
     WeightedExpert,
 )
 from routers.calibration import Calibration, calibrate, marks_of, still_holding
@@ -80,6 +81,19 @@ class ScoringConfig(RouterConfig):
     max_calibration: int = Field(2048, ge=0, description="How many examples are scored to calibrate.")
 
 
+def _once(embed: Callable[[Sequence[str]], Matrix], known: Mapping[str, Vector]) -> Callable[[Sequence[str]], Matrix]:
+    """An embedder for one fit, which asks for no text twice, and for none that is known."""
+    rows = dict(known)
+
+    def work(texts: Sequence[str]) -> Matrix:
+        new = [text for text in dict.fromkeys(texts) if text not in rows]
+        found = embed(new) if new or not texts else ()
+        rows.update(zip(new, found, strict=True))
+        return np.stack([rows[text] for text in texts]) if texts else np.asarray(found, np.float32)
+
+    return work
+
+
 def _no_embedder(texts: Sequence[str]) -> Matrix:
     raise NotFittable("this method embeds texts of its own, and no embedder was given (FitData.embed)")
 
@@ -107,6 +121,8 @@ class Examples:
 
     def take(self, rows: NDArray[np.int64]) -> Examples:
         """Some of the examples, of the same experts."""
+        if len(rows) == len(self.owner) and bool((rows == np.arange(len(rows))).all()):
+            return self
         chosen = rows.tolist()
         return replace(
             self,
@@ -201,6 +217,10 @@ class ScoringRouter(ABC):
         scores = self.scores(prompts)
         return Judgement(scores, scores)
 
+    def embedded(self) -> Mapping[str, Vector]:
+        """What texts of its own this method had embedded, for the next fit; none unless a method says otherwise."""
+        return {}
+
     def choose(self, ranked: Sequence[ScoredExpert]) -> tuple[tuple[WeightedExpert, ...], GateChoice | None]:
         """From the experts that may be used, best first, to what is executed; the best one unless said otherwise."""
         return (WeightedExpert(ranked[0].expert_id),), None
@@ -211,6 +231,8 @@ class ScoringRouter(ABC):
     def fit(cls, config: Any, data: FitData, progress: Progress) -> Artefact:
         """Learn and calibrate; the latter only if much has changed since `FitData.previous` was calibrated."""
         examples = examples_of(data)
+        known: Mapping[str, Vector] = data.previous.embedded() if isinstance(data.previous, cls) else {}
+        examples = replace(examples, embed=_once(examples.embed, known))
         learned = cls.learn(config, examples)
         marks = marks_of(data.experts)
         calibration = still_holding(data.previous, cls, config, marks)
@@ -333,14 +355,17 @@ def examples_of(data: FitData) -> Examples:
         embedded = data.embeddings.get(expert.expert_id)
         if embedded is None or len(embedded) != len(expert.examples):
             raise NotFittable(f"the examples of {expert.expert_id} are not embedded")
-        first = {text: row for row, text in reversed(list(enumerate(expert.examples)))}
-        kept = sorted(first.values())
-        texts += [expert.examples[row] for row in kept]
-        owner += [number] * len(kept)
-        rows.append(np.asarray(embedded, np.float32)[kept])
-        without = bare_texts(expert.examples)
-        bare += [without[row] for row in kept]
-        bare_rows.append(np.asarray(data.bare.get(expert.expert_id, embedded), np.float32)[kept])
+        blocks = [np.asarray(each, np.float32) for each in (embedded, data.bare.get(expert.expert_id, embedded))]
+        whole, without = expert.examples, bare_texts(expert.examples)
+        if len(set(whole)) < len(whole):
+            kept = sorted({text: row for row, text in reversed(list(enumerate(whole)))}.values())
+            blocks = [block[kept] for block in blocks]
+            whole, without = tuple(whole[row] for row in kept), tuple(without[row] for row in kept)
+        texts += whole
+        bare += without
+        owner += [number] * len(whole)
+        rows.append(blocks[0])
+        bare_rows.append(blocks[1])
     dim = next((block.shape[1] for block in rows), 1)
     nothing = np.zeros((0, dim), np.float32)
     return Examples(
@@ -380,11 +405,17 @@ def to_unit(rows: NDArray[Any]) -> NDArray[Any]:
 
 def evenly(examples: Examples, most: int) -> NDArray[np.int64]:
     """Rows of at most so many examples of each expert, evenly spaced."""
-    rows = []
-    for expert in np.unique(examples.owner):
-        own = np.flatnonzero(examples.owner == expert)
-        rows.append(own[evenly_spaced(len(own), most)])
+    rows = [
+        own if len(own) <= most else own[evenly_spaced(len(own), most)] for _, own in rows_by_expert(examples.owner)
+    ]
     return np.concatenate(rows) if rows else np.empty(0, np.int64)
+
+
+def rows_by_expert(owner: NDArray[np.int32]) -> list[tuple[int, NDArray[np.int64]]]:
+    """Experts that have examples, each with the rows of those."""
+    order = np.argsort(owner, kind="stable")
+    there, starts = np.unique(owner[order], return_index=True)
+    return list(zip(there.tolist(), np.split(order, starts[1:]), strict=True)) if len(there) else []
 
 
 def equal_weights(ranked: Sequence[ScoredExpert]) -> tuple[WeightedExpert, ...]:

@@ -5,11 +5,15 @@
 Words and pairs of words, or pieces of words, with 1 + log tf and idf = log((1 + n) / (1 + df)) + 1, rows of unit length
 (scikit-learn's definition). It needs no embedder, so it costs a fraction of a millisecond, and it sees what an
 embedding blurs: markup, codes, the turn of phrase of a template. It does not see synonyms.
+
+A new expert changes the idf of its terms, and so every expert's mean. What a text's words are does not change: counts
+are remembered by text (`routers.term_counts`), and all the rest is sparse sums over them.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -20,6 +24,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from routers.base import MethodCard
 from routers.centroid import CentroidRouter
 from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
+from routers.term_counts import TermCounts
 
 
 class TfidfConfig(ScoringConfig):
@@ -49,18 +54,16 @@ class TfidfRouter(ScoringRouter):
     @classmethod
     def learn(cls, config: TfidfConfig, examples: Examples) -> Learned:
         """Terms, their idf, and the experts' means as a sparse matrix (E, terms)."""
-        num_experts = len(examples.experts)
-        means, terms, idf = csr_matrix((num_experts, 0)), [], np.zeros(0)
-        try:
-            vectorizer = _vectorizer(config)
-            rows = vectorizer.fit_transform(examples.texts)
-        except ValueError:  # there is no word in any example
-            pass
-        else:
-            terms, idf = vectorizer.get_feature_names_out().tolist(), vectorizer.idf_
-            counts = np.maximum(np.bincount(examples.owner, minlength=num_experts), 1)
-            place = (1 / counts[examples.owner], (examples.owner, np.arange(len(examples.owner))))
-            means = csr_matrix(csr_matrix(place, shape=(num_experts, len(examples.owner))) @ rows)
+        num_experts, num_texts = len(examples.experts), len(examples.texts)
+        rows, terms = _term_counts(config.analyzer, config.longest).count(examples.texts, config.max_terms)
+        idf = np.log((1 + num_texts) / (1 + np.bincount(rows.indices, minlength=len(terms)))) + 1
+        values = (1 + np.log(rows.data)) * idf[rows.indices]
+        row_of = np.repeat(np.arange(num_texts), np.diff(rows.indptr))
+        norms = np.sqrt(np.bincount(row_of, values * values, num_texts))
+        rows.data = values / norms[row_of]
+        num_examples = np.maximum(np.bincount(examples.owner, minlength=num_experts), 1)
+        place = (1 / num_examples[examples.owner], (examples.owner, np.arange(num_texts)))
+        means = csr_matrix(csr_matrix(place, shape=(num_experts, num_texts)) @ rows)
         arrays = {"values": means.data, "columns": means.indices, "bounds": means.indptr, "idf": idf}
         return Learned(arrays, {"terms": terms})
 
@@ -73,7 +76,7 @@ class TfidfRouter(ScoringRouter):
         norms = np.sqrt(np.asarray(means.multiply(means).sum(axis=1)).ravel())
         self._has_terms = norms > 0
         self._means = csr_matrix(means.multiply((1 / np.maximum(norms, 1e-12))[:, None])).T.tocsr()
-        self._vectorizer = _vectorizer(self.config, terms) if terms else None
+        self._vectorizer = _vectorizer(self.config.analyzer, self.config.longest, terms) if terms else None
         if self._vectorizer is not None:
             self._vectorizer.idf_ = np.asarray(arrays["idf"])
 
@@ -86,13 +89,17 @@ class TfidfRouter(ScoringRouter):
         return found
 
 
-def _vectorizer(config: TfidfConfig, terms: list[str] | None = None) -> TfidfVectorizer:
-    shortest = 1 if config.analyzer == "word" else min(3, config.longest)
+@lru_cache(maxsize=4)
+def _term_counts(analyzer: str, longest: int) -> TermCounts:
+    return TermCounts(_vectorizer(analyzer, longest).build_analyzer())
+
+
+def _vectorizer(analyzer: str, longest: int, terms: list[str] | None = None) -> TfidfVectorizer:
+    shortest = 1 if analyzer == "word" else min(3, longest)
     return TfidfVectorizer(
-        analyzer=config.analyzer,
-        ngram_range=(shortest, config.longest),
+        analyzer=analyzer,
+        ngram_range=(shortest, longest),
         sublinear_tf=True,
-        max_features=None if terms else config.max_terms,
         vocabulary=terms,
-        token_pattern=r"(?u)\b\w+\b" if config.analyzer == "word" else None,
+        token_pattern=r"(?u)\b\w+\b" if analyzer == "word" else None,
     )

@@ -1,8 +1,9 @@
 """Keeps the catalogue in step with the library, also when another gateway on the same database changed it.
 
-The library's revision is read every second and after every change made here. A changed library is shown in
-two steps: its experts at once, by name; its policies as soon as they are fitted. Fitting goes on beside the watch, so
-that a revoked key or a removed expert is seen within a second whatever is being fitted.
+The library's revision is read every second and after every change made here; if it has risen, the versions that
+something was done to are read, not all. A changed library is shown in two steps: its experts at once, by name; its
+policies as soon as they are fitted. Fitting goes on beside the watch, so that a revoked key or a removed expert is seen
+within a second whatever is being fitted.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import structlog
 
 from adapters_registry.errors import RegistryError
 from adapters_registry.library import Library
-from adapters_registry.records import AdapterRecord
+from adapters_registry.records import AdapterRecord, LibraryChanges
 from adapters_registry.states import SERVING, AdapterState
 from server.catalog import Catalog
 from server.metrics import Metrics
 from server.policies import LivePolicy, PolicyManager
 
 POLL_S = 1.0
-MAX_REST_S = 1.0
+QUIET_S, MAX_REST_S = 1.0, 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +56,8 @@ class LibraryWatcher:
         self._metrics = metrics
         self._on_change = on_change
         self._revision = -1
+        self._seen = 0
+        self._serving: Mapping[str, AdapterRecord] = {}
         self._wake = asyncio.Event()
         self._fitted_to = -1
         self._task: asyncio.Task[None] | None = None
@@ -90,20 +93,23 @@ class LibraryWatcher:
             if self._num_answered >= mine:
                 return
             answering = self._num_asked
-            revision = await self._library.revision()
-            if revision != self._revision:
+            if await self._library.revision() != self._revision:
                 self._on_change()
-                records = {record.expert_id: record for record in await self._library.list(*SERVING)}
-                experts = {each: r for each, r in records.items() if r.state is AdapterState.ACTIVE}
-                others = {each: r for each, r in records.items() if r.state is not AdapterState.ACTIVE}
-                self.catalog = replace(self.catalog, experts=experts, others=others, is_read=True)
-                self._metrics.experts.set(len(experts))
-                for state in SERVING:
-                    self._metrics.versions.labels(state.value).set(sum(r.state is state for r in records.values()))
-                self._revision = revision
+                changes = await self._library.changes(self._seen, *SERVING)
+                self._serving = _after(self._serving, changes)
+                self._show(self._serving)
+                self._seen, self._revision = changes.number, changes.revision
                 self.on_shown(self.catalog)
             self._num_answered = answering
         self._wake.set()
+
+    def _show(self, records: Mapping[str, AdapterRecord]) -> None:
+        experts = {each: r for each, r in records.items() if r.state is AdapterState.ACTIVE}
+        others = {each: r for each, r in records.items() if r.state is not AdapterState.ACTIVE}
+        self.catalog = replace(self.catalog, experts=experts, others=others, is_read=True)
+        self._metrics.experts.set(len(experts))
+        for state in SERVING:
+            self._metrics.versions.labels(state.value).set(sum(r.state is state for r in records.values()))
 
     @property
     def records(self) -> tuple[AdapterRecord, ...]:
@@ -149,17 +155,39 @@ class LibraryWatcher:
         return self._revision != self._fitted_to or await self._policies.wants_refresh()
 
     async def _refresh(self, revision: int) -> None:
-        """Bring the policies up to this revision of the library, or to a later one; then rest for as long as it took.
-
-        So that while a whole library is being registered, fitting takes half of the time at most.
-        """
+        """Bring the policies up to this revision of the library, or to a later one; then rest."""
         started = time.perf_counter()
         try:
             await self._policies.refresh(self.records)
             self._fitted_to = revision
-            await asyncio.sleep(min(time.perf_counter() - started, MAX_REST_S))
+            await self._rest(time.perf_counter() - started)
             self._wake.set()
         except Exception:  # a fault of ours must not end it for ever: the next turn may work
             log.exception("policies not refreshed")
         finally:
             self._refreshing = None
+
+    async def _rest(self, took_s: float) -> None:
+        """Wait for as long as it took, so that fitting takes half of the time at most while a library is registered.
+
+        What took longer than `QUIET_S` is waited for only as long as the library goes on changing.
+        """
+        left_s = min(took_s, MAX_REST_S)
+        while left_s > 0:
+            seen, pause_s = self._revision, min(left_s, QUIET_S)
+            await asyncio.sleep(pause_s)
+            left_s -= pause_s
+            if self._revision == seen:
+                return
+
+
+def _after(before: Mapping[str, AdapterRecord], changes: LibraryChanges) -> Mapping[str, AdapterRecord]:
+    """Versions that serve, by id and sorted by name, then by age."""
+    if changes.is_whole:
+        return {record.expert_id: record for record in changes.records}
+    after = dict(before)
+    for record in changes.records:
+        after.pop(record.expert_id, None)
+        if record.state in SERVING:
+            after[record.expert_id] = record
+    return dict(sorted(after.items(), key=lambda item: (item[1].name, item[1].created_at)))

@@ -250,6 +250,7 @@ class PolicyManager:
                 if key not in gathered:
                     gathered[key] = await self._data.gather(experts, embedder, with_scores=_reads_scores(entry))
                 await self._fit(entry, gathered[key], version, embedder, None, afresh=False)
+                self._announce()  # it need not wait for the others
         except FitCancelled:  # removed or redefined meanwhile
             self._passed_over.add(name)
         except Exception as error:
@@ -264,8 +265,8 @@ class PolicyManager:
 
     async def _keep_stale(self, entry: _Entry, live: LivePolicy, version: str, embedder: Embedder) -> None:
         entry.num_failures = 0
-        elsewhere = await self._reopen(entry, embedder)
-        if elsewhere is not None and elsewhere.version == version:  # another gateway on this home has fitted it
+        elsewhere = await self._fitted_elsewhere(entry, version, embedder)
+        if elsewhere is not None:
             self._live[live.name] = elsewhere
             self._metrics.policy_stale.labels(live.name).set(0)
         elif not live.stale:
@@ -448,7 +449,7 @@ class PolicyManager:
                 samples=entry.spec.samples,
                 losses=self._losses(),
                 embed=blocking(embedder, loop),
-                previous=live.router if live and not afresh else None,
+                previous=live.router if live and live.embedder is embedder and not afresh else None,
             )
             if entry.spec.settings.subset is not None:
                 mine = restrict(mine, select(entry.spec.settings.subset, mine))
@@ -468,8 +469,8 @@ class PolicyManager:
             except TimeoutError:
                 self._passed_over.add(entry.spec.name)
                 return
-            fitted = None if afresh else await self._reopen(entry, embedder)  # by another gateway on this home
-            if fitted is None or fitted.version != version:
+            fitted = None if afresh else await self._fitted_elsewhere(entry, version, embedder)
+            if fitted is None:
                 fitted = await self._open(entry, await asyncio.to_thread(work), embedder)
         self._check_wanted(entry)
         self._live[entry.spec.name] = fitted
@@ -518,6 +519,13 @@ class PolicyManager:
         except BadArtefact as error:
             log.warning("stored policy cannot be used, fitting it again", policy=name, error=str(error))
             return None
+
+    async def _fitted_elsewhere(self, entry: _Entry, version: str, embedder: Embedder) -> LivePolicy | None:
+        """The policy as another gateway on this home has fitted it to this version of the data, if one has."""
+        if not await asyncio.to_thread(self._artefacts.may_be_of, entry.spec.name, version):
+            return None
+        found = await self._reopen(entry, embedder)
+        return found if found is not None and found.version == version else None
 
     async def _version(self, entry: _Entry, experts: Experts, embedder: Embedder) -> str:
         return await self._data.version(experts, embedder, entry.spec.samples, with_scores=_reads_scores(entry))

@@ -37,6 +37,7 @@ class PolicyData:
         self._scores = scores
         self._store = store
         self._vectors: dict[str, dict[str, Vector]] = {}
+        self._rows: dict[str, dict[str, tuple[tuple[str, ...], Matrix, Matrix]]] = {}
 
     async def version(
         self, experts: Experts, embedder: Embedder, samples: Sequence[Sample], *, with_scores: bool
@@ -80,13 +81,26 @@ class PolicyData:
             known.update(made)
             await asyncio.to_thread(self._store.add, embedder.name, made)
         empty: Matrix = np.zeros((0, embedder.dim), np.float32)
+        before = self._rows.get(embedder.name, {})
 
         def rows_of(texts: Sequence[str]) -> Matrix:
-            return np.stack([known[text] for text in texts]) if texts else empty
+            if not texts:
+                return empty
+            rows = np.stack([known[text] for text in texts])
+            rows.flags.writeable = False
+            known.update(zip(texts, rows, strict=True))  # vectors are kept once, as parts of these
+            return rows
+
+        def of_expert(expert: LibraryExpert) -> tuple[tuple[str, ...], Matrix, Matrix]:
+            there = before.get(expert.expert_id)
+            if there is not None and there[0] == expert.examples:
+                return there
+            return expert.examples, rows_of(expert.examples), rows_of(bare[expert.expert_id])
 
         def work() -> FitData:
-            embeddings = {expert.expert_id: rows_of(expert.examples) for expert in experts}
-            bare_rows = {expert: rows_of(texts) for expert, texts in bare.items()}
+            rows = self._rows[embedder.name] = {expert.expert_id: of_expert(expert) for expert in experts}
+            embeddings = {expert: whole for expert, (_, whole, _) in rows.items()}
+            bare_rows = {expert: without for expert, (_, _, without) in rows.items()}
             data = fit_data(experts, embeddings, embedder.name, bare_rows, version="gathered")
             return replace(data, scores=self.table(experts, rows_of(scored)) if with_scores else None)
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from adapters_registry.decisions import DecisionPage, DecisionQuery, DecisionRecord, Feedback
-from adapters_registry.records import NOBODY, AdapterRecord, AuditEntry, Change, KeyRecord
+from adapters_registry.records import NOBODY, AdapterRecord, AuditEntry, Change, KeyRecord, LibraryChanges
 from adapters_registry.states import AdapterState
 from adapters_registry.usage import KeyLimits, Reservation, Used
 
@@ -29,6 +29,18 @@ class AdapterReader(Protocol):
 
     async def revision(self) -> int:
         """A number that rises with every change of adapters or keys."""
+        ...
+
+
+class Follower(Protocol):
+    """Staying up to date without reading everything again."""
+
+    async def changes(self, since: int, *states: AdapterState) -> LibraryChanges:
+        """What was done to versions after the change of that number.
+
+        All records in these states, sorted as by `list`, if `since` is 0, if very many have changed, or if this is not
+        the database that gave the number.
+        """
         ...
 
 
@@ -114,7 +126,7 @@ class History(Protocol):
         ...
 
 
-class AdapterStore(AdapterReader, AdapterWriter, AdapterStates, ContentLedger, History, Protocol):
+class AdapterStore(AdapterReader, Follower, AdapterWriter, AdapterStates, ContentLedger, History, Protocol):
     """All that is kept about adapters."""
 
 

@@ -13,7 +13,17 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters_registry.errors import AdapterNotFound, DatabaseBroken, NameTaken, NotRetired, WrongState
-from adapters_registry.records import AT_ONCE, NOBODY, AdapterRecord, AuditEntry, Card, Change, Publication, utc_now
+from adapters_registry.records import (
+    AT_ONCE,
+    NOBODY,
+    AdapterRecord,
+    AuditEntry,
+    Card,
+    Change,
+    LibraryChanges,
+    Publication,
+    utc_now,
+)
 from adapters_registry.states import OVER, TRANSITIONS, AdapterState, may_become
 from adapters_registry.stores.changes import note_change
 from adapters_registry.stores.database import Database
@@ -65,19 +75,29 @@ class SqlAdapterStore:
     async def list(self, *states: AdapterState) -> tuple[AdapterRecord, ...]:
         """See `AdapterReader.list`."""
 
-        async def work(connection: AsyncConnection) -> tuple[AdapterRecord, ...]:
-            query = sa.select(adapters).order_by(adapters.c.name, adapters.c.id)
-            if states:
-                query = query.where(adapters.c.state.in_([state.value for state in states]))
-            return await _to_records(connection, (await connection.execute(query)).all())
-
-        return await self._database.read(work)
+        return await self._database.read(lambda connection: _listed(connection, states))
 
     async def revision(self) -> int:
         """See `AdapterReader.revision`."""
 
-        async def work(connection: AsyncConnection) -> int:
-            return int((await connection.execute(sa.select(library.c.revision))).scalar_one())
+        return await self._database.read(_revision)
+
+    # -- Follower -----------------------------------------------------------------------------------------------
+
+    async def changes(self, since: int, *states: AdapterState) -> LibraryChanges:
+        """See `Follower.changes`. Writers take turns, so no change ever appears below a number that was given."""
+
+        async def work(connection: AsyncConnection) -> LibraryChanges:
+            newest = (await connection.execute(sa.select(sa.func.max(audit.c.id)))).scalar() or 0
+            subjects = await _subjects_since(connection, since) if 0 < since <= newest else None
+            if subjects is None:
+                records = await _listed(connection, states)
+            else:
+                versions = {subject.rpartition("@")[2] for subject in subjects}
+                query = sa.select(adapters).where(adapters.c.version.in_(versions))
+                rows = [r for r in await connection.execute(query) if f"{r.name}@{r.version}" in subjects]
+                records = await _to_records(connection, rows)
+            return LibraryChanges(await _revision(connection), newest, records, is_whole=subjects is None)
 
         return await self._database.read(work)
 
@@ -218,6 +238,24 @@ class SqlAdapterStore:
 
 
 # -- statements -----------------------------------------------------------------------------------------------------
+
+
+async def _revision(connection: AsyncConnection) -> int:
+    return int((await connection.execute(sa.select(library.c.revision))).scalar_one())
+
+
+async def _listed(connection: AsyncConnection, states: Sequence[AdapterState]) -> tuple[AdapterRecord, ...]:
+    query = sa.select(adapters).order_by(adapters.c.name, adapters.c.id)
+    if states:
+        query = query.where(adapters.c.state.in_([state.value for state in states]))
+    return await _to_records(connection, (await connection.execute(query)).all())
+
+
+async def _subjects_since(connection: AsyncConnection, number: int) -> frozenset[str] | None:
+    """What was changed after that number: ids of versions and of keys; None if too much to ask for one by one."""
+    query = sa.select(audit.c.subject).where(audit.c.id > number).distinct().limit(_MAX_IDS_PER_QUERY + 1)
+    subjects = frozenset((await connection.execute(query)).scalars())
+    return subjects if len(subjects) <= _MAX_IDS_PER_QUERY else None
 
 
 async def _find_row(connection: AsyncConnection, name: str, version: str | None) -> sa.Row[Any] | None:

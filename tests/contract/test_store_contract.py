@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import random
 from datetime import UTC, datetime, timedelta
@@ -13,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters_registry.errors import AdapterNotFound, DatabaseBusy, KeyNotFound, NameTaken, NotRetired, WrongState
 from adapters_registry.keys import new_key
-from adapters_registry.records import AdapterRecord, Card, Change, utc_now
-from adapters_registry.states import TRANSITIONS, AdapterState
+from adapters_registry.records import AdapterRecord, Card, Change, LibraryChanges, utc_now
+from adapters_registry.states import SERVING, TRANSITIONS, AdapterState
 from adapters_registry.stores.base import AdapterStore, KeyStore, UsageStore
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql import SqlAdapterStore
@@ -236,6 +237,58 @@ async def test_examples(adapters: AdapterStore) -> None:
     assert (await adapters.set_examples("sql", stored.version, [])).examples == ()
     with pytest.raises(AdapterNotFound):
         await adapters.set_examples("sql", "ffffffff", ["x"])
+
+
+async def test_following_changes_gives_what_reading_all_gives(adapters: AdapterStore, keys: KeyStore) -> None:
+    rng, known, seen = random.Random(5), dict[str, AdapterRecord](), 0
+    await adapters.activate(record("old", 900, "before"))
+    for step in range(40):
+        for _ in range(rng.randint(0, 3)):
+            name, content = f"n{rng.randint(0, 4)}", rng.randint(0, 4)
+            mine = record(name, 5 * int(name[1:]) + content + 1, *(f"{step}-{row}" for row in range(rng.randint(0, 3))))
+            with contextlib.suppress(AdapterNotFound, NotRetired):
+                match rng.randint(0, 5):
+                    case 0:
+                        await adapters.register(mine)
+                    case 1:
+                        await adapters.retire(name, mine.version)
+                    case 2:
+                        await adapters.set_examples(name, mine.version, [f"{step}"])
+                    case 3:
+                        await adapters.mark_purged(name, mine.version)
+                    case _:
+                        await adapters.activate(mine)
+        if step % 7 == 3:
+            await keys.add(new_key("someone")[0])
+        changes = await adapters.changes(seen, *SERVING)
+        assert changes.is_whole == (seen == 0)
+        assert changes.revision == await adapters.revision()
+        known = {} if changes.is_whole else known
+        for each in changes.records:
+            known.pop(each.expert_id, None)
+            if each.state in SERVING:
+                known[each.expert_id] = each
+        seen = changes.number
+        assert known == {each.expert_id: each for each in await adapters.list(*SERVING)}
+    assert (await adapters.changes(seen, *SERVING)).records == ()
+
+
+async def test_following_reads_all_if_it_cannot_tell_what_is_new(
+    adapters: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await adapters.changes(0) == LibraryChanges(await adapters.revision(), 0, (), is_whole=True)
+    for number in range(4):
+        await adapters.activate(record(f"n{number}", number + 1, "x"))
+    everything = await adapters.list()
+    number = (await adapters.changes(0)).number
+    another_database = await adapters.changes(number + 1)
+    assert (another_database.is_whole, another_database.records) == (True, everything)
+    monkeypatch.setattr("adapters_registry.stores.sql._MAX_IDS_PER_QUERY", 3)
+    too_many = await adapters.changes(1)
+    assert (too_many.is_whole, too_many.records) == (True, everything)
+    await adapters.set_examples("n2", everything[2].version, ["y"])
+    few = await adapters.changes(number)
+    assert ([each.name for each in few.records], few.is_whole) == (["n2"], False)
 
 
 async def test_contents_in_use(adapters: AdapterStore) -> None:

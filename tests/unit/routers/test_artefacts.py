@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -95,6 +96,17 @@ def test_store_swaps_and_prunes(tmp_path: Path) -> None:
     assert kept == sorted(["current", *(folder.name for folder in folders[-3:])])
     assert ArtefactStore(tmp_path).current("auto") is not None
     assert store.current("other") is None
+
+
+def test_the_name_tells_whether_an_artefact_is_worth_reading(tmp_path: Path) -> None:
+    store, other = ArtefactStore(tmp_path), replace(artefact(), library_version="../0" * 16)
+    assert not store.may_be_of("auto", "f" * 64)
+    store.publish("auto", artefact())
+    assert store.may_be_of("auto", "f" * 64)
+    assert not store.may_be_of("auto", other.library_version)
+    store.publish("auto", other)
+    assert store.may_be_of("auto", other.library_version)
+    assert not store.may_be_of("auto", "f" * 64)
 
 
 def test_a_write_that_fails_leaves_the_old_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

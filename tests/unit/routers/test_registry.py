@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ ENTRIES = {
     "function": "routers.registry:router_names",
     "not-a-router": "routers.artefacts:ArtefactStore",
 }
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered() -> Iterator[None]:
+    router_class.cache_clear()
+    yield
+    router_class.cache_clear()
 
 
 @pytest.fixture
@@ -61,6 +69,18 @@ def test_two_packages_may_not_share_a_name(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(registry, "entry_points", lambda **wanted: pair.select(**wanted))
     with pytest.raises(BadRouter, match="elsewhere:Router"):
         router_class("knn")
+
+
+def test_what_was_found_is_kept_and_what_was_not_is_looked_for_again(entries: dict[str, str]) -> None:
+    with pytest.raises(UnknownRouter):
+        router_class("mine")
+    entries["mine"] = entries.pop("knn")
+    assert router_class("mine") is KnnRouter
+    entries.clear()
+    assert router_class("mine") is KnnRouter
+    router_class.cache_clear()
+    with pytest.raises(UnknownRouter):
+        router_class("mine")
 
 
 def test_options_become_a_config(entries: dict[str, str]) -> None:

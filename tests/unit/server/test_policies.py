@@ -359,6 +359,61 @@ async def test_a_policy_that_follows_is_told_of_its_router_in_service(
     assert told == [None, first, None]
 
 
+async def test_a_policy_that_follows_does_not_read_the_artefact_that_it_replaces(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = manager(tmp_path, embedder)
+    await policies.refresh([record("sql", "list all orders")])
+    read: list[str] = []
+    current = ArtefactStore.current
+
+    def spied(store: ArtefactStore, policy: str) -> Artefact | None:
+        read.append(policy)
+        return current(store, policy)
+
+    monkeypatch.setattr(ArtefactStore, "current", spied)
+    grown = [record("sql", "list all orders"), record("dates", "convert to ISO")]
+    live = (await policies.refresh(grown))["auto"]
+    assert len(live.expert_ids) == 2
+    assert read == []
+
+
+async def test_a_router_of_another_embedder_is_no_predecessor(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, object]] = []
+    fit = KnnRouter.fit
+
+    def spied(config: KnnConfig, data: FitData, progress: Progress) -> Artefact:
+        told.append((data.embedder, data.previous))
+        return fit(config, data, progress)
+
+    policies, other = manager(tmp_path, embedder), manager(tmp_path, embedder)
+    records = [record("sql", "list all orders")]
+    await ended(policies, await policies.create(PolicySpec("mine", PolicySettings(router="knn"), origin="admin")))
+    await policies.refresh(records)
+    monkeypatch.setattr(KnnRouter, "fit", spied)
+    redefined = PolicySpec("mine", PolicySettings(router="knn", embedder="hashing-16"), origin="admin")
+    other._store.save(redefined)  # as another gateway does
+    live = await policies.refresh(records)
+    while live["mine"].embedder.dim != 16:
+        await asyncio.sleep(0.01)
+        live = await policies.refresh(records)
+    assert told == [("hashing-16", None)]
+
+
+async def test_each_policy_is_shown_as_soon_as_it_is_fitted(tmp_path: Path, embedder: BatchingEmbedder) -> None:
+    policies = manager(tmp_path, embedder)
+    await policies.create(PolicySpec("second", PolicySettings(router="centroid"), origin="admin"))
+    await policies.refresh([record("sql", "list all orders")])
+    await ended(policies, policies.jobs.all()[0])
+    shown: list[dict[str, int]] = []
+    policies.on_change = lambda live: shown.append({name: len(each.expert_ids) for name, each in live.items()})
+    await policies.refresh([record("sql", "list all orders"), record("dates", "convert to ISO")])
+    assert {"auto": 2, "second": 1} in shown
+    assert shown[-1] == {"auto": 2, "second": 2}
+
+
 async def test_a_long_fit_holds_up_no_other_policy(
     tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

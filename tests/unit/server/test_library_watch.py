@@ -1,0 +1,127 @@
+"""The catalogue follows the library by what has changed, and shows what reading everything would show."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from adapters_registry.library import Library
+from adapters_registry.records import AdapterRecord, Card, LibraryChanges, utc_now
+from adapters_registry.states import SERVING, AdapterState
+from routers.artefacts import ArtefactStore
+from routers.embedders.batching import BatchingEmbedder
+from routers.embedders.hashing import HashingEncoder
+from server import library_watch
+from server.embedders import Embedders
+from server.library_watch import LibraryWatcher
+from server.metrics import Metrics
+from server.policies import PolicyManager
+from server.policy_store import PolicyStore
+from server.score_store import ScoreStore
+from server.vector_store import VectorStore
+
+
+def record(name: str, content: int, *examples: str) -> AdapterRecord:
+    sha256 = f"{content:08x}" + "0" * 56
+    now = utc_now()
+    return AdapterRecord(
+        name=name,
+        version=sha256[:8],
+        sha256=sha256,
+        state=AdapterState.ACTIVE,
+        card=Card(),
+        examples=examples,
+        rank=4,
+        alpha=8.0,
+        target_modules=("q_proj",),
+        size_bytes=1,
+        base_model="tiny",
+        created_at=now,
+        updated_at=now,
+    )
+
+
+@pytest.fixture
+async def library(tmp_path: Path) -> AsyncIterator[Library]:
+    opened = await Library.open(tmp_path)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def watcher(tmp_path: Path, library: Library) -> AsyncIterator[LibraryWatcher]:
+    embedder, metrics = BatchingEmbedder(HashingEncoder()), Metrics(max_experts=3, prices={})
+    policies = PolicyManager(
+        [],
+        Embedders(embedder, lambda name: HashingEncoder(16), 10),
+        ArtefactStore(tmp_path / "policies"),
+        PolicyStore(tmp_path / "policies"),
+        ScoreStore(tmp_path / "scores"),
+        metrics,
+        VectorStore(tmp_path / "vectors.sqlite"),
+    )
+    yield LibraryWatcher(library, policies, ("base",), metrics, lambda: None)
+    await policies.close()
+    await embedder.close()
+
+
+async def test_the_catalogue_is_what_reading_everything_shows(library: Library, watcher: LibraryWatcher) -> None:
+    rng, store = random.Random(1), library._adapters
+    for step in range(30):
+        for number in rng.sample(range(5), rng.randint(0, 2)):
+            name, content = f"n{number}", 10 * number + rng.randint(1, 3)
+            known = await store.find(name, f"{content:08x}")
+            if known is not None and known.state in SERVING and rng.random() < 0.4:
+                await store.retire(name, known.version)
+            else:
+                await store.activate(record(name, content, f"example {step}"))
+        await watcher.show_experts()
+        everything = await library.list(*SERVING)
+        active = [each for each in everything if each.state is AdapterState.ACTIVE]
+        assert list(watcher.catalog.experts.values()) == active
+        assert watcher.catalog.others == {r.expert_id: r for r in everything if r.state is not AdapterState.ACTIVE}
+
+
+async def test_only_what_has_changed_is_read(
+    library: Library, watcher: LibraryWatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[LibraryChanges] = []
+    changes = library.changes
+
+    async def spied(since: int, *states: AdapterState) -> LibraryChanges:
+        read.append(await changes(since, *states))
+        return read[-1]
+
+    monkeypatch.setattr(library, "changes", spied)
+    for number in range(4):
+        await library._adapters.activate(record(f"n{number}", number + 1, "x"))
+        await watcher.show_experts()
+        await watcher.show_experts()  # nothing is new
+    assert [len(each.records) for each in read] == [1, 1, 1, 1]
+    assert [each.is_whole for each in read] == [True, False, False, False]
+    assert len(watcher.records) == 4
+
+
+async def test_policies_rest_while_the_library_goes_on_changing(
+    library: Library, watcher: LibraryWatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library_watch, "QUIET_S", 0.02)
+    monkeypatch.setattr(library_watch, "MAX_REST_S", 100.0)
+    await asyncio.wait_for(watcher._rest(100.0), 10)  # nothing changes, so there is nothing to wait for
+
+    async def change() -> None:
+        while True:
+            watcher._revision += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(library_watch, "MAX_REST_S", 0.2)
+    changing = asyncio.create_task(change())
+    started = time.monotonic()
+    await watcher._rest(100.0)
+    assert time.monotonic() - started >= 0.2
+    changing.cancel()
