@@ -7,11 +7,11 @@ holds. Nothing else is looked at. Used by `knn`; fits any router whose score gro
 
 The threshold t and slope b of P(known | s) = σ(b (s - t)) are a weighted logistic regression:
 
-* the two sets weigh share : 1 - share, share being the part of the traffic that is assumed to have an expert (0.9);
+* the two sets weigh share : 1 - share, share being the part of the traffic that is assumed to have an expert;
 * few examples say little, so twelve pseudo-scores are added, placed relative to the median u of `unknown`: six around
   u and six around u + 0.4 (1 - u), each weighing three. With 30 examples they hardly matter;
-* t is raised to the median of `unknown` (a bar that half of the strangers pass is none), unless more than a
-  twentieth of the known examples would then fall below it (twin experts speak for each other).
+* t is raised so that two thirds of `unknown` stay below (a bar that more of the strangers pass is none), unless more
+  than a tenth of the known examples would then fall below it (twin experts speak for each other).
 
 P(right | margin) = σ(c · margin), margin being the distance to the second expert: one half at a tie, c fitted on the
 known set likewise. Confidence is the product: it grows with the score and with the margin.
@@ -28,7 +28,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -46,6 +46,13 @@ _RIDGE = 0.002
 _MIN_SLOPE, _MAX_SLOPE = 5.0, 60.0
 _DEFAULT_MARGIN_SLOPE = 20.0
 _MOST_CHANGED = 0.02
+_LEFT_OUT, _LOST = 2 / 3, 0.1
+
+IN_LIBRARY_SHARE = 0.93
+"""Assumed part of the prompts that have an expert, where nobody says otherwise.
+
+On public tasks (docs/which-policy.md) about four in five strangers are then left out.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,7 @@ class Calibration:
         threshold, slope, margin_slope: See the module's docstring.
         fitted_to: Marks of the experts with their examples (`marks_of`).
         left_out: How it decides for them; None if nothing was left out.
+        usual: Score that is usual for an expert's own prompts, by id; empty for methods that do not ask.
     """
 
     threshold: float
@@ -88,13 +96,15 @@ class Calibration:
     margin_slope: float
     fitted_to: frozenset[str] = frozenset()
     left_out: LeftOut | None = None
+    usual: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Self:
         """From `dump`; raises KeyError, TypeError or ValueError."""
         threshold, slope, margin_slope = (float(number) for number in data["calibration"])
         marks = frozenset(map(str, data.get("calibrated_to", ())))
-        return cls(threshold, slope, margin_slope, marks, LeftOut.load(data))
+        usual = {str(expert): float(score) for expert, score in dict(data.get("usual", {})).items()}
+        return cls(threshold, slope, margin_slope, marks, LeftOut.load(data), usual)
 
     def dump(self) -> dict[str, Any]:
         """JSON values for an artefact."""
@@ -102,6 +112,7 @@ class Calibration:
             "calibration": [self.threshold, self.slope, self.margin_slope],
             "calibrated_to": sorted(self.fitted_to),
             "left_out": self.left_out.dump() if self.left_out else None,
+            "usual": dict(self.usual),
         }
 
     def to(self, marks: frozenset[str]) -> Self:
@@ -158,7 +169,8 @@ def calibrate(known: Floats, right: NDArray[np.bool_], margins: Floats, unknown:
     weights = np.repeat(odds, [len(known), len(unknown), 6, 6]) * 2
     slope, offset = _logistic(np.stack([scores, np.ones_like(scores)], axis=1), labels, weights)
     threshold = -offset / slope if slope > 1e-6 else centre
-    floor = min(centre, float(np.quantile(known, 0.05))) if len(known) else centre
+    floor = float(np.quantile(unknown, _LEFT_OUT)) if len(unknown) else centre
+    floor = min(floor, float(np.quantile(known, _LOST))) if len(known) else centre
     return Calibration(
         threshold=float(np.clip(max(threshold, floor), -1.0, 1.0)),
         slope=float(np.clip(slope, _MIN_SLOPE, _MAX_SLOPE)),

@@ -44,6 +44,7 @@ class ClassifierRouter(ScoringRouter):
         differences=("fitted to the optimum by L-BFGS", "it may abstain"),
     )
     config_class: ClassVar[type[ScoringConfig]] = ClassifierConfig
+    weighs_usual: ClassVar[bool] = False  # scores are probabilities
 
     @classmethod
     def learn(cls, config: ClassifierConfig, examples: Examples) -> Learned:

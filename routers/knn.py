@@ -4,7 +4,13 @@ Shapes: n examples of all experts together, d dimensions, E experts; X (n, d) un
 
     N = the k examples nearest to q by cosine (FAISS, exact)                  (k,)
     score(e) = mean of the m largest cosines of expert e's examples           (E,)
-    choose argmax score if max score ≥ threshold, else abstain
+    evidence(e) = score(e) + ½ (score(e) - crowd(e))                                  (E,)
+    choose e = argmax score if evidence(e) ≥ threshold, else abstain
+
+crowd(e) is the mean, over the same m examples, of how near each is to others of e: the mean of the m largest cosines of
+that example without its template to e's other examples. So an expert whose prompts are all alike must be met more
+closely than one whose prompts are about anything, and a score that is usual for the expert is its own evidence. With
+scores alone people's tweets, which resemble nothing, had to pass the bar that short questions to an assistant set.
 
 An expert with fewer than m examples is scored by the mean of those it has. Of an expert of which fewer than m examples
 are in N, the missing ones count as the cosine of the k-th neighbour, the most that they can be. The mean of three was
@@ -31,8 +37,7 @@ embeddings, as in retrieval of adapters by example (LoraRetriever, Zhao et al., 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,15 +56,17 @@ from routers.base import (
     ScoredExpert,
     WeightedExpert,
 )
-from routers.calibration import Calibration, calibrate, marks_of, still_holding
+from routers.calibration import IN_LIBRARY_SHARE, Calibration, calibrate, marks_of, still_holding
 from routers.errors import BadArtefact
 from routers.example_index import ExampleIndex, Near
+from routers.per_expert import nearest_own
 from routers.scoring import examples_of
 from routers.spacing import evenly_spaced
 
 _NEAR_DUPLICATE = 0.95
 _ALIKE, _SAME_PROMPT = 0.8, 0.9
 _SIBLINGS = 0.25
+CROWD_WEIGHT = 0.5
 
 
 class KnnConfig(RouterConfig):
@@ -69,12 +76,13 @@ class KnnConfig(RouterConfig):
     num_evidence: int = Field(3, ge=1, le=50, description="An expert's score is the mean of this many best cosines.")
     threshold: float | None = Field(
         None,
-        ge=-1,
-        le=1,
-        description="Abstain below this score; unset: calibrated from the library's own examples.",
+        ge=-2,
+        le=2,
+        description="Abstain below this evidence (the score, weighed by what is usual for the expert); "
+        "unset: calibrated from the library's own examples.",
     )
     in_library_share: float = Field(
-        0.9,
+        IN_LIBRARY_SHARE,
         gt=0,
         lt=1,
         description="Assumed part of the prompts that have an expert; lower it to abstain more often.",
@@ -110,9 +118,12 @@ class KnnRouter:
     )
     config_class: ClassVar[type[RouterConfig]] = KnnConfig
 
-    def __init__(self, config: KnnConfig, library: ExampleIndex, calibration: Calibration) -> None:
+    def __init__(
+        self, config: KnnConfig, library: ExampleIndex, crowd: NDArray[np.float32], calibration: Calibration
+    ) -> None:
         self.config = config
         self._library = library
+        self._crowd = crowd
         self.calibration = calibration
         self.threshold = calibration.threshold if config.threshold is None else config.threshold
 
@@ -121,13 +132,14 @@ class KnnRouter:
         """Gather the examples and calibrate; under a second for 1,000 experts with 32 examples each."""
         examples = examples_of(data)
         marks = marks_of(data.experts)
+        crowd = nearest_own(examples.bare_embeddings, examples.embeddings, examples.owner, config.num_evidence)
         calibration = still_holding(data.previous, cls, config, marks)
         if calibration is None:
             library = ExampleIndex(examples.embeddings, examples.owner, list(examples.experts), list(examples.texts))
-            calibration = _calibrated(config, library, examples.bare_embeddings, progress).to(marks)
+            calibration = _calibrated(config, library, examples.bare_embeddings, crowd, progress).to(marks)
         return Artefact(
             router=cls.card.name,
-            arrays={"embeddings": examples.embeddings, "owner": examples.owner},
+            arrays={"embeddings": examples.embeddings, "owner": examples.owner, "crowd": crowd},
             data={
                 "experts": list(examples.experts),
                 "examples": list(examples.texts),
@@ -145,14 +157,15 @@ class KnnRouter:
             data, arrays = artefact.data, artefact.arrays
             embeddings = np.asarray(arrays["embeddings"], np.float32)
             owner = np.asarray(arrays["owner"], np.int32)
+            crowd = np.asarray(arrays["crowd"], np.float32)
             experts, texts = [str(e) for e in data["experts"]], [str(t) for t in data["examples"]]
             calibration = Calibration.load(data)
         except (KeyError, TypeError, ValueError) as error:
             raise BadArtefact(f"a knn artefact lacks or garbles {error}") from error
-        fits = embeddings.ndim == 2 and owner.shape == (len(texts),) and len(embeddings) == len(texts)
+        fits = embeddings.ndim == 2 and owner.shape == crowd.shape == (len(texts),) and len(embeddings) == len(texts)
         if not fits or (len(owner) and not 0 <= int(owner.min()) <= int(owner.max()) < len(experts)):
             raise BadArtefact("the arrays of a knn artefact do not fit together")
-        return cls(config, ExampleIndex(embeddings, owner, experts, texts), calibration)
+        return cls(config, ExampleIndex(embeddings, owner, experts, texts), crowd, calibration)
 
     def route(self, query: RouteQuery) -> Decision:
         """Decide; see the module's docstring for the formula."""
@@ -161,49 +174,75 @@ class KnnRouter:
         near = self._library.nearest(query.embedding, self.config.k, query.candidates)
         if not len(near.rows):
             return Decision((), 0.0, reason="No expert that may be used has an example.")
-        scored = expert_scores(near, self._library.owner, self.config.num_evidence, self._library.num_examples)
-        named = [(self._library.experts[expert], score) for expert, score in scored.items()]
-        ranked = sorted(named, key=lambda pair: (-pair[1], pair[0]))
-        (best, score), others = ranked[0], ranked[1:]
-        margin = score - others[0][1] if others else None
-        confidence = self.calibration.confidence(score, margin)
+        judged = judge(near, self._library.owner, self.config.num_evidence, self._library.num_examples, self._crowd)
+        by_name = {self._library.experts[expert]: found for expert, found in judged.items()}
+        ranked = sorted(by_name.items(), key=lambda pair: (-pair[1].score, pair[0]))
+        (best, (score, evidence)), others = ranked[0], ranked[1:]
+        margin = score - others[0][1].score if others else None
+        confidence = self.calibration.confidence(evidence, margin)
         threshold = self.threshold if query.threshold is None else query.threshold
-        chosen = score >= threshold
+        chosen = evidence >= threshold
         relation = "reaches" if chosen else "is below"
         return Decision(
             experts=(WeightedExpert(best),) if chosen else (),
             confidence=confidence,
-            candidates=tuple(ScoredExpert(e, s) for e, s in ranked[: self.config.max_candidates]),
+            candidates=tuple(ScoredExpert(e, found.score) for e, found in ranked[: self.config.max_candidates]),
             neighbours=self._library.quote(near, self.config.max_neighbours),
-            reason=f"Best score {score:.3f} ({best}) {relation} the threshold {threshold:.3f}.",
+            reason=f"Evidence {evidence:.3f} for {best} {relation} the threshold {threshold:.3f}.",
         )
 
 
-def expert_scores(
-    near: Near, owner: NDArray[np.int32], num_evidence: int, num_examples: NDArray[np.int64]
-) -> dict[int, float]:
-    """Score of each expert that has an example among the neighbours; `num_examples` (E,) is how many each has."""
+class Judged(NamedTuple):
+    """What is said of an expert: its score, which ranks, and the evidence that it fits."""
+
+    score: float
+    evidence: float
+
+
+def judge(
+    near: Near,
+    owner: NDArray[np.int32],
+    num_evidence: int,
+    num_examples: NDArray[np.int64],
+    crowd: NDArray[np.float32],
+) -> dict[int, Judged]:
+    """Each expert that has an example among the neighbours.
+
+    Args:
+        near: The neighbours, best first.
+        owner: Expert of each example, shape (n,).
+        num_evidence: m.
+        num_examples: How many each expert has, shape (E,).
+        crowd: How near each example is to others of its expert, shape (n,).
+    """
     if not len(near.rows):
         return {}
-    evidence: dict[int, list[float]] = {}
-    for expert, cosine in zip(owner[near.rows].tolist(), near.cosines.tolist(), strict=True):
-        best = evidence.setdefault(expert, [])
+    found: dict[int, list[tuple[float, float]]] = {}
+    for expert, cosine, usual in zip(
+        owner[near.rows].tolist(), near.cosines.tolist(), crowd[near.rows].tolist(), strict=True
+    ):
+        best = found.setdefault(expert, [])
         if len(best) < num_evidence:
-            best.append(cosine)
+            best.append((cosine, usual))
     last = float(near.cosines[-1])
     result = {}
-    for expert, best in evidence.items():
+    for expert, best in found.items():
         needed = max(len(best), min(num_evidence, int(num_examples[expert])))
-        mean = (sum(best) + last * (needed - len(best))) / needed
-        alone = min(max((best[0] - _ALIKE) / (_SAME_PROMPT - _ALIKE), 0.0), 1.0)
-        result[expert] = mean + alone * (best[0] - mean)
+        nearest, its_usual = best[0]
+        mean = (sum(cosine for cosine, _ in best) + last * (needed - len(best))) / needed
+        usual = sum(usual for _, usual in best) / len(best)
+        alone = min(max((nearest - _ALIKE) / (_SAME_PROMPT - _ALIKE), 0.0), 1.0)
+        score = mean + alone * (nearest - mean)
+        result[expert] = Judged(score, score + CROWD_WEIGHT * (score - usual - alone * (its_usual - usual)))
     return result
 
 
 # -- calibration --------------------------------------------------------------------------------------------------
 
 
-def _calibrated(config: KnnConfig, library: ExampleIndex, bare: Matrix, progress: Progress) -> Calibration:
+def _calibrated(
+    config: KnnConfig, library: ExampleIndex, bare: Matrix, crowd: NDArray[np.float32], progress: Progress
+) -> Calibration:
     """Score an even sample of the bare examples with themselves left out, and with their experts left out."""
     sample = evenly_spaced(len(library.texts), config.max_calibration)
     most_own = int(library.num_examples.max(initial=0))
@@ -213,6 +252,11 @@ def _calibrated(config: KnnConfig, library: ExampleIndex, bare: Matrix, progress
     chosen: list[str] = []
     unknown: list[float] = []
     block = 128
+
+    def best_two(near: Near, num_examples: NDArray[np.int64]) -> list[tuple[int, Judged]]:
+        found = judge(near, library.owner, config.num_evidence, num_examples, crowd)
+        return sorted(found.items(), key=lambda pair: (-pair[1].score, pair[0]))[:2]
+
     for start in range(0, len(sample), block):
         rows = sample[start : start + block]
         is_bare = (bare[rows] != library.embeddings[rows]).any(axis=1)
@@ -221,8 +265,8 @@ def _calibrated(config: KnnConfig, library: ExampleIndex, bare: Matrix, progress
             own = int(library.owner[row])
             is_own = library.owner[near.rows] == own
             strangers = Near(near.rows[~is_own][: config.k], near.cosines[~is_own][: config.k])
-            if top := _top_two(expert_scores(strangers, library.owner, config.num_evidence, library.num_examples)):
-                unknown.append(top[0][1])
+            if top := best_two(strangers, library.num_examples):
+                unknown.append(top[0][1].evidence)
             share = 0.0 if has_no_template else _SIBLINGS
             kept = _without_siblings(near, is_own, int(share * (library.num_examples[own] - 1)))
             if kept is None:
@@ -230,11 +274,11 @@ def _calibrated(config: KnnConfig, library: ExampleIndex, bare: Matrix, progress
             others = Near(near.rows[kept][: config.k], near.cosines[kept][: config.k])
             num_examples = library.num_examples.copy()
             num_examples[own] = int((is_own & kept).sum())
-            top = _top_two(expert_scores(others, library.owner, config.num_evidence, num_examples))
-            known.append(top[0][1])
+            top = best_two(others, num_examples)
+            known.append(top[0][1].evidence)
             right.append(top[0][0] == own)
             chosen.append(library.experts[top[0][0]])
-            margins.append(top[0][1] - top[1][1] if len(top) > 1 else 1.0)
+            margins.append(top[0][1].score - top[1][1].score if len(top) > 1 else 1.0)
         progress(min(start + block, len(sample)), len(sample))
     scores, gaps = np.array(known, np.float64), np.array(margins, np.float64)
     is_right, strange = np.array(right, dtype=bool), np.array(unknown, np.float64)
@@ -250,7 +294,3 @@ def _without_siblings(near: Near, is_own: NDArray[np.bool_], num_siblings: int) 
     own_rank = np.cumsum(is_own) - 1
     out = is_own & ((own_rank <= num_siblings) | (near.cosines > _NEAR_DUPLICATE))
     return ~out if (is_own & ~out).any() else None
-
-
-def _top_two(scores: dict[int, float]) -> Sequence[tuple[int, float]]:
-    return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:2]

@@ -1,4 +1,4 @@
-"""Rows that belong to experts, several each: where they are, and means over each expert's nearest.
+"""Rows that belong to experts, several each: where they are, means over the nearest, and how crowded they are.
 
 Shapes: p prompts, n rows, E experts.
 """
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from routers.base import Matrix
 
 Floats = NDArray[np.float64]
+
+MOST_COSINES = 4_000_000
+"""That are held at once while rows are compared with each other: 16 MB."""
 
 
 def places_of(owner: NDArray[np.int32], num_experts: int) -> NDArray[np.int64]:
@@ -38,6 +41,29 @@ def nearest_mean_and_rows(cosines: Matrix, places: NDArray[np.int64], num: int) 
     best = np.argpartition(own, own.shape[2] - num, axis=2)[:, :, -num:]
     prompts, experts = np.ogrid[: len(own), : len(places)]
     return _mean_of_known(own[prompts[..., None], experts[..., None], best]), places[experts[..., None], best]
+
+
+def nearest_own(asked: Matrix, among: Matrix, owner: NDArray[np.int32], num: int) -> NDArray[np.float32]:
+    """How near each row is to others of its own expert: the mean of its `num` largest cosines to them, shape (n,).
+
+    Row i of `asked`, shape (n, d), is compared with the rows of `among`, shape (n, d), but for row i. An expert's only
+    row gets the median of the others; if every row is the only one, all get 0. Experts of one size go together, so that
+    thousands of small ones take one product.
+    """
+    found = np.full(len(owner), np.nan, np.float32)
+    counts = np.bincount(owner)
+    order, starts = np.argsort(owner, kind="stable"), np.cumsum(counts) - counts
+    for count in np.unique(counts[counts > 1]).tolist():
+        rows = order[starts[counts == count][:, None] + np.arange(count)]
+        taken = min(num, count - 1)
+        parts = np.array_split(np.arange(count), -(-(count**2) // MOST_COSINES))
+        for block in np.array_split(rows, -(-(rows.size * count) // MOST_COSINES) if len(parts) == 1 else len(rows)):
+            for part in parts:
+                cosines = asked[block[:, part]] @ among[block].transpose(0, 2, 1)
+                cosines[:, np.arange(len(part)), part] = -np.inf
+                found[block[:, part]] = np.partition(cosines, count - taken, axis=2)[:, :, -taken:].mean(axis=2)
+    known = np.isfinite(found)
+    return np.where(known, found, np.median(found[known]) if known.any() else 0.0).astype(np.float32)
 
 
 def _of_experts(cosines: Matrix, places: NDArray[np.int64]) -> Matrix:

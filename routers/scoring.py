@@ -13,16 +13,26 @@ A method says how it learns and how it scores, and has all the rest from here::
 
 Shapes: n examples of all experts together, d dimensions, E experts, p prompts.
 
+The best score wins. Whether the winner fits is asked of its *evidence*, which must reach the threshold:
+
+    evidence(e) = score(e) + ½ (score(e) - usual(e))
+
+usual(e) being what e scores for its own examples when they are left out, on average, drawn towards the mean of all
+experts by three examples' worth of it. Examples that are all alike score high, those that are about anything score low,
+and strangers resemble the former. Where scores are no similarities (probabilities), or the method has an evidence of
+its own, that counts as it is.
+
 Threshold and confidence come from the examples themselves (`routers.calibration`): the method learns five times from
 four fifths of each expert's examples and scores the rest, without their template (`routers.templates`). *Known* is the
-best score of a left-out example, *unknown* the best among the other experts. Scores must grow with evidence; their
-scale is the method's own. A method whose card says ``reads_task`` decides by the mean score of the task's last prompts.
+winner's evidence for a left-out example, *unknown* that of the winner among the other experts. Scores must grow with
+evidence; their scale is the method's own. A method whose card says ``reads_task`` decides by the mean score of the
+task's last prompts.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -45,7 +55,7 @@ from routers.base import (
     Vector,
     WeightedExpert,
 )
-from routers.calibration import Calibration, calibrate, marks_of, still_holding
+from routers.calibration import IN_LIBRARY_SHARE, Calibration, calibrate, marks_of, still_holding
 from routers.errors import BadArtefact, NotFittable
 from routers.spacing import evenly_spaced
 from routers.templates import bare_texts
@@ -57,6 +67,9 @@ Scores = NDArray[np.float64]
 NUM_FOLDS = 5
 BLOCK = 128
 """Examples that are scored at once, so that a large library does not need the memory of all."""
+
+CROWD_WEIGHT = 0.5
+USUAL_PRIOR = 3.0
 
 MAX_CHOSEN = 64
 """Experts that a decision can use; a recipe holds no more."""
@@ -72,10 +85,15 @@ class ScoringConfig(RouterConfig):
     """Options of every scoring router."""
 
     threshold: float | None = Field(
-        None, description="Abstain below this score; unset: calibrated from the library's own examples."
+        None,
+        description="Abstain below this evidence (the score, weighed by what is usual for the expert); "
+        "unset: calibrated from the library's own examples.",
     )
     in_library_share: float = Field(
-        0.9, gt=0, lt=1, description="Assumed part of the prompts that have an expert; lower it to abstain more often."
+        IN_LIBRARY_SHARE,
+        gt=0,
+        lt=1,
+        description="Assumed part of the prompts that have an expert; lower it to abstain more often.",
     )
     max_candidates: int = Field(10, ge=1, description="How many scored experts a decision lists.")
     max_calibration: int = Field(2048, ge=0, description="How many examples are scored to calibrate.")
@@ -187,6 +205,8 @@ class ScoringRouter(ABC):
 
     card: ClassVar[MethodCard]
     config_class: ClassVar[type[ScoringConfig]]
+    weighs_usual: ClassVar[bool] = True
+    """Whether evidence is weighed by what is usual for an expert; see the module's docstring."""
 
     def __init__(self, config: Any, experts: Sequence[str], learned: Learned, calibration: Calibration) -> None:
         self.config = config
@@ -194,6 +214,7 @@ class ScoringRouter(ABC):
         self._number = {expert: number for number, expert in enumerate(self.experts)}
         self.calibration = calibration
         self.threshold = calibration.threshold if config.threshold is None else config.threshold
+        self._usual = _usual_of(calibration, self.experts)
         if self.experts:
             self.prepare(learned)
 
@@ -279,7 +300,9 @@ class ScoringRouter(ABC):
             return Decision((), 0.0, reason="No expert that may be used can be compared with the prompt.")
         order = _best_first(scores, allowed, max(self.config.max_candidates, MAX_CHOSEN))
         ranked = [ScoredExpert(self.experts[number], float(scores[number])) for number in order.tolist()]
-        best = float(evidence[allowed].max())
+        if self.weighs_usual:
+            evidence = weighed(evidence, self._usual)
+        best = float(evidence[order[0]])
         margin = None
         if judged.evidence is judged.scores and len(ranked) > 1:
             margin = ranked[0].score - ranked[1].score
@@ -299,12 +322,48 @@ class ScoringRouter(ABC):
     @classmethod
     def _calibrated(cls, config: Any, examples: Examples, progress: Progress) -> Calibration:
         """Score each fold's examples by what was learnt from the others."""
+        blocks: Iterable[_LeftOut] = cls._left_out(config, examples, progress)
+        usual: Mapping[str, float] = {}
+        if cls.weighs_usual:
+            blocks = list(blocks)
+            usual = _usual_scores(blocks, examples.experts)
+        each_usual = _usual_of(Calibration(0.0, 1.0, 1.0, usual=usual), examples.experts)
         known: list[Floats] = []
         margins: list[Floats] = []
         right: list[NDArray[np.bool_]] = []
         first: list[str] = []
         has_margin = True
         unknown: list[Floats] = []
+        for block in blocks:
+            has_margin = block.evidence is block.scores
+            scores = np.where(np.isnan(block.scores), -np.inf, block.scores)
+            evidence = np.where(np.isnan(block.evidence), -np.inf, block.evidence)
+            if cls.weighs_usual:
+                evidence = weighed(evidence, each_usual)
+            rows = np.arange(len(scores))
+            own, own_evidence = scores[rows, block.owner].copy(), evidence[rows, block.owner]
+            scores[rows, block.owner] = -np.inf
+            stranger = scores.argmax(axis=1)
+            its_score, its_evidence = scores[rows, stranger], evidence[rows, stranger]
+            second = np.partition(scores, -2, axis=1)[:, -2] if scores.shape[1] > 1 else np.full(len(rows), -np.inf)
+            unknown.append(its_evidence[np.isfinite(its_score)])
+            is_known = np.isfinite(own)
+            is_right = own > its_score
+            winner = np.where(is_right, block.owner, stranger)
+            first += [examples.experts[number] for number in winner[is_known].tolist()]
+            with np.errstate(invalid="ignore"):
+                gap = np.where(is_right, own - its_score, its_score - np.maximum(own, second))
+            known.append(np.where(is_right, own_evidence, its_evidence)[is_known])
+            right.append(is_right[is_known])
+            margins.append(np.where(np.isfinite(gap), gap, 1.0)[is_known])
+        tops, gaps = _joined(known), _joined(margins)
+        calibration = calibrate(tops, _joined(right).astype(bool), gaps, _joined(unknown), config.in_library_share)
+        calibration = replace(calibration, usual=usual)
+        return calibration.with_left_out(first, tops, gaps if has_margin else None, config.threshold)
+
+    @classmethod
+    def _left_out(cls, config: Any, examples: Examples, progress: Progress) -> Iterator[_LeftOut]:
+        """What the method makes of each fold's examples after learning from the others, some at a time."""
         fold_of = _folds(examples.owner)
         none = Calibration(0.0, 1.0, 1.0)
         chosen = evenly_spaced(len(examples.texts), config.max_calibration)
@@ -318,27 +377,45 @@ class ScoringRouter(ABC):
             for block in np.array_split(held_out, -(-len(held_out) // BLOCK)):
                 tried = examples.take(block)
                 judged = router.judge(Prompts(tried.bare_texts, tried.bare_embeddings))
-                has_margin = judged.evidence is judged.scores
-                scores, evidence = (np.where(np.isnan(values), -np.inf, values) for values in judged)
-                rows = np.arange(len(scores))
-                own = scores[rows, tried.owner].copy()
-                best = evidence.max(axis=1)
-                scores[rows, tried.owner] = evidence[rows, tried.owner] = -np.inf
-                stranger, others = scores.max(axis=1), evidence.max(axis=1)
-                second = np.partition(scores, -2, axis=1)[:, -2] if scores.shape[1] > 1 else np.full(len(rows), -np.inf)
-                unknown.append(others[np.isfinite(others)])
-                is_known = np.isfinite(own)
-                is_right = own > stranger
-                winner = np.where(is_right, tried.owner, scores.argmax(axis=1))
-                first += [examples.experts[number] for number in winner[is_known].tolist()]
-                gap = np.where(is_right, own - stranger, stranger - np.maximum(own, second))
-                known.append(best[is_known])
-                right.append(is_right[is_known])
-                margins.append(np.where(np.isfinite(gap), gap, 1.0)[is_known])
+                scores = judged.scores.astype(np.float32)
+                is_same = judged.evidence is judged.scores
+                yield _LeftOut(tried.owner, scores, scores if is_same else judged.evidence.astype(np.float32))
         progress(NUM_FOLDS, NUM_FOLDS)
-        tops, gaps = _joined(known), _joined(margins)
-        calibration = calibrate(tops, _joined(right).astype(bool), gaps, _joined(unknown), config.in_library_share)
-        return calibration.with_left_out(first, tops, gaps if has_margin else None, config.threshold)
+
+
+class _LeftOut(NamedTuple):
+    """Some left-out examples: their experts, shape (p,), and what was made of them, shape (p, E), float32."""
+
+    owner: NDArray[np.int32]
+    scores: Matrix
+    evidence: Matrix
+
+
+def weighed(scores: NDArray[Any], usual: Floats) -> Floats:
+    """Evidence by the module's formula, shape as `scores`; `usual` has shape (E,)."""
+    return np.asarray(scores + CROWD_WEIGHT * (scores - usual), np.float64)
+
+
+def _usual_scores(blocks: Sequence[_LeftOut], experts: Sequence[str]) -> dict[str, float]:
+    """What is usual for each expert of which an example was scored."""
+    if not blocks:
+        return {}
+    owner = np.concatenate([block.owner for block in blocks])
+    own = np.concatenate([block.evidence[np.arange(len(block.owner)), block.owner] for block in blocks])
+    there = np.isfinite(own)
+    counts = np.bincount(owner[there], minlength=len(experts))
+    sums = np.bincount(owner[there], own[there].astype(np.float64), minlength=len(experts))
+    scored = np.flatnonzero(counts)
+    mean = float((sums[scored] / counts[scored]).mean()) if len(scored) else 0.0
+    usual = (sums[scored] + USUAL_PRIOR * mean) / (counts[scored] + USUAL_PRIOR)
+    return {experts[number]: value for number, value in zip(scored.tolist(), usual.tolist(), strict=True)}
+
+
+def _usual_of(calibration: Calibration, experts: Sequence[str]) -> Floats:
+    """What is usual for each of these, shape (E,); the mean of all for an expert that came since."""
+    known = calibration.usual
+    mean = sum(known.values()) / len(known) if known else 0.0
+    return np.array([known.get(expert, mean) for expert in experts], np.float64)
 
 
 def examples_of(data: FitData) -> Examples:

@@ -83,6 +83,7 @@ class TwinMergingRouter(ScoringRouter):
         ),
     )
     config_class: ClassVar[type[ScoringConfig]] = TwinMergingConfig
+    weighs_usual: ClassVar[bool] = False  # scores are probabilities
 
     @classmethod
     def learn(cls, config: TwinMergingConfig, examples: Examples) -> Learned:

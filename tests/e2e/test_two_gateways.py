@@ -69,7 +69,7 @@ async def test_experts_and_policies_of_one_are_the_others_too(tmp_path: Path, da
         await becomes(lambda: recipe(other, "mean", EXAMPLES["sql"][0]), ids["sql"], 4.0)
         fitted = [(await c.get("/admin/policies/mean")).json()["provenance"] for c in (one, other)]
         assert fitted[0] == fitted[1]
-        changed = {"name": "mean", "router": "centroid", "options": {"threshold": 1.5}}
+        changed = {"name": "mean", "router": "centroid", "options": {"threshold": 2.0}}
         assert (await other.post("/admin/policies", json=changed)).status_code == 202
         await becomes(lambda: recipe(one, "mean", EXAMPLES["sql"][0]), "base", 4.0)
         assert (await one.delete("/admin/policies/mean")).status_code == 200

@@ -28,13 +28,20 @@ def test_threshold_lies_between_the_two_sets() -> None:
     assert fitted.confidence(0.35, 0.3) < 0.1
 
 
-def test_a_larger_share_lowers_the_threshold_but_not_below_the_typical_stranger() -> None:
+def test_a_larger_share_lowers_the_threshold_until_a_third_of_the_strangers_would_pass() -> None:
     rng = np.random.default_rng(1)
     known, unknown = rng.normal(0.6, 0.1, 300), rng.normal(0.4, 0.1, 300)
     arguments = known, np.ones(300, dtype=bool), np.full(300, 0.2), unknown
     thresholds = [calibrate(*arguments, share=share).threshold for share in (0.2, 0.5, 0.9, 0.99, 0.9999)]
     assert thresholds == sorted(thresholds, reverse=True)
-    assert thresholds[-1] == pytest.approx(np.median(unknown))
+    assert thresholds[-1] == pytest.approx(np.quantile(unknown, 2 / 3))
+
+
+def test_strangers_do_not_cost_more_than_a_tenth_of_the_known() -> None:
+    rng = np.random.default_rng(2)
+    known, unknown = rng.normal(0.5, 0.1, 300), rng.normal(0.6, 0.1, 300)
+    fitted = calibrate(known, np.ones(300, dtype=bool), np.full(300, 0.2), unknown, share=0.9999)
+    assert fitted.threshold == pytest.approx(np.quantile(known, 0.1))
 
 
 def test_without_data_there_is_a_sensible_default() -> None:
@@ -156,7 +163,7 @@ def test_routers_keep_how_they_decide_for_their_examples(name: str) -> None:
     kind = router_class(name)
     loose, strict = (
         kind.fit(make_config(name, {"threshold": threshold}), data, no_progress).data["left_out"]
-        for threshold in (-1.0, 1.0)
+        for threshold in (-2.0, 2.0)
     )
     assert loose["abstained"] == 0
     assert set(loose["confidence"]) == ids

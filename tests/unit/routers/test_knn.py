@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from routers.base import FitData, LibraryExpert, RouteQuery, no_progress
+from routers.base import Decision, FitData, LibraryExpert, RouteQuery, no_progress
 from routers.errors import BadArtefact, NotFittable
 from routers.evaluate import decide, evaluate
 from routers.fitting import fit_data
@@ -40,6 +40,48 @@ def test_scores_equal_scikit_learn_neighbours(seed: int) -> None:
 
     assert {c.expert_id: c.score for c in decision.candidates} == pytest.approx(expected, abs=1e-5)
     assert [n.similarity for n in decision.neighbours] == pytest.approx(list(cosines), abs=1e-5)
+
+
+def evidence_of(decision: Decision) -> float:
+    """The number that the reason names."""
+    return float(decision.reason.split()[1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_evidence_is_the_score_weighed_by_what_is_usual_for_its_examples(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    blocks = {expert_id(i): unit(rng.normal(size=(int(rng.integers(4, 9)), 16))) for i in range(4)}
+    artefact = KnnRouter.fit(KnnConfig(), library_of(blocks), no_progress)
+    router = KnnRouter.load(KnnConfig(), artefact)
+    usual = {}
+    for name, rows in blocks.items():
+        cosines = (rows @ rows.T).astype(np.float64)
+        np.fill_diagonal(cosines, -1)
+        usual[name] = np.sort(cosines, axis=1)[:, -3:].mean(axis=1)
+    assert artefact.arrays["crowd"] == pytest.approx(np.concatenate(list(usual.values())), abs=1e-5)
+    for query in unit(rng.normal(size=(20, 16)) + np.concatenate(list(blocks.values()))[:20].mean(axis=0)):
+        decision = router.route(RouteQuery("", query))
+        best = decision.candidates[0]
+        cosines = blocks[best.expert_id] @ query
+        near = np.argsort(-cosines)[:3]
+        if cosines.max() > 0.8:
+            continue
+        expected = best.score + 0.5 * (best.score - usual[best.expert_id][near].mean())
+        assert evidence_of(decision) == pytest.approx(expected, abs=6e-4)
+
+
+def test_an_expert_of_unlike_prompts_need_not_be_met_as_closely_as_one_of_alike() -> None:
+    """The same score is enough for the one whose own examples score no more, and too little for the other."""
+    directions = centres(4, dim=256)
+    data = library_of({expert_id(i): around(d, 40, (0.5, 0.5, 0.5, 2.0)[i], seed=i) for i, d in enumerate(directions)})
+    router = fitted_knn(data)
+    loose = [router.route(RouteQuery("", q)) for q in around(directions[3], 50, 2.0, seed=9)]
+    lost = [router.route(RouteQuery("", q)) for q in around(directions[0], 50, 2.0, seed=9)]
+    score, unlike = (np.mean([d.candidates[0].score for d in decisions]) for decisions in (lost, loose))
+    assert score > unlike
+    gain, gain_of_unlike = (np.mean([evidence_of(d) for d in decisions]) for decisions in (lost, loose))
+    assert gain - score < -0.05 < gain_of_unlike - unlike
+    assert np.mean([d.abstained for d in loose]) < 0.2
 
 
 def test_restriction_equals_a_library_of_the_allowed() -> None:
@@ -119,9 +161,9 @@ def test_threshold_of_the_config_wins() -> None:
     data = clustered()
     near = RouteQuery("", around(centres(5)[0], 1, 0.6, seed=77)[0])
     assert not fitted_knn(data).route(near).abstained
-    assert fitted_knn(data, threshold=1.0).route(near).abstained
+    assert fitted_knn(data, threshold=2.0).route(near).abstained
     far = RouteQuery("", -data.embeddings[expert_id(0)][0])
-    assert not fitted_knn(data, threshold=-1.0).route(far).abstained
+    assert not fitted_knn(data, threshold=-2.0).route(far).abstained
 
 
 def test_lower_share_of_known_prompts_abstains_more() -> None:
@@ -194,6 +236,8 @@ def test_refuses_foreign_and_inconsistent_artefacts() -> None:
         replace(good, data={}),
         replace(good, arrays={"embeddings": good.arrays["embeddings"]}),
         replace(good, arrays={**good.arrays, "owner": good.arrays["owner"] + 100}),
+        replace(good, arrays={**good.arrays, "crowd": good.arrays["crowd"][1:]}),
+        replace(good, arrays={name: array for name, array in good.arrays.items() if name != "crowd"}),
         replace(good, arrays={**good.arrays, "embeddings": good.arrays["embeddings"][1:]}),
         replace(good, data={**good.data, "calibration": ["high", 1, 1]}),
     ]

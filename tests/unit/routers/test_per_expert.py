@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from routers.per_expert import nearest_mean, nearest_mean_and_rows, places_of
+from routers import per_expert
+from routers.per_expert import nearest_mean, nearest_mean_and_rows, nearest_own, places_of
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -32,3 +33,26 @@ def test_means_are_those_of_each_expert_by_itself(seed: int) -> None:
 def test_rows_must_lie_by_expert() -> None:
     with pytest.raises(ValueError, match="order"):
         places_of(np.array([1, 0], np.int32), 2)
+
+
+@pytest.mark.parametrize("most_cosines", [4, 90, 10_000])
+def test_nearest_own_is_that_of_each_row_by_itself(most_cosines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(per_expert, "MOST_COSINES", most_cosines)
+    rng = np.random.default_rng(most_cosines)
+    owner = rng.permutation(np.repeat(np.arange(8), [1, 2, 3, 3, 4, 11, 11, 0])).astype(np.int32)
+    asked, among = rng.normal(size=(2, len(owner), 6)).astype(np.float32)
+    found = nearest_own(asked, among, owner, 3)
+    expected = np.full(len(owner), np.nan)
+    for row, expert in enumerate(owner.tolist()):
+        others = [float(asked[row] @ among[other]) for other in np.flatnonzero(owner == expert) if other != row]
+        if others:
+            expected[row] = np.mean(sorted(others)[-3:])
+    expected[np.isnan(expected)] = np.nanmedian(expected)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_rows_of_their_own_have_nothing_near() -> None:
+    rows = np.eye(3, dtype=np.float32)
+    assert nearest_own(rows, rows, np.arange(3, dtype=np.int32), 3).tolist() == [0, 0, 0]
+    nothing = np.zeros((0, 3), np.float32)
+    assert not len(nearest_own(nothing, nothing, np.zeros(0, np.int32), 3))

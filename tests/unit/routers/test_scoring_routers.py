@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import faiss
 import numpy as np
 import pytest
@@ -172,3 +174,55 @@ def test_baselines() -> None:
     assert {name: pytest.approx(100, abs=45) for name in data.embeddings} == {
         n: drawn.count(n) for n in data.embeddings
     }
+
+
+# -- evidence -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["centroid", "airoboros", "molora"])
+def test_evidence_is_weighed_by_what_is_usual_for_the_winner(name: str) -> None:
+    data = clustered(num_experts=4, num_examples=15, noise=0.8)
+    config = make_config(name, {})
+    artefact = router_class(name).fit(config, data, no_progress)
+    usual = artefact.data["usual"]
+    assert set(usual) == {expert.expert_id for expert in data.experts}
+    router = router_class(name).load(config, artefact)
+    for query in around(centres(4)[1], 10, 1.5, seed=5):
+        decision = router.route(RouteQuery("", query))
+        best = decision.candidates[0]
+        expected = best.score + 0.5 * (best.score - usual[best.expert_id])
+        assert float(decision.reason.split()[1]) == pytest.approx(expected, abs=6e-4)
+
+
+def test_what_is_usual_is_the_mean_over_left_out_examples_drawn_to_that_of_all() -> None:
+    """By centroid: folds are dealt out in turn, so each example is compared with the mean of the other folds."""
+    data = clustered(num_experts=3, num_examples=10, noise=1.2)
+    usual = router_class("centroid").fit(make_config("centroid", {}), data, no_progress).data["usual"]
+    means = {}
+    for name, rows in data.embeddings.items():
+        fold = np.arange(10) % 5
+        means[name] = np.mean([row @ rows[fold != fold[number]].mean(axis=0) for number, row in enumerate(rows)])
+    overall = np.mean(list(means.values()))
+    assert usual == pytest.approx({n: (10 * mean + 3 * overall) / 13 for n, mean in means.items()}, abs=1e-5)
+
+
+def test_an_expert_that_came_since_is_taken_as_usual() -> None:
+    config, kind = make_config("centroid", {}), router_class("centroid")
+    before = kind.load(config, kind.fit(config, clustered(60), no_progress))
+    grown = replace(clustered(61), previous=before)
+    artefact = kind.fit(config, grown, no_progress)
+    assert expert_id(60) not in artefact.data["usual"]
+    decision = kind.load(config, artefact).route(RouteQuery("", grown.embeddings[expert_id(60)].mean(axis=0)))
+    assert ids(decision.candidates)[0] == expert_id(60)
+    mean = np.mean(list(artefact.data["usual"].values()))
+    score = decision.candidates[0].score
+    assert float(decision.reason.split()[1]) == pytest.approx(1.5 * score - 0.5 * mean, abs=6e-4)
+
+
+@pytest.mark.parametrize("name", ["classifier", "twin_merging"])
+def test_probabilities_are_evidence_as_they_are(name: str) -> None:
+    options = {"hidden_size": 8, "epochs": 1, "min_steps": 20} if name == "twin_merging" else {}
+    artefact = router_class(name).fit(make_config(name, options), clustered(3), no_progress)
+    decision = router_class(name).load(make_config(name, options), artefact).route(RouteQuery("", centres(5)[1]))
+    assert artefact.data["usual"] == {}
+    assert float(decision.reason.split()[1]) == pytest.approx(decision.candidates[0].score, abs=6e-4)

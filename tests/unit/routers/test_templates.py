@@ -78,5 +78,4 @@ def test_knn_calibrates_on_bare_examples() -> None:
         decisions = [(i, router.route(RouteQuery("", q))) for i, q in prompts]
         return float(np.mean([d.experts[0].expert_id == expert_id(i) if d.experts else False for i, d in decisions]))
 
-    assert calibrated.threshold < with_template.threshold
     assert right(calibrated) > right(with_template) + 0.2

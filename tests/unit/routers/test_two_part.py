@@ -10,6 +10,7 @@ from routers.base import FitData, LibraryExpert, Matrix, RouteQuery, Router, no_
 from routers.embedders.hashing import HashingEncoder
 from routers.fitting import fit_data
 from routers.registry import make_config
+from routers.scoring import Prompts
 from routers.segments import parts_of
 from routers.templates import bare_texts
 from routers.two_part import TwoPartRouter
@@ -94,6 +95,19 @@ def test_scores_are_the_formulas() -> None:
             cues = arrays["cues"][arrays["cue_owner"] == number] @ (first, last)[end]
             expected[expert] = near + likely[end] * max(cues, default=0.0)
         assert ask(router, prompt)[1] == pytest.approx(expected, abs=1e-5)
+
+
+def test_evidence_is_that_of_the_expert_that_would_be_chosen() -> None:
+    data = library()
+    artefact = TwoPartRouter.fit(make_config("two_part", {}), data, no_progress)
+    router = TwoPartRouter.load(make_config("two_part", {}), artefact)
+    prompts = ["late again\nironic or not", "emotion: joy", "7 plus 8", "a day without coffee", "what is love?"]
+    for prompt in prompts:
+        rows = ENCODER.encode([prompt, *parts_of(prompt)])
+        judged = router.judge(Prompts((prompt,), rows[:1], rows[None, 1:]))
+        decision = router.route(RouteQuery(prompt, rows[0], parts=rows[1:]))
+        expected = judged.evidence[0, judged.scores[0].argmax()]
+        assert float(decision.reason.split()[1]) == pytest.approx(expected, abs=6e-4)
 
 
 def test_cues_are_what_examples_share_and_contents_are_not() -> None:
