@@ -34,8 +34,9 @@ from pydantic import Field
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
 from routers.centroid import CentroidConfig, CentroidRouter
+from routers.examples import Examples, evenly
 from routers.mixture import Mixture, fit_mixture
-from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig, evenly
+from routers.scoring import Learned, Prompts, Scores, ScoringConfig
 
 MAX_CLUSTERS = 256
 MAX_EXAMPLES = 100

@@ -18,8 +18,9 @@ from pydantic import Field
 
 from routers.base import MethodCard
 from routers.centroid import CentroidRouter
+from routers.examples import Examples, evenly
 from routers.per_expert import nearest_mean, places_of
-from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig, ScoringRouter, evenly
+from routers.scoring import Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 
 
 class AiroborosConfig(ScoringConfig):

@@ -19,16 +19,15 @@ import numpy as np
 from pydantic import Field
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
+from routers.examples import Examples, evenly
 from routers.scoring import (
     FUSION,
-    Examples,
     Learned,
     Prompts,
     Scores,
     ScoringConfig,
     ScoringRouter,
     equal_weights,
-    evenly,
     softmax_weights,
     to_unit,
 )

@@ -18,7 +18,8 @@ from sklearn.linear_model import LogisticRegression
 
 from routers.base import MethodCard
 from routers.centroid import CentroidRouter
-from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
+from routers.examples import Examples
+from routers.scoring import Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 
 
 class ClassifierConfig(ScoringConfig):

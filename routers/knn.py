@@ -59,8 +59,8 @@ from routers.base import (
 from routers.calibration import IN_LIBRARY_SHARE, Calibration, calibrate, marks_of, still_holding
 from routers.errors import BadArtefact
 from routers.example_index import ExampleIndex, Near
+from routers.examples import examples_of
 from routers.per_expert import nearest_own
-from routers.scoring import examples_of
 from routers.spacing import evenly_spaced
 
 _NEAR_DUPLICATE = 0.95

@@ -19,7 +19,8 @@ from sklearn.cluster import KMeans
 
 from routers.base import MethodCard
 from routers.centroid import CentroidRouter, SelectionConfig
-from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig, to_unit
+from routers.examples import Examples
+from routers.scoring import Learned, Prompts, Scores, ScoringConfig, to_unit
 
 
 class MoLoraConfig(SelectionConfig):

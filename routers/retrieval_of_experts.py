@@ -37,7 +37,8 @@ from routers.base import (
 )
 from routers.centroid import CentroidRouter
 from routers.errors import BadArtefact
-from routers.scoring import Examples, asked, equal_weights, evenly, examples_of
+from routers.examples import Examples, evenly, examples_of
+from routers.scoring import asked, equal_weights
 
 
 class RetrievalOfExpertsConfig(RouterConfig):

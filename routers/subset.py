@@ -28,8 +28,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from routers.base import BASE, FitData, ScoreTable
 from routers.errors import NotFittable
+from routers.examples import examples_of
 from routers.fitting import SUPPLIED_BY
-from routers.scoring import examples_of, to_unit
+from routers.scoring import to_unit
 
 
 class SubsetConfig(BaseModel):

@@ -23,7 +23,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from routers.base import MethodCard
 from routers.centroid import CentroidRouter
-from routers.scoring import Examples, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
+from routers.examples import Examples
+from routers.scoring import Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 from routers.term_counts import TermCounts
 
 

@@ -37,7 +37,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
-from routers.scoring import MAX_CHOSEN, Examples, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
+from routers.examples import Examples
+from routers.scoring import MAX_CHOSEN, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 from routers.static_mix import NEGLIGIBLE
 
 

@@ -12,8 +12,9 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from routers.base import Artefact
 from routers.calibration import Calibration
+from routers.examples import Examples
 from routers.registry import make_config
-from routers.scoring import Examples, Learned
+from routers.scoring import Learned
 from routers.term_counts import TermCounts
 from routers.tfidf import TfidfRouter
 
