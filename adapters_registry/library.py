@@ -63,11 +63,12 @@ class Library:
         self.storage = storage
         self.texts = RecipeTexts(storage.root)
         self.keys: KeyStore = SqlKeyStore(database)
-        self.usage: UsageStore = SqlUsageStore(database)
+        self.usage: UsageStore = (usage := SqlUsageStore(database))
         self.backup = SqlBackup(database)
         self.decisions: DecisionStore = (decisions := SqlDecisionStore(database))
         self.feedback: FeedbackStore = decisions
         self._database = database
+        self._usage = usage
         self._adapters: AdapterStore = SqlAdapterStore(database)
         self._name_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -98,6 +99,7 @@ class Library:
 
     async def close(self) -> None:
         """Close the database; the library cannot be used afterwards."""
+        await self._usage.close()
         await self._database.close()
 
     # -- registering --------------------------------------------------------------------------------------------

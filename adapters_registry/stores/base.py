@@ -122,11 +122,11 @@ class UsageStore(Protocol):
     """What keys have used. Exact, however many gateways count at once."""
 
     async def reserve(self, key_id: str, limits: KeyLimits, tokens: int, now: datetime) -> Reservation:
-        """Count a request with so many tokens; raises `OverLimit`, and then has counted nothing."""
+        """Count a request with so many tokens; raises `OverLimit` or `TooManyAtOnce`, and then has counted nothing."""
         ...
 
     async def settle(self, reservation: Reservation, tokens: int, cost: float) -> None:
-        """Say what a request took in the end; once for each reservation."""
+        """Say what a request took in the end; once for each reservation. Its place is free even if this raises."""
         ...
 
     async def used(self, key_id: str, limits: KeyLimits, now: datetime) -> tuple[Used, ...]:

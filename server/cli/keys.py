@@ -47,7 +47,7 @@ def create(
         float | None, typer.Option(min=0, help="Most cost in a UTC day, in the currency of the setting prices.")
     ] = None,
     budget_per_month: Annotated[float | None, typer.Option(min=0, help="Most cost in a UTC month.")] = None,
-    max_concurrency: Annotated[int | None, typer.Option(min=1, help="Most requests at once, on each gateway.")] = None,
+    max_concurrency: Annotated[int | None, typer.Option(min=1, help="Most requests at once.")] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
