@@ -134,6 +134,14 @@ class UsageStore(Protocol):
         ...
 
 
+class RunningReader(Protocol):
+    """What runs now."""
+
+    async def under_way(self, key_id: str) -> int:
+        """Requests of a key with `max_concurrency` that are under way, over all gateways that were seen lately."""
+        ...
+
+
 class KeyStore(Protocol):
     """API keys, without their secrets."""
 

@@ -4,6 +4,8 @@ A row a key and gateway says how many, and when the gateway was last seen, by th
 of gateways do not matter. A gateway knows its own numbers and writes them whole, never as differences: a row that
 could not be written is right again with the next beat. Rows that were not renewed for `KEPT_S` no longer count; so a
 gateway that was killed gives its places back. Who takes a place locks the key first, by a row that is no gateway's.
+Nobody adds to what others have: a gateway that was only slow may come back to find its places taken, never a number
+below zero.
 
 This holds the numbers and the statements; when they run is for `sql_usage` to say, one transaction after the other.
 """
@@ -84,14 +86,13 @@ class RunningRequests:
         found = Counter({key_id: self._numbers[key_id] for key_id in key_ids})
         if not key_ids:
             return found
-        statement = _INSERTS[connection.dialect.name](running).values(
-            key_id=sa.bindparam("key_id"), gateway=_NOBODY, requests=0, seen_at=0.0
-        )
-        statement = statement.on_conflict_do_update(index_elements=["key_id", "gateway"], set_={"requests": 0})
-        await connection.execute(statement, [{"key_id": key_id} for key_id in sorted(key_ids)])
+        if connection.dialect.name != "sqlite":  # there, who writes is alone already
+            values = {"gateway": _NOBODY, "requests": 0, "seen_at": 0.0}
+            lock = _INSERTS[connection.dialect.name](running).values(key_id=sa.bindparam("key_id"), **values)
+            lock = lock.on_conflict_do_update(index_elements=["key_id", "gateway"], set_={"requests": 0})
+            await connection.execute(lock, [{"key_id": key_id} for key_id in sorted(key_ids)])
         others = (running.c.key_id.in_(key_ids), running.c.gateway.not_in((self._gateway, _NOBODY)))
-        # A row of the future is of no use either: the clock was set back since, and who lives will renew theirs.
-        is_old = sa.func.abs(_NOW[connection.dialect.name] - running.c.seen_at) > KEPT_S
+        is_old = _is_old(connection)
         rows = await connection.execute(
             sa.select(running.c.key_id, running.c.requests, is_old.label("is_old")).where(*others)
         )
@@ -135,5 +136,16 @@ class RunningRequests:
         """This gateway ends, and with it all its requests."""
         await self._delete(connection)
 
+    async def under_way(self, key_id: str, connection: AsyncConnection) -> int:
+        """Requests of a key that are under way on all gateways, as far as they are written."""
+        total = sa.func.coalesce(sa.func.sum(running.c.requests), 0)
+        statement = sa.select(total).where(running.c.key_id == key_id, ~_is_old(connection))
+        return int((await connection.execute(statement)).scalar_one())
+
     async def _delete(self, connection: AsyncConnection, *which: sa.ColumnElement[bool]) -> None:
         await connection.execute(sa.delete(running).where(running.c.gateway == self._gateway, *which))
+
+
+def _is_old(connection: AsyncConnection) -> sa.ColumnElement[bool]:
+    """Whether a row counts no longer. One of the future is old too: the clock was set back, and who lives renews."""
+    return sa.func.abs(_NOW[connection.dialect.name] - running.c.seen_at) > KEPT_S

@@ -71,7 +71,7 @@ class _Change:
 
 
 class SqlUsageStore:
-    """Usage of keys in a `Database`."""
+    """Usage of keys in a `Database`; also a `RunningReader`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -102,6 +102,10 @@ class SqlUsageStore:
         except RegistryError:
             if reservation.used:
                 raise  # of a place alone nothing is lost: the next beat writes it
+
+    async def under_way(self, key_id: str) -> int:
+        """See `RunningReader.under_way`."""
+        return await self._database.read(partial(self._running.under_way, key_id))
 
     async def close(self) -> None:
         """Give back the places of this gateway, whose requests have all ended."""

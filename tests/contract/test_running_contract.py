@@ -112,6 +112,7 @@ async def test_of_all_who_come_at_once_exactly_so_many_get_a_place(gateway: NewG
     )
     assert Counter(type(each) for each in results) == {Reservation: 10, TooManyAtOnce: 50}
     assert sum(number for _, number in await rows(database)) == 10
+    assert [await store.under_way(KEY) for store in stores] == [10, 10, 10]
     held = [(stores[n % 3], each) for n, each in enumerate(results) if isinstance(each, Reservation)]
     await asyncio.gather(*(store.settle(each, 0, 0.0) for store, each in held))
     assert await rows(database) == []
@@ -174,6 +175,7 @@ async def test_a_killed_gateway_is_forgotten(
     await age(database, direction * (BEAT_S + 1))
     assert len(await taken(late, at_once(4))) == 3
     assert await rows(database) == [(KEY, 1), (KEY, 3), ("bbbbbbbb", 1)]
+    assert [await survivor.under_way(key) for key in (KEY, "bbbbbbbb", "cccccccc")] == [4, 0, 0]
 
 
 async def test_one_that_was_only_slow_counts_again_and_never_below_zero(
@@ -281,6 +283,25 @@ async def test_callers_that_go_take_no_place_with_them(gateway: NewGateway, data
     held = await other.reserve(KEY, limits, 10, NOON)
     assert held.used["minute"].tokens == 10
     assert await rows(database) == [(KEY, 1)]
+
+
+async def test_a_caller_that_goes_in_the_moment_it_is_answered(
+    gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await gateway()
+    limits = at_once(1, tokens_per_minute=1000)
+    answer = SqlUsageStore._answer
+    caller = asyncio.create_task(one.reserve(KEY, limits, 10, NOON))
+
+    def answer_and_go(self: SqlUsageStore, *arguments: Any) -> None:
+        answer(self, *arguments)
+        caller.cancel()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SqlUsageStore, "_answer", answer_and_go)
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+    assert (await one.reserve(KEY, limits, 10, NOON)).used["minute"].tokens == 10
 
 
 async def test_a_gateway_that_ends_gives_its_places_back(gateway: NewGateway, database: Database) -> None:
