@@ -39,7 +39,14 @@ from adapters_registry.records import (
 from adapters_registry.safetensors_header import HeaderError
 from adapters_registry.states import OFFERED, OVER, AdapterState
 from adapters_registry.storage import AdapterStorage
-from adapters_registry.stores.base import AdapterStore, DecisionStore, FeedbackStore, KeyStore, UsageStore
+from adapters_registry.stores.base import (
+    AdapterStore,
+    DecisionStore,
+    FeedbackStore,
+    KeyStore,
+    RunningReader,
+    UsageStore,
+)
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql import SqlAdapterStore
 from adapters_registry.stores.sql_backup import SqlBackup
@@ -71,10 +78,12 @@ class Library:
         self.storage = storage
         self.texts = RecipeTexts(storage.root)
         self.keys: KeyStore = SqlKeyStore(database)
-        self.usage: UsageStore = SqlUsageStore(database)
+        self.usage: UsageStore = (usage := SqlUsageStore(database))
+        self.running: RunningReader = usage
         self.backup = SqlBackup(database)
         self.decisions: DecisionStore = (decisions := SqlDecisionStore(database))
         self.feedback: FeedbackStore = decisions
+        self._end_usage = usage.close
         self._database = database
         self._adapters: AdapterStore = SqlAdapterStore(database)
         self._name_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -106,6 +115,7 @@ class Library:
 
     async def close(self) -> None:
         """Close the database; the library cannot be used afterwards."""
+        await self._end_usage()
         await self._database.close()
 
     # -- registering --------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ A request is counted before it runs: one request, and as many tokens as it may t
 when it has ended, and its cost is added. So the requests of a minute never exceed their limit, however many gateways
 count at once, nor do its tokens as far as callers say how long an answer may become; a budget can be overrun by what
 was under way when it was reached.
+
+Requests at once are counted over all gateways, too. One that is killed has its requests counted for some seconds more.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class KeyLimits(BaseModel):
 
     Attributes:
         budget_per_day, budget_per_month: In the currency of the gateway's prices.
-        max_concurrency: Requests at once, on each gateway.
+        max_concurrency: Requests at once, over all gateways on one database.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,11 +76,13 @@ class Reservation:
     Attributes:
         tokens: What was set aside for it.
         used: The windows that it was counted in, itself included.
+        holds_place: Whether it is one of the key's `max_concurrency` until it is settled.
     """
 
     key_id: str
     tokens: int
     used: Mapping[Period, Used]
+    holds_place: bool = False
 
 
 class OverLimit(Exception):
@@ -93,6 +97,10 @@ class OverLimit(Exception):
         super().__init__(limit)
         self.limit = limit
         self.used = used
+
+
+class TooManyAtOnce(Exception):
+    """A request that was not counted, for its key has as many under way as it may."""
 
 
 def windows_of(limits: KeyLimits, now: datetime) -> tuple[Window, ...]:

@@ -1,8 +1,7 @@
 """Limits of keys: a request is counted before it runs, and settled when it has ended (see `adapters_registry.usage`).
 
 Keys without limits cost nothing here. What a request may take is estimated before: its text at four bytes a token, and
-the longest answer that it allows, or a usual one if it sets no bound. Requests at once are counted by each gateway for
-itself.
+the longest answer that it allows, or a usual one if it sets no bound.
 """
 
 from __future__ import annotations
@@ -10,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import Counter
 
 import structlog
 
 from adapters_registry.errors import RegistryError
 from adapters_registry.records import utc_now
 from adapters_registry.stores.base import UsageStore
-from adapters_registry.usage import KeyLimits, OverLimit, Reservation, Used
+from adapters_registry.usage import KeyLimits, OverLimit, Reservation, TooManyAtOnce, Used
 from server.auth import Principal
 from server.body import JsonBody
 from server.errors import QuotaExceeded, RateLimited
@@ -37,9 +35,7 @@ log = structlog.get_logger(__name__)
 class Grant:
     """A request that may run; `settle` must be called when it has ended, and may be called again."""
 
-    def __init__(
-        self, limiter: Limiter, principal: Principal, reservation: Reservation | None, prompt_tokens: int
-    ) -> None:
+    def __init__(self, limiter: Limiter, principal: Principal, reservation: Reservation, prompt_tokens: int) -> None:
         self._limiter: Limiter | None = limiter
         self._principal = principal
         self._reservation = reservation
@@ -49,12 +45,12 @@ class Grant:
     @property
     def counts_tokens(self) -> bool:
         """Whether it matters how many tokens the answer takes."""
-        return self._reservation is not None
+        return bool(self._reservation.used)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What is left, in OpenAI's headers."""
         limits = self._principal.limits
-        if limits is None or self._reservation is None or (used := self._reservation.used.get("minute")) is None:
+        if limits is None or (used := self._reservation.used.get("minute")) is None:
             return []
         return [(name.encode(), value.encode()) for name, value in _headers(limits, used).items()]
 
@@ -62,7 +58,7 @@ class Grant:
         """Say what it took."""
         limiter, self._limiter = self._limiter, None
         if limiter is not None:
-            limiter.settle(self._principal.key_id, self._reservation, tokens, cost)
+            limiter.settle(self._reservation, tokens, cost)
 
 
 class Limiter:
@@ -76,7 +72,6 @@ class Limiter:
     def __init__(self, usage: UsageStore, metrics: Metrics) -> None:
         self._usage = usage
         self._metrics = metrics
-        self._running: Counter[str] = Counter()
         self._settling: set[asyncio.Task[None]] = set()
 
     async def admit(self, principal: Principal, body: JsonBody, *, generates: bool) -> Grant | None:
@@ -89,37 +84,29 @@ class Limiter:
         limits, key = principal.limits, principal.key_id
         if limits is None:
             return None
-        if limits.max_concurrency is not None and self._running[key] >= limits.max_concurrency:
+        prompt_tokens = estimated_prompt_tokens(body) if generates else 0
+        tokens = prompt_tokens + longest_answer(body) if generates else 0
+        try:
+            reserved = await self._usage.reserve(key, limits, tokens, utc_now())
+        except TooManyAtOnce:
             self._metrics.record_limited(principal.name, "max_concurrency")
             raise RateLimited(
                 f"This key may have {limits.max_concurrency} requests under way at once; wait for one to end.",
                 retry_after_s=1,
-            )
-        self._running[key] += 1
-        try:
-            prompt_tokens = estimated_prompt_tokens(body) if generates else 0
-            tokens = prompt_tokens + longest_answer(body) if generates else 0
-            reserved = await self._usage.reserve(key, limits, tokens, utc_now()) if limits.periods else None
+            ) from None
         except OverLimit as over:
-            self._leave(key)
             self._metrics.record_limited(principal.name, over.limit)
             self._metrics.show_budget(principal.name, limits, over.used)
             raise _refusal(limits, over, tokens) from None
-        except BaseException:
-            self._leave(key)
-            raise
-        if reserved is not None:
-            for used in reserved.used.values():
-                self._metrics.show_budget(principal.name, limits, used)
+        for used in reserved.used.values():
+            self._metrics.show_budget(principal.name, limits, used)
         return Grant(self, principal, reserved, prompt_tokens)
 
-    def settle(self, key: str, reservation: Reservation | None, tokens: int, cost: float) -> None:
+    def settle(self, reservation: Reservation, tokens: int, cost: float) -> None:
         """A request has ended; what it took is written in the background."""
-        self._leave(key)
-        if reservation is not None:
-            task = asyncio.create_task(self._write(reservation, tokens, cost))
-            self._settling.add(task)
-            task.add_done_callback(self._settling.discard)
+        task = asyncio.create_task(self._write(reservation, tokens, cost))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
 
     async def close(self) -> None:
         """Write what is still to be written."""
@@ -130,11 +117,6 @@ class Limiter:
             await self._usage.settle(reservation, tokens, cost)
         except RegistryError as error:
             log.error("usage not written", key=reservation.key_id, tokens=tokens, cost=cost, error=str(error))
-
-    def _leave(self, key: str) -> None:
-        self._running[key] -= 1
-        if not self._running[key]:
-            del self._running[key]
 
 
 def estimated_prompt_tokens(body: JsonBody) -> int:

@@ -134,15 +134,23 @@ class UsageStore(Protocol):
     """What keys have used. Exact, however many gateways count at once."""
 
     async def reserve(self, key_id: str, limits: KeyLimits, tokens: int, now: datetime) -> Reservation:
-        """Count a request with so many tokens; raises `OverLimit`, and then has counted nothing."""
+        """Count a request with so many tokens; raises `OverLimit` or `TooManyAtOnce`, and then has counted nothing."""
         ...
 
     async def settle(self, reservation: Reservation, tokens: int, cost: float) -> None:
-        """Say what a request took in the end; once for each reservation."""
+        """Say what a request took in the end; once for each reservation. Its place is free even if this raises."""
         ...
 
     async def used(self, key_id: str, limits: KeyLimits, now: datetime) -> tuple[Used, ...]:
         """What was used in each window that has a limit."""
+        ...
+
+
+class RunningReader(Protocol):
+    """What runs now."""
+
+    async def under_way(self, key_id: str) -> int:
+        """Requests of a key with `max_concurrency` that are under way, over all gateways that were seen lately."""
         ...
 
 

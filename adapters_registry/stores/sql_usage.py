@@ -3,11 +3,15 @@
 What is asked while a transaction runs goes into the next one together: a busy gateway makes a few transactions a
 second for thousands of requests, an idle one answers at once. A transaction locks the rows that it needs, always in the
 same order, looks at what is asked one after the other, and writes each row once.
+
+Requests at once of keys with `max_concurrency` are counted in the same transactions (see `sql_running`); a gateway that
+has any under way makes one every few seconds to say that it lives.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,12 +19,26 @@ from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from adapters_registry.errors import RegistryError
+from adapters_registry.stores import sql_running
 from adapters_registry.stores.database import Database
+from adapters_registry.stores.sql_running import RunningRequests
 from adapters_registry.stores.tables import usage
-from adapters_registry.usage import KeyLimits, OverLimit, Period, Reservation, Used, Window, check, windows_of
+from adapters_registry.usage import (
+    KeyLimits,
+    OverLimit,
+    Period,
+    Reservation,
+    TooManyAtOnce,
+    Used,
+    Window,
+    check,
+    windows_of,
+)
 
 MAX_BATCH = 500
 
@@ -28,6 +46,10 @@ _KEPT_S = {"minute": 3600, "day": 40 * 86400, "month": 400 * 86400}
 _INSERTS: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 UsedIn = dict[Period, Used]
+Refused = OverLimit | TooManyAtOnce
+Rows = dict[tuple[str, Window], Used]
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -42,24 +64,61 @@ class _Change:
     limits: KeyLimits | None
     done: asyncio.Future[UsedIn] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
+    @property
+    def takes_place(self) -> bool:
+        """Whether it is a request of a key that may have only so many at once."""
+        return self.limits is not None and self.limits.max_concurrency is not None
+
 
 class SqlUsageStore:
-    """Usage of keys in a `Database`."""
+    """Usage of keys in a `Database`; also a `RunningReader`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._running = RunningRequests()
         self._waiting: list[_Change] = []
         self._worker: asyncio.Task[None] | None = None
+        self._heart: asyncio.Task[None] | None = None
 
     async def reserve(self, key_id: str, limits: KeyLimits, tokens: int, now: datetime) -> Reservation:
         """See `UsageStore.reserve`."""
-        used = await self._change(_Change(key_id, windows_of(limits, now), 1, tokens, 0.0, limits))
-        return Reservation(key_id, tokens, used)
+        if limits.max_concurrency is not None and self._running.num_of(key_id) >= limits.max_concurrency:
+            raise TooManyAtOnce  # whatever the other gateways have
+        change = _Change(key_id, windows_of(limits, now), 1, tokens, 0.0, limits)
+        try:
+            used = await self._change(change)
+        except asyncio.CancelledError:
+            if not change.done.cancelled() and change.done.exception() is None:
+                self._take_back(change, change.done.result())
+            raise
+        return Reservation(key_id, tokens, used, change.takes_place)
 
     async def settle(self, reservation: Reservation, tokens: int, cost: float) -> None:
         """See `UsageStore.settle`."""
-        windows = tuple(used.window for used in reservation.used.values())
-        await self._change(_Change(reservation.key_id, windows, 0, tokens - reservation.tokens, cost, None))
+        if reservation.holds_place:
+            self._running.end(reservation.key_id)
+        try:
+            await self._change(_settlement(reservation, tokens, cost))
+        except RegistryError:
+            if reservation.used:
+                raise  # of a place alone nothing is lost: the next beat writes it
+
+    async def under_way(self, key_id: str) -> int:
+        """See `RunningReader.under_way`."""
+        return await self._database.read(partial(self._running.under_way, key_id))
+
+    async def close(self) -> None:
+        """Give back the places of this gateway, whose requests have all ended."""
+        if self._worker:
+            await asyncio.gather(self._worker, return_exceptions=True)
+        if self._heart:
+            self._heart.cancel()
+            await asyncio.gather(self._heart, return_exceptions=True)
+        if self._running.has_rows:
+            try:
+                await self._database.count(self._running.give_back)
+            except RegistryError as error:
+                log.warning("places of keys not given back; they are free in seconds", error=str(error))
 
     async def used(self, key_id: str, limits: KeyLimits, now: datetime) -> tuple[Used, ...]:
         """See `UsageStore.used`."""
@@ -75,60 +134,116 @@ class SqlUsageStore:
 
     async def _change(self, change: _Change) -> UsedIn:
         self._waiting.append(change)
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work_off())
+        self._wake()
         return await change.done
 
+    def _wake(self) -> None:
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work_off())
+
     async def _work_off(self) -> None:
-        while self._waiting:
+        while self._waiting or self._running.is_due:
             batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
             batch = [change for change in batch if not change.done.done()]  # some callers may have gone
             try:
-                results = await self._database.count(partial(_apply, batch))
+                results, numbers = await self._database.count(partial(self._apply, batch, self._running.take_due()))
             except BaseException as error:
                 for change in batch:
                     if not change.done.done():
                         change.done.set_exception(error)
                 if not isinstance(error, Exception):
                     raise
+                if not batch:
+                    log.warning("requests under way not written", error=str(error))
+            else:
+                self._running.written(numbers)
+                for change, result in zip(batch, results, strict=True):
+                    self._answer(change, result)
+            if self._running.has_rows and (self._heart is None or self._heart.done()):
+                self._heart = asyncio.create_task(self._beat())
+
+    def _answer(self, change: _Change, result: UsedIn | Refused) -> None:
+        """Tell a caller how its change went; one that has gone meanwhile runs no request."""
+        if isinstance(result, Exception):
+            if not change.done.done():
+                change.done.set_exception(result)
+            return
+        if change.takes_place:
+            self._running.begin(change.key_id)
+        if not change.done.done():
+            change.done.set_result(result)
+        elif change.limits is not None:
+            self._take_back(change, result)
+
+    def _take_back(self, change: _Change, used: UsedIn) -> None:
+        """Settle what nobody will: its caller has gone. The request itself stays counted."""
+        reservation = Reservation(change.key_id, change.tokens, used, change.takes_place)
+        if reservation.holds_place:
+            self._running.end(change.key_id)
+        settlement = _settlement(reservation, 0, 0.0)
+        settlement.done.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else will look
+        self._waiting.append(settlement)
+        self._wake()
+
+    async def _beat(self) -> None:
+        """Say that this gateway lives, as long as it has rows."""
+        while self._running.has_rows:
+            await asyncio.sleep(sql_running.BEAT_S)
+            self._running.renew()
+            self._wake()
+
+    async def _apply(
+        self, batch: Sequence[_Change], due: frozenset[str], connection: AsyncConnection
+    ) -> tuple[list[UsedIn | Refused], dict[str, int]]:
+        """Make changes in their order; of one that is refused, nothing. Also says what was written of `running`."""
+        places = sorted({(change.key_id, window) for change in batch for window in change.windows}, key=_order)
+        rows = {place: await _locked(connection, *place) for place in places}
+        before = dict(rows)
+        running = await self._running.lock(connection, {change.key_id for change in batch if change.takes_place})
+        begun: Counter[str] = Counter()
+        results: list[UsedIn | Refused] = []
+        for change in batch:
+            try:
+                used = _counted(change, rows, running[change.key_id] + begun[change.key_id])
+            except (OverLimit, TooManyAtOnce) as refused:
+                results.append(refused)
                 continue
-            for change, result in zip(batch, results, strict=True):
-                if change.done.done():
-                    continue
-                if isinstance(result, OverLimit):
-                    change.done.set_exception(result)
-                else:
-                    change.done.set_result(result)
+            rows |= {(change.key_id, after.window): after for after in used.values()}
+            begun[change.key_id] += change.takes_place
+            results.append(used)
+        await _write(connection, before, rows)
+        return results, await self._running.write(connection, due, +begun)
 
 
-async def _apply(batch: Sequence[_Change], connection: AsyncConnection) -> list[UsedIn | OverLimit]:
-    """Make changes in their order; of one that is refused, nothing."""
-    places = sorted({(change.key_id, window) for change in batch for window in change.windows}, key=_order)
-    rows = {place: await _locked(connection, *place) for place in places}
-    before = dict(rows)
-    results: list[UsedIn | OverLimit] = []
-    for change in batch:
-        used: UsedIn = {}
-        try:
-            for window in change.windows:
-                row = rows[change.key_id, window]
-                if change.limits is not None:
-                    check(change.limits, row, change.tokens)
-                used[window.period] = Used(
-                    window, row.requests + change.requests, row.tokens + change.tokens, row.cost + change.cost
-                )
-        except OverLimit as over:
-            results.append(over)
-            continue
-        rows |= {(change.key_id, after.window): after for after in used.values()}
-        results.append(used)
+def _settlement(reservation: Reservation, tokens: int, cost: float) -> _Change:
+    windows = tuple(used.window for used in reservation.used.values())
+    return _Change(reservation.key_id, windows, 0, tokens - reservation.tokens, cost, None)
+
+
+def _counted(change: _Change, rows: Rows, num_running: int) -> UsedIn:
+    """The windows of a change after it. Raises OverLimit, TooManyAtOnce."""
+    limits = change.limits
+    if limits is not None and limits.max_concurrency is not None and num_running >= limits.max_concurrency:
+        raise TooManyAtOnce
+    used: UsedIn = {}
+    for window in change.windows:
+        row = rows[change.key_id, window]
+        if limits is not None:
+            check(limits, row, change.tokens)
+        used[window.period] = Used(
+            window, row.requests + change.requests, row.tokens + change.tokens, row.cost + change.cost
+        )
+    return used
+
+
+async def _write(connection: AsyncConnection, before: Rows, rows: Rows) -> None:
+    """Write the windows that have changed."""
     for (key_id, window), row in rows.items():
         if row != before[key_id, window]:
             values = {"requests": row.requests, "tokens": row.tokens, "cost": row.cost}
             await connection.execute(sa.update(usage).where(*_is(key_id, window)).values(**values))
         if row.requests and not before[key_id, window].requests:
             await _forget_old(connection, key_id, window)
-    return results
 
 
 def _order(place: tuple[str, Window]) -> tuple[str, str, int]:

@@ -117,6 +117,16 @@ usage = sa.Table(
 )
 """What keys with limits have used, by window; not part of the library, so that counting does not raise its revision."""
 
+running = sa.Table(
+    "running",
+    metadata,
+    sa.Column("key_id", sa.String(8), primary_key=True),
+    sa.Column("gateway", sa.String(16), primary_key=True),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("seen_at", sa.Double, nullable=False),
+)
+"""Requests under way of keys with `max_concurrency`; `seen_at` is seconds since 1970, see `sql_running`."""
+
 audit = sa.Table(
     "audit",
     metadata,

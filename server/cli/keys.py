@@ -44,7 +44,7 @@ def create(
         float | None, typer.Option(min=0, help="Most cost in a UTC day, in the currency of the setting prices.")
     ] = None,
     budget_per_month: Annotated[float | None, typer.Option(min=0, help="Most cost in a UTC month.")] = None,
-    max_concurrency: Annotated[int | None, typer.Option(min=1, help="Most requests at once, on each gateway.")] = None,
+    max_concurrency: Annotated[int | None, typer.Option(min=1, help="Most requests at once.")] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
@@ -97,17 +97,20 @@ def show(
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a key may do, and what it has used of its limits."""
+    """Show what a key may do, what it has used of its limits, and how many requests it has under way."""
 
-    async def look(library: Library) -> tuple[KeyRecord, tuple[Used, ...]]:
+    async def look(library: Library) -> tuple[KeyRecord, tuple[Used, ...], int]:
         record = await library.keys.find(key_id)
         if record is None:
             raise KeyNotFound(key_id)
-        return record, await library.usage.used(key_id, record.limits, utc_now())
+        used = await library.usage.used(key_id, record.limits, utc_now())
+        return record, used, await library.running.under_way(key_id)
 
-    record, used = with_library(load_settings({"home": home}), look)
+    record, used, num_running = with_library(load_settings({"home": home}), look)
     now = {u.window.period: {"requests": u.requests, "tokens": u.tokens, "cost": round(u.cost, 6)} for u in used}
     shown = _shown(record) | {"used": now}
+    if record.limits.max_concurrency is not None:
+        shown["under_way"] = num_running
     if as_json:
         print_json(shown)
         return

@@ -98,12 +98,22 @@ def test_keys_close_the_gateway(served: Serving, tmp_path: Path) -> None:
     time.sleep(1.5)
     assert fetch(served.url + "/v1/models", headers={"authorization": f"Bearer {key}"})[0] == 401
     assert fetch(served.url + "/v1/models", headers={"authorization": f"Bearer {rotated['key']}"})[0] == 200
-    limits = ("--requests-per-minute", "60", "--budget-per-month", "2.5", "--policies", "auto")
+    limits = (
+        "--requests-per-minute",
+        "60",
+        "--budget-per-month",
+        "2.5",
+        "--max-concurrency",
+        "4",
+        "--policies",
+        "auto",
+    )
     app = run_cli("keys", "create", "app", *limits, "--json", *home)
     assert "No prices are set" in app.stderr
     made = json.loads(app.stdout)
     shown = json.loads(run_cli("keys", "show", made["id"], "--json", *home).stdout)
-    assert shown["limits"] == {"requests_per_minute": 60, "budget_per_month": 2.5}
+    assert shown["limits"] == {"requests_per_minute": 60, "budget_per_month": 2.5, "max_concurrency": 4}
+    assert shown["under_way"] == 0
     assert shown["policies"] == ["auto"]
     assert shown["used"]["minute"] == {"requests": 0, "tokens": 0, "cost": 0.0}
     assert "requests_per_minute 60" in run_cli("keys", "show", made["id"], *home).stdout

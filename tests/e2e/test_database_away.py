@@ -73,8 +73,13 @@ async def test_requests_for_known_experts_go_on(postgres_url: str, tmp_path: Pat
         ids = await register_examples(running, tmp_path)
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=running.url, timeout=60))
         headers = {}
-        limits = KeyLimits(requests_per_minute=100)
-        for name, key_limits in (("app", KeyLimits()), ("limited", limits), ("unseen", KeyLimits())):
+        all_limits = {
+            "app": KeyLimits(),
+            "limited": KeyLimits(requests_per_minute=100),
+            "crowded": KeyLimits(max_concurrency=1),
+            "unseen": KeyLimits(),
+        }
+        for name, key_limits in all_limits.items():
             record, secret = new_key(name, scopes=["infer", "admin"], limits=key_limits)
             await running.gateway.library.keys.add(record)
             headers[name] = {"authorization": f"Bearer {secret}"}
@@ -85,7 +90,13 @@ async def test_requests_for_known_experts_go_on(postgres_url: str, tmp_path: Pat
 
         while (await ask("app", "sql")).status_code != 200 or (await http.get("/v1/models")).status_code != 401:
             await asyncio.sleep(0.05)
-        assert (await ask("limited", "sql")).status_code == 200
+        for key in ("limited", "crowded"):
+            assert (await ask(key, "sql")).status_code == 200
+        running.engine.tokens_per_s = 1000.0
+        endless = {"model": "base", "messages": [], "max_tokens": 1_000_000, "stream": True}
+        begun = http.stream("POST", "/v1/chat/completions", json=endless, headers=headers["crowded"])
+        under_way = (await begun.__aenter__()).aiter_bytes()
+        assert await anext(under_way)
         await line.cut()
         async with asyncio.timeout(60):
             while not running.gateway.watcher.problem:
@@ -93,7 +104,12 @@ async def test_requests_for_known_experts_go_on(postgres_url: str, tmp_path: Pat
         for _ in range(20):
             assert (await ask("app", "sql")).headers["x-moergate-recipe"] == ids["sql"]
             assert (await ask("app", "auto")).headers["x-moergate-recipe"] == ids["sql"]
-        for key in ("limited", "unseen"):
+        assert await anext(under_way)  # goes on, and holds its place
+        assert (await ask("crowded", "sql")).status_code == 429
+        await begun.__aexit__(None, None, None)
+        while running.engine.running:
+            await asyncio.sleep(0.01)
+        for key in ("limited", "crowded", "unseen"):
             refused = await ask(key, "sql")
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
             assert refused.headers["retry-after"]
@@ -111,5 +127,5 @@ async def test_requests_for_known_experts_go_on(postgres_url: str, tmp_path: Pat
                 await asyncio.sleep(0.1)
             while running.gateway.watcher.problem:
                 await asyncio.sleep(0.05)
-        for key in ("limited", "unseen"):
+        for key in ("limited", "crowded", "unseen"):
             assert (await ask(key, "late")).status_code == 200
