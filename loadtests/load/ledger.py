@@ -103,7 +103,9 @@ class Ledger:
             if is_now != version:
                 self.note(f"{when}: {name} should be {version}, is {is_now}")
             elif listed is not None:
-                problem = await asyncio.to_thread(damage, adapters / listed["sha256"], expected.digests[is_now])
+                problem = await asyncio.to_thread(
+                    damage, adapters / listed["sha256"], expected.digests[listed["version"]]
+                )
                 if problem and expected.is_certain(version):
                     self.note(f"{when}: the files of {name}@{version} {problem}")
         for name in found.keys() - self._names.keys():

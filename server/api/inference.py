@@ -134,9 +134,10 @@ class _HangUp:
         self._watcher = asyncio.create_task(self._wait())
 
     def stop(self) -> None:
-        """The answer is done."""
-        if self._watcher:
-            self._watcher.cancel()
+        """The answer is done; let go of the watcher, whose end would refer to us, or only the collector frees both."""
+        watcher, self._watcher = self._watcher, None
+        if watcher:
+            watcher.cancel()
 
     async def _wait(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
