@@ -10,11 +10,12 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from server.answer import Answer
 from server.api.incoming import error_response, headers_of, read_body, request_id_of
-from server.errors import ClientClosedRequest, GatewayError, from_lower
+from server.errors import ClientClosedRequest, from_lower
 from server.metrics import Metrics
 from server.pipeline import Call, Pipeline
 
@@ -76,7 +77,10 @@ class InferenceApp:
 
     async def _answer(self, call: Call, send: Send, hang_up: _HangUp) -> None:
         answer: Answer | None = None
-        known: GatewayError = ClientClosedRequest("The caller closed the connection.")
+        status: int = ClientClosedRequest.status
+        code: str | None = (
+            ClientClosedRequest.code
+        )  # not the error itself, which would hold this frame, and it the error
         started = False
 
         async def start(status: int, headers: list[tuple[bytes, bytes]]) -> None:
@@ -104,20 +108,25 @@ class InferenceApp:
                 self._metrics.record_error(call.path, "client_closed_request", 499)
                 log.info("caller hung up", request_id=call.request_id, endpoint=call.path)
         except Exception as error:
-            known = from_lower(error)
-            if known.status == 500:
-                log.exception("request failed", request_id=call.request_id, endpoint=call.path)
-            elif answer is None:
-                log.info("refused", request_id=call.request_id, endpoint=call.path, code=known.code)
-            if answer is None:
-                self._metrics.record_error(call.path, known.code or "error", known.status)
+            status, code, response = self._refusal(error, call, has_answer=answer is not None)
             if not started:
-                await error_response(known, call.request_id)({"type": "http"}, _no_receive, send)
+                await response({"type": "http"}, _no_receive, send)
         finally:
             if answer is not None:
                 answer.finish(client_left=hang_up.happened)
             elif call.trace is not None:
-                call.trace.refused(known.status, known.code)
+                call.trace.refused(status, code)
+
+    def _refusal(self, error: Exception, call: Call, *, has_answer: bool) -> tuple[int, str | None, Response]:
+        """Log and count what went wrong; its status, its code, and what the caller is told."""
+        known = from_lower(error)
+        if known.status == 500:
+            log.exception("request failed", request_id=call.request_id, endpoint=call.path)
+        elif not has_answer:
+            log.info("refused", request_id=call.request_id, endpoint=call.path, code=known.code)
+        if not has_answer:
+            self._metrics.record_error(call.path, known.code or "error", known.status)
+        return known.status, known.code, error_response(known, call.request_id)
 
 
 class _HangUp:

@@ -16,16 +16,18 @@ NUM_REQUESTS = 20
 OURS = {"server", "routers", "adapters_registry"}
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_request_is_freed_when_it_ends(tmp_path: Path, stream: bool) -> None:
-    body: dict[str, Any] = {"model": "base", "messages": [{"role": "user", "content": "hello"}], "stream": stream}
+@pytest.mark.parametrize(
+    ("model", "stream", "status"), [("base", False, 200), ("base", True, 200), ("auto", False, 200), ("no", False, 404)]
+)
+async def test_a_request_is_freed_when_it_ends(tmp_path: Path, model: str, stream: bool, status: int) -> None:
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "hello"}], "stream": stream}
 
     async with running_gateway(tmp_path / "home") as gateway, httpx.AsyncClient(base_url=gateway.url) as client:
 
         async def ask() -> None:
             for _ in range(NUM_REQUESTS):
                 answer = await client.post("/v1/chat/completions", json=body)
-                assert answer.status_code == 200
+                assert answer.status_code == status
 
         await ask()
         gc.collect()
