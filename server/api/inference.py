@@ -77,10 +77,9 @@ class InferenceApp:
 
     async def _answer(self, call: Call, send: Send, hang_up: _HangUp) -> None:
         answer: Answer | None = None
+        # Of what goes wrong only status and code are kept: an error refers to this frame, which would refer to it.
         status: int = ClientClosedRequest.status
-        code: str | None = (
-            ClientClosedRequest.code
-        )  # not the error itself, which would hold this frame, and it the error
+        code: str | None = ClientClosedRequest.code
         started = False
 
         async def start(status: int, headers: list[tuple[bytes, bytes]]) -> None:
