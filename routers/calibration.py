@@ -48,6 +48,9 @@ _DEFAULT_MARGIN_SLOPE = 20.0
 _MOST_CHANGED = 0.02
 _LEFT_OUT, _LOST = 2 / 3, 0.1
 
+CROWD_WEIGHT = 0.5
+"""How much of what a score is above the one that is usual for the expert is added to it as evidence."""
+
 IN_LIBRARY_SHARE = 0.93
 """Assumed part of the prompts that have an expert, where nobody says otherwise.
 

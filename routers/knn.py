@@ -56,7 +56,7 @@ from routers.base import (
     ScoredExpert,
     WeightedExpert,
 )
-from routers.calibration import IN_LIBRARY_SHARE, Calibration, calibrate, marks_of, still_holding
+from routers.calibration import CROWD_WEIGHT, IN_LIBRARY_SHARE, Calibration, calibrate, marks_of, still_holding
 from routers.errors import BadArtefact
 from routers.example_index import ExampleIndex, Near
 from routers.examples import examples_of
@@ -66,7 +66,6 @@ from routers.spacing import evenly_spaced
 _NEAR_DUPLICATE = 0.95
 _ALIKE, _SAME_PROMPT = 0.8, 0.9
 _SIBLINGS = 0.25
-CROWD_WEIGHT = 0.5
 
 
 class KnnConfig(RouterConfig):

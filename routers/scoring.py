@@ -55,7 +55,7 @@ from routers.base import (
     Vector,
     WeightedExpert,
 )
-from routers.calibration import IN_LIBRARY_SHARE, Calibration, calibrate, marks_of, still_holding
+from routers.calibration import CROWD_WEIGHT, IN_LIBRARY_SHARE, Calibration, calibrate, marks_of, still_holding
 from routers.errors import BadArtefact
 from routers.examples import Examples, examples_of
 from routers.spacing import evenly_spaced
@@ -68,7 +68,6 @@ NUM_FOLDS = 5
 BLOCK = 128
 """Examples that are scored at once, so that a large library does not need the memory of all."""
 
-CROWD_WEIGHT = 0.5
 USUAL_PRIOR = 3.0
 
 MAX_CHOSEN = 64
@@ -163,7 +162,7 @@ class ScoringRouter(ABC):
         self._number = {expert: number for number, expert in enumerate(self.experts)}
         self.calibration = calibration
         self.threshold = calibration.threshold if config.threshold is None else config.threshold
-        self._usual = _usual_of(calibration, self.experts)
+        self._usual = _usual_of(calibration.usual, self.experts)
         if self.experts:
             self.prepare(learned)
 
@@ -276,7 +275,7 @@ class ScoringRouter(ABC):
         if cls.weighs_usual:
             blocks = list(blocks)
             usual = _usual_scores(blocks, examples.experts)
-        each_usual = _usual_of(Calibration(0.0, 1.0, 1.0, usual=usual), examples.experts)
+        each_usual = _usual_of(usual, examples.experts)
         known: list[Floats] = []
         margins: list[Floats] = []
         right: list[NDArray[np.bool_]] = []
@@ -360,9 +359,8 @@ def _usual_scores(blocks: Sequence[_LeftOut], experts: Sequence[str]) -> dict[st
     return {experts[number]: value for number, value in zip(scored.tolist(), usual.tolist(), strict=True)}
 
 
-def _usual_of(calibration: Calibration, experts: Sequence[str]) -> Floats:
-    """What is usual for each of these, shape (E,); the mean of all for an expert that came since."""
-    known = calibration.usual
+def _usual_of(known: Mapping[str, float], experts: Sequence[str]) -> Floats:
+    """What is usual for each of these, shape (E,); the mean of all known for an expert that came since."""
     mean = sum(known.values()) / len(known) if known else 0.0
     return np.array([known.get(expert, mean) for expert in experts], np.float64)
 

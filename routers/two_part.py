@@ -51,6 +51,7 @@ from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 
 from routers.base import Matrix, MethodCard, Vector
+from routers.calibration import CROWD_WEIGHT
 from routers.examples import Examples, evenly, rows_by_expert
 from routers.per_expert import nearest_mean, nearest_mean_and_rows, nearest_own, places_of
 from routers.scoring import BLOCK, Judgement, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
@@ -63,7 +64,6 @@ NUM_CONTENTS = 500
 MAX_POSITIVES = 300
 NUM_PIECES = 6
 CONTENT_IF_ABOVE = 0.5
-CROWD_WEIGHT = 0.5
 
 _WORD = re.compile(r"\S+")
 

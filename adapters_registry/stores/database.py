@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -33,6 +34,7 @@ _MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 _SQLITE = frozenset({"sqlite", "sqlite+aiosqlite"})
 _WRITES = "moergate_writes"
 _ADVISORY_LOCK = 0x6D6F6572  # any number that is ours
+_INSERTS: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _FIRST_PAUSE_S = 0.05
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -157,6 +159,11 @@ class Database:
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
+
+
+def insertion(connection: AsyncConnection, table: sa.Table) -> Any:
+    """An insertion of the connection's own kind, which can say what to do about a row that is there already."""
+    return _INSERTS[connection.dialect.name](table)
 
 
 def _bounded(wait_s: float) -> dict[str, Any]:

@@ -6,12 +6,11 @@ question reads a table of any size; the page then says where to go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters_registry.decisions import (
@@ -23,14 +22,13 @@ from adapters_registry.decisions import (
     DecisionRecord,
     Feedback,
 )
-from adapters_registry.stores.database import Database
+from adapters_registry.stores.database import Database, insertion
 from adapters_registry.stores.tables import decisions, feedback
 
 MAX_EXAMINED = 20_000
 CHUNK = 50
 """Rows of one statement: preparing more would hold up the event loop for milliseconds."""
 
-_INSERTS: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _MOST_TOKENS = 2**53  # an engine may say anything
 _OPINION = ("at", "rating", "comment", "expert")
 
@@ -92,7 +90,7 @@ class SqlDecisionStore:
             values = {name: getattr(opinion, name) for name in _OPINION}
             values["comment"] = _storable(opinion.comment, MAX_COMMENT_CHARS)
             place = {"key_id": opinion.key_id, "request_id": opinion.request_id}
-            statement = _INSERTS[connection.dialect.name](feedback).values(**place, **values)
+            statement = insertion(connection, feedback).values(**place, **values)
             await connection.execute(statement.on_conflict_do_update(index_elements=list(place), set_=values))
             decided = _decision(row)
             return decided, decided.feedback is None

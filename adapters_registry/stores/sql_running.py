@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from adapters_registry.stores.database import insertion
 from adapters_registry.stores.tables import running
 
 BEAT_S = 5.0
@@ -30,7 +29,6 @@ KEPT_S = 15.0
 
 _NOBODY = ""
 """The gateway of the row by which a key is locked."""
-_INSERTS: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _NOW: dict[str, sa.ColumnElement[float]] = {
     "sqlite": sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Double),
     "postgresql": sa.literal_column("CAST(extract(epoch FROM clock_timestamp()) AS double precision)", sa.Double),
@@ -88,7 +86,7 @@ class RunningRequests:
             return found
         if connection.dialect.name != "sqlite":  # there, who writes is alone already
             values = {"gateway": _NOBODY, "requests": 0, "seen_at": 0.0}
-            lock = _INSERTS[connection.dialect.name](running).values(key_id=sa.bindparam("key_id"), **values)
+            lock = insertion(connection, running).values(key_id=sa.bindparam("key_id"), **values)
             lock = lock.on_conflict_do_update(index_elements=["key_id", "gateway"], set_={"requests": 0})
             await connection.execute(lock, [{"key_id": key_id} for key_id in sorted(key_ids)])
         others = (running.c.key_id.in_(key_ids), running.c.gateway.not_in((self._gateway, _NOBODY)))
@@ -113,7 +111,7 @@ class RunningRequests:
         none = sorted(numbers.keys() - set(some))
         self._rows.update(some)
         if some:
-            statement = _INSERTS[connection.dialect.name](running).values(
+            statement = insertion(connection, running).values(
                 key_id=sa.bindparam("key_id"),
                 gateway=self._gateway,
                 requests=sa.bindparam("requests"),

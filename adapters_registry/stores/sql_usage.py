@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters_registry.errors import RegistryError
 from adapters_registry.stores import sql_running
-from adapters_registry.stores.database import Database
+from adapters_registry.stores.database import Database, insertion
 from adapters_registry.stores.sql_running import RunningRequests
 from adapters_registry.stores.tables import usage
 from adapters_registry.usage import (
@@ -43,7 +41,6 @@ from adapters_registry.usage import (
 MAX_BATCH = 500
 
 _KEPT_S = {"minute": 3600, "day": 40 * 86400, "month": 400 * 86400}
-_INSERTS: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 UsedIn = dict[Period, Used]
 Refused = OverLimit | TooManyAtOnce
@@ -253,7 +250,7 @@ def _order(place: tuple[str, Window]) -> tuple[str, str, int]:
 async def _locked(connection: AsyncConnection, key_id: str, window: Window) -> Used:
     """A window's row, made if it is not there; nobody else changes it until the transaction ends."""
     place = {"key_id": key_id, "period": window.period, "starts_at": window.starts_at}
-    statement = _INSERTS[connection.dialect.name](usage).values(**place, requests=0, tokens=0, cost=0.0)
+    statement = insertion(connection, usage).values(**place, requests=0, tokens=0, cost=0.0)
     statement = statement.on_conflict_do_update(
         index_elements=list(place), set_={"requests": usage.c.requests}
     ).returning(usage.c.requests, usage.c.tokens, usage.c.cost)

@@ -60,6 +60,16 @@ class VllmResponse:
             self._response.close()
 
 
+def _is_worth_another(error: Exception, attempt: int) -> bool:
+    """Whether a request that got no answer may be handed over once more: the fault may be ours or the connection's."""
+    if isinstance(error, aiohttp.ConnectionTimeoutError):  # nothing was sent; it may be we who had no processor time
+        return attempt == 1
+    # A kept-alive connection that the server closed in the same moment, or many of them if we were held up for longer
+    # than it keeps idle ones: a fresh one tells the truth.
+    is_broken = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError | ConnectionError)
+    return is_broken and not isinstance(error, aiohttp.ClientConnectorError) and attempt < MAX_ATTEMPTS
+
+
 def _broke(error: Exception) -> EngineBroke:
     return EngineBroke(f"The engine broke off its answer ({type(error).__name__}).")
 
@@ -104,17 +114,9 @@ class VllmEngine:
                     self._url_of(request.path), data=body, headers=headers, allow_redirects=False
                 )
                 return VllmResponse(response, model)
-            except aiohttp.ConnectionTimeoutError as error:
-                # Nothing was sent. It may be we who were held up, for want of processor time.
-                if attempt > 1:
+            except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+                if not _is_worth_another(error, attempt):
                     raise EngineUnreachable(f"{self.url}: {error or type(error).__name__}") from error
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as error:
-                # A kept-alive connection that the server closed in the same moment, or many of them if we were held
-                # up for longer than it keeps idle ones: a fresh one tells the truth.
-                if attempt == MAX_ATTEMPTS or isinstance(error, aiohttp.ClientConnectorError):
-                    raise EngineUnreachable(f"{self.url}: {error or type(error).__name__}") from error
-            except (aiohttp.ClientError, TimeoutError) as error:
-                raise EngineUnreachable(f"{self.url}: {error or type(error).__name__}") from error
         raise AssertionError("unreachable")
 
     async def health(self) -> EngineHealth:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,21 +24,6 @@ from adapters_registry.usage import KeyLimits, Reservation, TooManyAtOnce
 NOON = datetime(2026, 2, 28, 12, 0, 30, tzinfo=UTC)
 NewGateway = Callable[[], Coroutine[Any, Any, SqlUsageStore]]
 KEY = "aaaaaaaa"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "postgresql":
-        return str(request.getfixturevalue("postgres_url"))
-    return f"sqlite:///{tmp_path}/registry.sqlite3"
-
-
-@pytest.fixture
-async def database(url: str) -> AsyncIterator[Database]:
-    made = Database(url)
-    await made.migrate()
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ from adapters_registry.records import AdapterRecord, Card, utc_now
 from adapters_registry.states import AdapterState
 
 
-def record(name: str, *examples: str) -> AdapterRecord:
-    """An active expert with these example prompts."""
+def record(name: str, *examples: str, content: int = 0) -> AdapterRecord:
+    """An active expert with these example prompts; `content` stands for its files."""
+    sha256 = f"{content:08x}" + "0" * 56
     now = utc_now()
     return AdapterRecord(
         name=name,
-        version="0" * 8,
-        sha256="0" * 64,
+        version=sha256[:8],
+        sha256=sha256,
         state=AdapterState.ACTIVE,
         card=Card(),
         examples=examples,

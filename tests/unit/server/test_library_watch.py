@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adapters_registry.library import Library
-from adapters_registry.records import AdapterRecord, Card, LibraryChanges, utc_now
+from adapters_registry.records import LibraryChanges
 from adapters_registry.states import SERVING, AdapterState
 from routers.artefacts import ArtefactStore
 from routers.embedders.batching import BatchingEmbedder
@@ -24,26 +24,7 @@ from server.policies import PolicyManager
 from server.policy_store import PolicyStore
 from server.score_store import ScoreStore
 from server.vector_store import VectorStore
-
-
-def record(name: str, content: int, *examples: str) -> AdapterRecord:
-    sha256 = f"{content:08x}" + "0" * 56
-    now = utc_now()
-    return AdapterRecord(
-        name=name,
-        version=sha256[:8],
-        sha256=sha256,
-        state=AdapterState.ACTIVE,
-        card=Card(),
-        examples=examples,
-        rank=4,
-        alpha=8.0,
-        target_modules=("q_proj",),
-        size_bytes=1,
-        base_model="tiny",
-        created_at=now,
-        updated_at=now,
-    )
+from tests.support.records import record
 
 
 @pytest.fixture
@@ -79,7 +60,7 @@ async def test_the_catalogue_is_what_reading_everything_shows(library: Library, 
             if known is not None and known.state in SERVING and rng.random() < 0.4:
                 await store.retire(name, known.version)
             else:
-                await store.activate(record(name, content, f"example {step}"))
+                await store.activate(record(name, f"example {step}", content=content))
         await watcher.show_experts()
         everything = await library.list(*SERVING)
         active = [each for each in everything if each.state is AdapterState.ACTIVE]
@@ -99,7 +80,7 @@ async def test_only_what_has_changed_is_read(
 
     monkeypatch.setattr(library, "changes", spied)
     for number in range(4):
-        await library._adapters.activate(record(f"n{number}", number + 1, "x"))
+        await library._adapters.activate(record(f"n{number}", "x", content=number + 1))
         await watcher.show_experts()
         await watcher.show_experts()  # nothing is new
     assert [len(each.records) for each in read] == [1, 1, 1, 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -35,7 +35,7 @@ class Pool:
 
 
 def lifecycle_of(library: Waiting, pool: Pool) -> Lifecycle:
-    parts: Any = cast(Any, (library, None, pool, Metrics(max_experts=1, prices={})))
+    parts: tuple[Any, ...] = (library, None, pool, Metrics(max_experts=1, prices={}))
     return Lifecycle(*parts, probes=True)
 
 
