@@ -12,6 +12,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from adapters_registry.keys import find_key
@@ -149,17 +150,17 @@ def _secret_of(headers: Mapping[str, str]) -> str | None:
 
 def _refuse_foreign_page(headers: Mapping[str, str]) -> None:
     """Without keys, loopback is the only guard: a web page must not get past it by DNS rebinding or a blind post."""
-    host = _host_of(f"//{headers.get('host', '')}")
     origin = headers.get("origin")
-    if host not in LOOPBACK_NAMES or (origin and _host_of(origin) not in LOOPBACK_NAMES):
+    if not _is_loopback(f"//{headers.get('host', '')}") or (origin and not _is_loopback(origin)):
         raise PermissionDenied(
             "Without API keys this gateway answers only to programs on its own machine. "
             "Create a key with 'moergate keys create' and send it."
         )
 
 
-def _host_of(url: str) -> str | None:
+@lru_cache(maxsize=64)
+def _is_loopback(url: str) -> bool:
     try:
-        return urlsplit(url).hostname
+        return urlsplit(url).hostname in LOOPBACK_NAMES
     except ValueError:  # such as an opening bracket without its closing one
-        return None
+        return False

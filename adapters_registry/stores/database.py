@@ -8,8 +8,9 @@ synchronisation: when a write has returned, it survives a loss of power.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from functools import partial
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ Work = Callable[[AsyncConnection], Awaitable[Result]]
 _MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 _SQLITE = frozenset({"sqlite", "sqlite+aiosqlite"})
 _WRITES = "moergate_writes"
+_NUMBERED = re.compile(r"\$([0-9]+)")
 _ADVISORY_LOCK = 0x6D6F6572  # any number that is ours
 _INSERTS: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _FIRST_PAUSE_S = 0.05
@@ -164,6 +166,37 @@ class Database:
 def insertion(connection: AsyncConnection, table: sa.Table) -> Any:
     """An insertion of the connection's own kind, which can say what to do about a row that is there already."""
     return _INSERTS[connection.dialect.name](table)
+
+
+async def insert_rows(connection: AsyncConnection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert rows, all of the same columns, by one statement.
+
+    SQLAlchemy's own insertion of many rows names every value of every row, and SQLite's driver gives the interpreter
+    lock away and waits for it once a statement: row by row that costs more than the writing.
+    """
+    columns = tuple(rows[0])
+    head, group, processors = _insertion_of(connection.dialect, table, columns)
+    values = [row[column] for row in rows for column in columns]
+    for place, process in processors:
+        values[place :: len(columns)] = map(process, values[place :: len(columns)])
+    groups = (_renumbered(group, number * len(columns)) for number in range(len(rows)))
+    await connection.exec_driver_sql(head + ", ".join(groups), tuple(values))
+
+
+@lru_cache(maxsize=16)
+def _insertion_of(
+    dialect: sa.Dialect, table: sa.Table, columns: tuple[str, ...]
+) -> tuple[str, str, list[tuple[int, Callable[[Any], Any]]]]:
+    """An insertion's text before the values and that of one row's, and by place in a row what makes a value SQL's."""
+    text = str(sa.insert(table).inline().values(dict.fromkeys(columns)).compile(dialect=dialect))
+    head, values, group = text.partition(" VALUES ")
+    processors = [table.c[column].type.dialect_impl(dialect).bind_processor(dialect) for column in columns]
+    return head + values, group, [(place, process) for place, process in enumerate(processors) if process is not None]
+
+
+def _renumbered(group: str, first: int) -> str:
+    """A row's placeholders, of which PostgreSQL's bear numbers, as those after the first `first`."""
+    return _NUMBERED.sub(lambda found: f"${int(found[1]) + first}", group) if "$" in group else group
 
 
 def _bounded(wait_s: float) -> dict[str, Any]:

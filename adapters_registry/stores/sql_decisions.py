@@ -22,12 +22,13 @@ from adapters_registry.decisions import (
     DecisionRecord,
     Feedback,
 )
-from adapters_registry.stores.database import Database, insertion
+from adapters_registry.stores.database import Database, insert_rows, insertion
 from adapters_registry.stores.tables import decisions, feedback
 
 MAX_EXAMINED = 20_000
 CHUNK = 50
-"""Rows of one statement: preparing more would hold up the event loop for milliseconds."""
+"""Rows of one statement: more would hold up the event loop for milliseconds, fewer would make the thread that talks to
+SQLite and the event loop wait for each other's interpreter lock once a row."""
 
 _MOST_TOKENS = 2**53  # an engine may say anything
 _OPINION = ("at", "rating", "comment", "expert")
@@ -45,7 +46,7 @@ class SqlDecisionStore:
 
         async def work(connection: AsyncConnection) -> None:
             for start in range(0, len(rows), CHUNK):
-                await connection.execute(sa.insert(decisions), rows[start : start + CHUNK])
+                await insert_rows(connection, decisions, rows[start : start + CHUNK])
 
         if rows:
             await self._database.count(work)

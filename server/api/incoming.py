@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -28,9 +29,15 @@ def headers_of(scope: Scope) -> dict[str, str]:
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:
-    """The caller's ``x-request-id`` if it is short and harmless, else a new one, which need not be secret."""
-    given = headers.get("x-request-id", "")
-    return given if _GOOD_REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+    """The caller's ``x-request-id`` if it is short and harmless, else a new one, which need not be secret.
+
+    Ours begin with the time in milliseconds, as version 7 of UUIDs does: in the decision log's index they then come
+    one after the other, which costs a third of what writing to everywhere in it does.
+    """
+    given = headers.get("x-request-id")
+    if given is not None and _GOOD_REQUEST_ID.fullmatch(given):
+        return given
+    return f"{time.time_ns() // 1_000_000:012x}{random.getrandbits(80):020x}"
 
 
 def with_request_id(scope: Scope) -> Scope:

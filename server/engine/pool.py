@@ -44,7 +44,8 @@ class Replica:
     def begin(self, recipe: Recipe) -> None:
         """A request with this recipe is under way."""
         self.num_in_flight += 1
-        self.experts.update(experts_of(recipe))
+        for expert in experts_of(recipe):
+            self.experts[expert] += 1
 
     def end(self, recipe: Recipe) -> None:
         """It has ended."""
@@ -159,6 +160,8 @@ class EnginePool:
                 "Merge a mix into an ordinary adapter with 'moergate compose', and ask for that by its name.",
                 param="model",
             )
+        if len(able) == 1:
+            return able[0]
         least = min(r.num_in_flight for r in able)
         experts = frozenset(experts_of(recipe))
 

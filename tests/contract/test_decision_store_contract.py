@@ -43,6 +43,17 @@ async def test_what_goes_in_comes_out(store: SqlDecisionStore) -> None:
     assert replace(embedded, number=0) == whole
 
 
+async def test_many_at_once_stay_in_order(store: SqlDecisionStore) -> None:
+    made = [
+        decision(str(number), text=f"text {number}", cost=number / 8) for number in range(2 * sql_decisions.CHUNK + 3)
+    ]
+    await store.add(made)
+    found = (await store.recent(DecisionQuery(len(made)))).decisions
+    assert [replace(each, number=0) for each in reversed(found)] == made
+    numbers = [each.number for each in found]
+    assert numbers == sorted(numbers, reverse=True)
+
+
 async def test_texts_that_a_database_would_refuse(store: SqlDecisionStore) -> None:
     await store.add([decision(text="nul\0 and lone \ud800 surrogate", embedder="e" * 1000)])
     (found,) = (await store.recent(DecisionQuery())).decisions
