@@ -37,7 +37,8 @@ NEEDS_OWN = frozenset({"engine-killed", "gateway-killed", "limits", "durability"
 def scenarios(given: argparse.Namespace) -> dict[str, Callable[[Lab], Section]]:
     """Every scenario by its name."""
     cells = Grid(tuple(given.grid_experts), tuple(given.grid_skew), tuple(given.grid_words), tuple(given.grid_callers))
-    storm = Storm(given.orders, given.order_seconds, given.workers, given.uptime_s, 0.2, given.seed)
+    database_share = 0.3 if given.postgresql else 0.0
+    storm = Storm(given.orders, given.order_seconds, given.workers, given.uptime_s, 0.2, database_share, given.seed)
     return {
         "grid": lambda lab: grid(lab, cells),
         **SCENARIOS,
@@ -84,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--order-seconds", type=float, default=7200.0, help="no new ones after so long (%(default)s)")
     own.add_argument("--workers", type=int, default=8, help="that make them at once (%(default)s)")
     own.add_argument("--uptime-s", type=float, default=4.0, help="between two kills, on average (%(default)s)")
+    own.add_argument(
+        "--postgresql", action="store_true", help="'durability' with a PostgreSQL of its own, which is killed, too"
+    )
     own.add_argument("--soak-seconds", type=float, default=3600.0, help="length of 'soak' (%(default)s)")
     out = made.add_argument_group("report")
     out.add_argument("--out", type=Path, help="folder for report.md and report.html; the first is printed too")

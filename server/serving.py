@@ -11,6 +11,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
@@ -31,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 
 def prepare_assets(settings: Settings, progress: Progress) -> tuple[Encoder, str]:
-    """Build or find the embedder and the base model; blocks, and reports progress by phase.
+    """Build or find the embedder and, beside it, the base model; blocks, and reports progress by phase.
 
     Returns:
         The loaded encoder, and the base as the engine gets it.
@@ -40,11 +41,20 @@ def prepare_assets(settings: Settings, progress: Progress) -> tuple[Encoder, str
         BaseModelError, EmbedderError: With what to do.
     """
     cache_dir = settings.cache_dir or default_cache_dir()
-    encoder = make_encoder(settings.embedder, cache_dir, lambda done, total: progress("embedder", done, total))
+    with ThreadPoolExecutor(1) as worker:
+        encoder = worker.submit(
+            make_encoder, settings.embedder, cache_dir, lambda done, total: progress("embedder", done, total)
+        )
+        model = _base_model(settings, cache_dir, progress)
+        return encoder.result(), model
+
+
+def _base_model(settings: Settings, cache_dir: Path, progress: Progress) -> str:
+    """The base as the engine gets it; of a remote engine only what is here already."""
     if settings.engine_url and not Path(settings.base_model).is_dir():
         built = cache_dir / "models" / settings.base_model
-        return encoder, str(built) if (built / "config.json").is_file() else settings.base_model
-    return encoder, ensure_base_model(settings.base_model, cache_dir, progress)
+        return str(built) if (built / "config.json").is_file() else settings.base_model
+    return ensure_base_model(settings.base_model, cache_dir, progress)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -89,11 +89,16 @@ class Template:
         return {"adapter_config.json": self.config, "adapter_model.safetensors": save(tensors)}
 
 
-def upload(name: str, examples: tuple[str, ...], files: dict[str, bytes]) -> tuple[bytes, str]:
-    """The body of a registration and its content type: multipart with a manifest and the two files."""
+def upload(name: str, examples: tuple[str, ...], files: dict[str, bytes], *, held: bool = False) -> tuple[bytes, str]:
+    """The body of a registration and its content type: multipart with a manifest and the two files.
+
+    A version that is `held` is not offered by its bare name before it is promoted.
+    """
     boundary = uuid.uuid4().hex
-    manifest = orjson.dumps({"name": name, "card": {"tags": ["load-test"]}, "examples": list(examples)})
-    parts = [_part(boundary, 'name="manifest"', manifest)]
+    manifest: dict[str, object] = {"name": name, "card": {"tags": ["load-test"]}, "examples": list(examples)}
+    if held:
+        manifest["publish"] = {"to": "ready"}
+    parts = [_part(boundary, 'name="manifest"', orjson.dumps(manifest))]
     parts += [_part(boundary, f'name="files"; filename="{file}"', content) for file, content in files.items()]
     return b"".join([*parts, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
 

@@ -39,10 +39,13 @@ class Admin:
         self._client = client
         self._template = template
 
-    async def register(self, index: int, seed: int) -> str:
-        """Register the expert of this number with the content of this seed; returns the version."""
+    async def register(self, index: int, seed: int, *, held: bool = False) -> str:
+        """Register the expert of this number with the content of this seed; returns the version.
+
+        One that is `held` waits to be promoted.
+        """
         name = name_of(index)
-        body, kind = upload(name, examples_of(index), self._template.files(seed))
+        body, kind = upload(name, examples_of(index), self._template.files(seed), held=held)
         answer = _json(await self._client.post("/admin/adapters", body, kind), 201)
         await self._settled(f"{name}@{answer['version']}", answer)
         return str(answer["version"])
@@ -52,8 +55,12 @@ class Admin:
         _json(await self._client.request("DELETE", f"/admin/adapters/{quote(ref, safe='@')}"), 200)
 
     async def promote(self, ref: str) -> None:
-        """Make a version the one that its name stands for, where the gateway has such an order."""
-        _json(await self._client.post(f"/admin/adapters/{quote(ref, safe='@')}/promote", b"{}"), 200, 201, 202)
+        """Make a version the one that its name stands for."""
+        _json(await self._client.post(f"/admin/adapters/{quote(ref, safe='@')}/promote", b"{}"), 200)
+
+    async def rollback(self, name: str) -> str:
+        """Make the version before this one the one that a name stands for again; returns it."""
+        return str(_json(await self._client.post(f"/admin/adapters/{name}/rollback", b"{}"), 200)["version"])
 
     async def version(self, name: str) -> str | None:
         """The version that a name stands for, once none of its versions waits to be probed; None if there is none."""

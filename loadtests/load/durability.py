@@ -1,14 +1,15 @@
-"""Nothing lost: random changes of the library, with the gateway and the engine killed at random moments.
+"""Nothing lost: random changes of the library; gateway, engine and PostgreSQL are killed at random moments.
 
-Workers register, replace and remove experts, each its own ones, one order after the other. A killer sends SIGKILL at
-random moments. After every restart, and at the end, the library must be what was acknowledged; an order that was not
-acknowledged may have been carried out or not, but nothing in between: the files of everything that is listed are read
-and must be exactly what was sent.
+Workers register, replace, promote, roll back and remove experts, each its own ones, one order after the other. A killer
+sends SIGKILL at random moments. After every restart, and at the end, the library must be what was acknowledged; an
+order that was not acknowledged may have been carried out or not, but nothing in between: the files of everything that
+is listed are read and must be exactly what was sent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter
@@ -26,6 +27,10 @@ from load.sections import Check, Section
 from load.stack import Stack
 
 NAMES_PER_WORKER = 8
+DATABASE_AWAY_S = 2.0
+"""Longest time between the database's kill and its start."""
+
+UNAVAILABLE = 503
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class Storm:
         num_workers: That change the library at once.
         uptime_s: Of the gateway between two kills, on average.
         engine_share: Of the kills that hit the engine instead.
+        database_share: And of those that hit the database, which is a PostgreSQL then; 0 for one in the gateway.
         seed: Of everything that is drawn.
     """
 
@@ -46,6 +52,7 @@ class Storm:
     num_workers: int
     uptime_s: float
     engine_share: float
+    database_share: float
     seed: int
 
 
@@ -66,17 +73,16 @@ class Durability:
         self._num_started = 0
         self._started = 0.0
         self._seed = storm.seed * 10_000_000
+        self._database_back_at = 0.0
         self.num_done = 0
         self.num_unknown = 0
         self.orders: Counter[str] = Counter()
         self.kills: Counter[str] = Counter()
         self.restart_s: list[float] = []
-        self.has_promote = False
         self.seconds = 0.0
 
     async def run(self) -> None:
         """Until all orders are done, then look once more."""
-        self.has_promote = await self._knows_promote()
         self._started = time.perf_counter()
         killer = asyncio.create_task(self._kill())
         async with asyncio.TaskGroup() as group:
@@ -90,11 +96,6 @@ class Durability:
         await self._restart("gateway")
         await self._look("after a last kill")
         self._client.close()
-
-    async def _knows_promote(self) -> bool:
-        """Whether the gateway lists the order in its OpenAPI document."""
-        document = (await self._client.request("GET", "/openapi.json")).body
-        return b"/promote" in document
 
     # -- orders -------------------------------------------------------------------------------------------------
 
@@ -114,36 +115,44 @@ class Durability:
     async def _change(self, index: int) -> None:
         name = name_of(index)
         version = self.ledger.begin(name)
-        what = self._choose(version)
+        what = self._choose(name, version)
+        began = time.perf_counter()
         try:
-            made = await self._order(what, index, version)
+            made = await self._order(what, index)
         except UNKNOWN:
             self.num_unknown += 1
             await self._settle(name)
         except Refused as refused:
-            self.ledger.note(f"{what} of {name} refused: {refused}")
+            if refused.status == UNAVAILABLE and began < self._database_back_at:
+                self.num_unknown += 1  # its connection may have broken after the commit
+            else:
+                self.ledger.note(f"{what} of {name} refused: {refused}")
             await self._settle(name)
         else:
             self.orders[what] += 1
             self.ledger.acknowledge(name, made)
 
-    def _choose(self, version: str | None) -> str:
+    def _choose(self, name: str, version: str | None) -> str:
         if version is None:
             return "register"
-        weights = [0.5, 0.4, 0.1 if self.has_promote else 0.0]
-        return self._random.choices(["new version", "remove", "promote"], weights)[0]
+        rollback = 0.1 if self.ledger.has_earlier(name) else 0.0
+        return self._random.choices(["new version", "promote", "remove", "rollback"], [0.3, 0.25, 0.35, rollback])[0]
 
-    async def _order(self, what: str, index: int, version: str | None) -> str | None:
-        """Give an order; returns the version that it makes."""
+    async def _order(self, what: str, index: int) -> str | None:
+        """Give an order; returns the version that its name then stands for."""
+        name = name_of(index)
         if what == "remove":
-            await self._admin.remove(name_of(index))
+            await self._admin.remove(name)
             return None
-        if what == "promote":
-            await self._admin.promote(f"{name_of(index)}@{version}")
-            return version
+        if what == "rollback":
+            return await self._admin.rollback(name)
         self._seed += 1
-        self.ledger.send(name_of(index), self._template.files(self._seed)[WEIGHTS_FILE])
-        return await self._admin.register(index, self._seed)
+        self.ledger.send(name, self._template.files(self._seed)[WEIGHTS_FILE])
+        if what != "promote":
+            return await self._admin.register(index, self._seed)
+        version = await self._admin.register(index, self._seed, held=True)
+        await self._admin.promote(f"{name}@{version}")
+        return version
 
     async def _settle(self, name: str) -> None:
         """Find out what has become of an order without an answer."""
@@ -162,10 +171,13 @@ class Durability:
         """Kill one or the other at random moments."""
         while True:
             await asyncio.sleep(self._random.expovariate(1 / self._storm.uptime_s))
-            is_engine = self._random.random() < self._storm.engine_share
-            await self._restart("engine" if is_engine else "gateway")
-            if not is_engine:
-                await self._look(f"after kill {self.kills['gateway']}")
+            lot = self._random.random()
+            if lot < self._storm.engine_share:
+                await self._restart("engine")
+                continue
+            what = "database" if lot < self._storm.engine_share + self._storm.database_share else "gateway"
+            await self._restart(what)
+            await self._look(f"after kill {self.kills[what]} of the {what}")
 
     async def _restart(self, what: str) -> None:
         """Kill and start again; no cancellation in between, or the rest would find it down."""
@@ -178,6 +190,15 @@ class Durability:
             stack.kill_engine()
             await asyncio.to_thread(stack.start_engine)
             await asyncio.to_thread(stack.back, what)
+            return
+        if what == "database":
+            assert stack.database is not None  # noqa: S101
+            self._database_back_at = math.inf
+            await asyncio.to_thread(stack.kill_database)
+            await asyncio.sleep(self._random.uniform(0.0, DATABASE_AWAY_S))
+            await asyncio.to_thread(stack.database.start)
+            await asyncio.to_thread(stack.back, what)
+            self._database_back_at = time.perf_counter()
             return
         self._up.clear()
         stack.kill_gateway()
@@ -204,12 +225,17 @@ def durability(lab: Lab, storm: Storm) -> Section:
     section = Section(
         "durability",
         "Nothing lost",
-        f"Registrations, new versions and removals by {storm.num_workers} workers, each with "
+        f"Registrations, new versions, promotions, rollbacks and removals by {storm.num_workers} workers, each with "
         f"{NAMES_PER_WORKER} names. About every {storm.uptime_s:g} s SIGKILL hits the gateway, or "
-        f"({storm.engine_share:.0%}) the engine. After each restart of the gateway the library is compared with what "
-        "was acknowledged, and the files of everything listed with what was sent.",
+        f"({storm.engine_share:.0%}) the engine"
+        + (
+            f", or ({storm.database_share:.0%}) all processes of the database, a PostgreSQL"
+            * bool(storm.database_share)
+        )
+        + ". After each restart of gateway or database the library is compared with what was acknowledged, and the "
+        "files of everything listed with what was sent.",
     )
-    with lab.site(0, name="durability") as site:
+    with lab.site(0, name="durability", postgresql=storm.database_share > 0) as site:
         if site.stack is None:
             raise SystemExit("This scenario kills processes, so it needs a gateway of its own: leave --url away.")
         stack = site.stack
@@ -236,7 +262,6 @@ def durability(lab: Lab, storm: Storm) -> Section:
         ("orders", f"{found.num_done:,} of {storm.num_orders:,}, in {found.seconds:.0f} s"),
         ("orders a second", f"{found.num_done / found.seconds:.1f}, kills and restarts included"),
         ("restart of the gateway", f"p50 {percentile(restarts, 50):.1f} s, p99 {percentile(restarts, 99):.1f} s"),
-        ("promotions", "part of it" if found.has_promote else "this gateway has no such order"),
         *(("problem", text) for text in problems),
     ]
     section.checks = [

@@ -22,6 +22,7 @@ from load.admin import Admin, register_all
 from load.figures import Figures, Slo
 from load.mix import Mixture
 from load.phase import Address, LoadResult, LoadSpec
+from load.postgres import Postgres
 from load.sections import Row
 from load.stack import EngineOptions, Stack
 from load.watch import Usage, watching
@@ -116,13 +117,16 @@ class Lab:
     _num: int = field(default=0, init=False)
 
     @contextlib.contextmanager
-    def site(self, num_experts: int, *, keys: Mapping[str, list[str]] | None = None, name: str = "") -> Iterator[Site]:
+    def site(
+        self, num_experts: int, *, keys: Mapping[str, list[str]] | None = None, name: str = "", postgresql: bool = False
+    ) -> Iterator[Site]:
         """A gateway with so many experts that its policy knows; ours are fresh, and ended after the block.
 
         Args:
             num_experts: Registered through the admin API, numbered from 0.
             keys: API keys that are made first, as options of ``moergate keys create``; only for gateways of ours.
             name: For the folder.
+            postgresql: Give the gateway a PostgreSQL of its own; not together with `keys`.
         """
         if self.options.remote is not None:
             yield from self._filled(Site(self.options.remote, {}, None), num_experts)
@@ -132,13 +136,16 @@ class Lab:
         folder.mkdir()
         secrets = {label: create_key(folder / "home", label, given) for label, given in (keys or {}).items()}
         options = self.options
-        stack = Stack(self.children, folder, options.engine, options.gateway_arguments, options.gateway_cores)
+        database = Postgres(folder / "pg") if postgresql else None
+        stack = Stack(self.children, folder, options.engine, options.gateway_arguments, options.gateway_cores, database)
         try:
             address = Address(stack.port, key=secrets.get("admin"))
             yield from self._filled(Site(address, {}, stack, secrets), num_experts)
         finally:
             stack.gateway.stop()
             stack.engine.stop()
+            if database is not None:
+                database.stop()
 
     def _filled(self, site: Site, num_experts: int) -> Iterator[Site]:
         asyncio.run(_fill(site, num_experts))

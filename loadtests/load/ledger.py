@@ -24,12 +24,14 @@ class _Expected:
 
     Attributes:
         version: The state that is certain; None is absent.
+        earlier: What was certain before, since the name was absent last; None is nothing.
         digests: Of the weights of every version that was ever acknowledged.
         open_digest: Of the weights of the order under way; empty if there is none or it brings no files.
         is_open: Whether an order is under way whose fate is not known.
     """
 
     version: str | None = None
+    earlier: str | None = None
     digests: dict[str, str] = field(default_factory=dict)
     open_digest: str = ""
     is_open: bool = False
@@ -66,6 +68,8 @@ class Ledger:
         expected = self._names[name]
         if version is not None and version not in expected.digests:
             expected.digests[version] = expected.open_digest
+        if version is None or version != expected.version:
+            expected.earlier = expected.version if version is not None else None
         expected.version, expected.open_digest, expected.is_open = version, "", False
 
     def settle(self, name: str, version: str | None) -> None:
@@ -77,6 +81,10 @@ class Ledger:
             if is_new and not expected.open_digest:
                 self.note(f"{name} is {version} after an order that would not have made it so")
         self.acknowledge(name, version)
+
+    def has_earlier(self, name: str) -> bool:
+        """Whether a name stood for another version before the one it has."""
+        return self._names[name].earlier is not None
 
     def certain(self) -> dict[str, str | None]:
         """The names without an order under way, with their versions."""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from bench.processes import Child, Children, free_port, moergate_command
 
+from load.postgres import Postgres
+
 READY_TIMEOUT_S = 180.0
 
 
@@ -36,11 +38,12 @@ class Stack:
     """A gateway in front of a fake engine; both keep their ports over restarts.
 
     Args:
-        children: Ends everything.
+        children: Ends everything but the database.
         folder: Logs and the gateway's home.
         engine_options: Of the fake engine.
         gateway_arguments: More for ``moergate serve``.
         gateway_cores: Processors for the gateway alone; None shares all.
+        database: Of the gateway; None lets it have its own in its home.
     """
 
     children: Children
@@ -48,6 +51,7 @@ class Stack:
     engine_options: EngineOptions = EngineOptions()
     gateway_arguments: Sequence[str] = ()
     gateway_cores: frozenset[int] | None = None
+    database: Postgres | None = None
     outages: list[Outage] = field(default_factory=list)
     _num_starts: int = 0
     _down_since: dict[str, float] = field(default_factory=dict)
@@ -92,6 +96,7 @@ class Stack:
         command = [
             *moergate_command(), "serve", "--port", str(self._gateway_port), "--home", str(self.home),
             "--engine-url", f"http://127.0.0.1:{self._engine_port}", "--embedder", "hashing", *self.gateway_arguments,
+            *(["--database-url", self.database.url] if self.database else []),
         ]  # fmt: skip
         self.gateway = self._start("gateway", command, self._gateway_port, "/readyz", self.gateway_cores)
 
@@ -104,6 +109,12 @@ class Stack:
         """Kill the gateway as a crash would."""
         self._down_since["gateway"] = time.perf_counter()
         self.gateway.kill()
+
+    def kill_database(self) -> None:
+        """Kill the database; until it is started again, orders get 503, and one that was under way may be done."""
+        self._down_since["database"] = time.perf_counter()
+        assert self.database is not None  # noqa: S101
+        self.database.kill()
 
     def back(self, what: str) -> None:
         """What was killed is back, and the gateway is ready again: no more excuses from here on."""

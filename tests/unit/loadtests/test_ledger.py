@@ -94,3 +94,11 @@ def test_problems_are_bounded() -> None:
     for number in range(100):
         ledger.note(str(number))
     assert len(ledger.problems) == MAX_PROBLEMS
+
+
+def test_a_version_before_this_one_is_remembered_until_the_name_is_gone() -> None:
+    ledger = Ledger()
+    for version, has_earlier in (("1", False), ("2", True), ("2", True), ("1", True), (None, False), ("3", False)):
+        ledger.begin("a")
+        ledger.acknowledge("a", version)
+        assert ledger.has_earlier("a") is has_earlier
