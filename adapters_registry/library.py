@@ -24,7 +24,8 @@ from adapters_registry.composing import compose
 from adapters_registry.errors import AdapterNotFound, InvalidAdapter, Problem, quote
 from adapters_registry.limits import AdapterLimits
 from adapters_registry.locks import file_lock
-from adapters_registry.merging import MergeOptions, Method
+from adapters_registry.merge_methods import Method
+from adapters_registry.merging import MergeOptions
 from adapters_registry.names import nearest, split_expert_id
 from adapters_registry.recipe_texts import RecipeTexts
 from adapters_registry.records import (

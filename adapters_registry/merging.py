@@ -21,18 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapters_registry.errors import CannotMerge
+from adapters_registry.merge_methods import Method
 
 Array = NDArray[np.float64]
-Method = Literal["exact", "svd", "ab_linear", "sqrt_linear", "magnitude_prune", "ties", "dare", "dare_ties"]
-METHODS: tuple[Method, ...] = get_args(Method)
-USES_DENSITY = frozenset({"magnitude_prune", "ties", "dare", "dare_ties"})
-USES_SEED = frozenset({"dare", "dare_ties"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,29 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from routers.base import BASE, FitData, ScoreTable
 from routers.errors import NotFittable
 from routers.examples import examples_of
 from routers.fitting import SUPPLIED_BY
 from routers.scoring import to_unit
-
-
-class SubsetConfig(BaseModel):
-    """How experts are chosen, and how many."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: Literal["cluster", "greedy"] = Field(
-        "greedy", description="Medoids of clusters of examples, or forward selection on the score table."
-    )
-    size: int = Field(ge=1, description="Experts to keep; a smaller library is kept whole.")
-    seed: int = Field(0, ge=0, description="Of k-means.")
+from routers.subset_config import SubsetConfig
 
 
 def select(config: SubsetConfig, data: FitData) -> tuple[str, ...]:

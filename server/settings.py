@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from routers.subset import SubsetConfig
+from routers.subset_config import SubsetConfig
 from server.sources.config import SourceSettings
 
 ENV_PREFIX = "MOERGATE_"

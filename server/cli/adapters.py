@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from routers.spacing import evenly_spaced
 from server.cli import versions
 from server.cli.bulk import find_items, import_all
 from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, explain, print_json
@@ -64,6 +63,8 @@ def add(
     """Register an adapter, or a new version of one; it can be routed to seconds later."""
     examples = [*(example or []), *(_read_examples(examples_file) if examples_file else [])]
     if max_examples is not None:
+        from routers.spacing import evenly_spaced
+
         examples = [examples[row] for row in evenly_spaced(len(examples), max_examples).tolist()]
     manifest: dict[str, Any] = {
         "name": name,

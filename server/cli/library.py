@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapters_registry import backup
 from server.cli.home import Home, with_library
 from server.cli.progress import phases
 from server.settings import load_settings
@@ -30,6 +29,8 @@ def export_library(
 
     Gateways may run meanwhile. Policies are fitted again from their definitions after a restore.
     """
+
+    from adapters_registry import backup
 
     settings = load_settings({"home": home, "database_url": database_url})
 
@@ -54,6 +55,8 @@ def restore_library(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Fill an empty home folder and database from a backup. Every file is checked against its hash."""
+
+    from adapters_registry import backup
 
     settings = load_settings({"home": home, "database_url": database_url})
 

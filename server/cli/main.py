@@ -79,7 +79,7 @@ def main() -> None:
     from adapters_registry.errors import RegistryError
     from routers.errors import EmbedderError, RouterError
     from server.base_model import BaseModelError
-    from server.engine.supervisor import EngineMissing
+    from server.engine.errors import EngineMissing
     from server.origin import check_one_root
     from server.settings import SettingsError
 

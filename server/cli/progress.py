@@ -12,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from routers.errors import RouterError
 from server.cli.client import ClientError
-from server.compare.client import CompareError
 
 
 @contextlib.contextmanager
@@ -37,6 +36,8 @@ def run_to_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     Raises:
         ClientError: The gateway cannot be reached or refuses.
     """
+    from server.compare.client import CompareError
+
     try:
         asyncio.run(work())
     except (CompareError, RouterError, BaseExceptionGroup) as error:

@@ -4,6 +4,8 @@ EngineFault
 ├── EngineUnreachable   it certainly has not begun: another replica may be tried
 ├── EngineBroke         it closed the connection before the answer's end
 └── EngineRefused       it answered a question of ours with an error
+
+`EngineMissing` is no fault of an engine: there is none to start.
 """
 
 from __future__ import annotations
@@ -27,3 +29,7 @@ class EngineRefused(EngineFault):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"{status}: {message}")
         self.status = status
+
+
+class EngineMissing(Exception):
+    """vLLM, or something that it needs, is not installed, so no engine can be started here."""

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import structlog
 
+from server.engine.errors import EngineMissing
 from server.metrics import Metrics
 
 MAX_BACKOFF_S = 60.0
@@ -35,10 +36,6 @@ _LEVEL = re.compile(r"(?:^|\) )(WARNING|ERROR|CRITICAL) \d\d-\d\d ")
 _LEVELS = {"WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.ERROR}
 
 log = structlog.get_logger(__name__)
-
-
-class EngineMissing(Exception):
-    """vLLM, or something that it needs, is not installed, so no engine can be started here."""
 
 
 @dataclass(frozen=True, slots=True)

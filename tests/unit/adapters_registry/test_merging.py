@@ -9,7 +9,8 @@ import pytest
 
 from adapters_registry.composing import compose
 from adapters_registry.errors import CannotMerge
-from adapters_registry.merging import METHODS, Factors, MergeOptions, Method, merge
+from adapters_registry.merge_methods import METHODS, Method
+from adapters_registry.merging import Factors, MergeOptions, merge
 from adapters_registry.prototypes import read_factors
 from tests.support.adapters import make_adapter
 

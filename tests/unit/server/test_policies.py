@@ -18,7 +18,7 @@ from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
 from routers.errors import BadRouterConfig, NotFittable, UnknownRouter
 from routers.knn import KnnConfig, KnnRouter
-from routers.subset import SubsetConfig
+from routers.subset_config import SubsetConfig
 from server.embedders import Embedders
 from server.errors import BadRequest, NotFound
 from server.jobs import Job

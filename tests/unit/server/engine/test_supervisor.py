@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.supervisor import EngineCommand, EngineMissing, EngineOptions, EngineSupervisor, engine_command
+from server.engine.errors import EngineMissing
+from server.engine.supervisor import EngineCommand, EngineOptions, EngineSupervisor, engine_command
 from server.metrics import Metrics
 from tests.support.processes import alive, descendants
 
