@@ -6,9 +6,10 @@ never a word of the recipe language.
 
 from __future__ import annotations
 
+import bisect
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from adapters_registry.errors import Problem, quote
 
@@ -21,6 +22,7 @@ RESERVED_NAMES = frozenset(
 )
 """Words of the recipe language and of `model`, which a caller could not tell from an expert."""
 
+_NEIGHBOURS = 16
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _VERSION = re.compile(r"[0-9a-f]{8}")
 
@@ -46,7 +48,30 @@ def split_expert_id(reference: str) -> tuple[str, str | None]:
     return reference, None
 
 
+class KnownNames:
+    """Names, among which those are found that a mistyped one may have meant.
+
+    A mistyped name usually has its beginning or its end right, so it is compared only with `_NEIGHBOURS` names on each
+    side of where it would stand, in the order of the alphabet and in that of the reversed names: the cost does not grow
+    with the number of names, and a caller who guesses cannot make it do so.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._forwards = sorted(set(names))
+        self._backwards = sorted(name[::-1] for name in self._forwards)
+
+    def nearest(self, name: str, limit: int = 3) -> tuple[str, ...]:
+        """Up to `limit` names that look like this one, best first."""
+        wanted = name[:MAX_NAME_CHARS].lower()
+        near = {*_around(self._forwards, wanted), *(found[::-1] for found in _around(self._backwards, wanted[::-1]))}
+        return tuple(difflib.get_close_matches(wanted, sorted(near), n=limit, cutoff=0.5))
+
+
 def nearest(name: str, names: Iterable[str], limit: int = 3) -> tuple[str, ...]:
-    """Up to `limit` of `names` that look like `name`, best first."""
-    wanted = name[:MAX_NAME_CHARS].lower()
-    return tuple(difflib.get_close_matches(wanted, sorted(set(names)), n=limit, cutoff=0.5))
+    """Up to `limit` of `names` that look like `name`, best first; for one question only, see `KnownNames`."""
+    return KnownNames(names).nearest(name, limit)
+
+
+def _around(ordered: Sequence[str], name: str) -> Sequence[str]:
+    place = bisect.bisect_left(ordered, name)
+    return ordered[max(0, place - _NEIGHBOURS) : place + _NEIGHBOURS]

@@ -7,12 +7,12 @@ principal may not see is absent: unknown and hidden names give the same answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from adapters_registry.names import nearest
+from adapters_registry.names import KnownNames
 from adapters_registry.records import AdapterRecord
 from adapters_registry.states import AdapterState
 from server.auth import Principal
@@ -75,6 +75,9 @@ class Catalog:
     is_read: bool = True
     pending: Callable[[], Collection[str]] = field(default=frozenset)
     _visible: dict[tuple[str, ...], frozenset[str]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _known: dict[tuple[tuple[str, ...], tuple[str, ...]], KnownNames] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
     _whole: dict[str, bool] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @cached_property
@@ -193,15 +196,23 @@ class Catalog:
             return Unavailable("The gateway has just started and is still reading its library.", retry_after_s=1)
         if any(name in (asked, asked.rpartition(":")[0]) for name in filter(principal.may_ask, self.pending())):
             return Unavailable("This policy is still being fitted; the experts can be asked by name.", retry_after_s=1)
-        policies = filter(principal.may_ask, self.policies)
-        names = [*self.base_names[:1], *policies, *self._names_seen_by(principal)]
-        close = nearest(asked, names)
+        close = self._names_seen_by(principal).nearest(asked)
         shown = asked if len(asked) <= 100 else asked[:97] + "..."
         hint = f" Did you mean {' or '.join(close)}?" if close else " GET /v1/models lists what there is."
         return ModelNotFound(f"The model '{shown}' does not exist.{hint}", param="model")
 
-    def _names_seen_by(self, principal: Principal) -> Iterable[str]:
-        return (record.name for record in self.experts.values() if principal.may_use(record.name))
+    def _names_seen_by(self, principal: Principal) -> KnownNames:
+        """Of the base, policies and experts."""
+        patterns = principal.experts, principal.policies
+        known = self._known.get(patterns)
+        if known is None:
+            policies = filter(principal.may_ask, self.policies)
+            experts = (record.name for record in self.experts.values() if principal.may_use(record.name))
+            known = KnownNames([*self.base_names[:1], *policies, *experts])
+            if len(self._known) >= MAX_VIEWS:
+                self._known.clear()
+            self._known[patterns] = known
+        return known
 
 
 def _threshold(asked: str) -> float:
