@@ -20,13 +20,15 @@ Rows: TypeAlias = slice | torch.Tensor
 
 MAX_DENSE_ROWS = 64
 """More rows than this are computed in segments, where no product is masked away."""
+MIN_RUN = 16
+"""Contiguous rows that are worth products of their own: what is left is gathered and scattered row by row."""
 MAX_WASTE = 2
 """The layout is made anew when it has more than this many times the ranks in use; that pays after a few steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rows that share a recipe.
+    """Rows that share a recipe; several segments may have the same one.
 
     Attributes:
         rows: A slice if they are contiguous, else indices.
@@ -102,9 +104,10 @@ class Batch:
             plans: Plans by recipe id.
             ranks: Largest rank of every resident expert.
         """
-        self.segments = [Segment(rows, plans[recipe]) for recipe, rows in group_rows(recipe_ids)]
+        groups = group_rows(recipe_ids)
+        self.segments = [Segment(rows, plans[recipe]) for recipe, rows in groups]
         self.gated = []
-        self.dense = len(recipe_ids) <= MAX_DENSE_ROWS and len(self.segments) > 1
+        self.dense = len(recipe_ids) <= MAX_DENSE_ROWS and len({recipe for recipe, _ in groups}) > 1
         if self.dense:
             self._lay_out(len(recipe_ids), ranks)
 
@@ -129,7 +132,7 @@ class Batch:
 
 
 def group_rows(recipe_ids: Sequence[int]) -> list[tuple[int, Rows]]:
-    """Group rows by recipe: each id but 0 once, with a slice if its rows are contiguous, else with indices."""
+    """Group rows by recipe, but for 0: a slice for each long run, and a slice or indices for what is left of an id."""
     ids = np.asarray(recipe_ids, dtype=np.int64)
     if not ids.size:
         return []
@@ -141,8 +144,9 @@ def group_rows(recipe_ids: Sequence[int]) -> list[tuple[int, Rows]]:
             runs.setdefault(int(ids[start]), []).append((start, end))
     groups: list[tuple[int, Rows]] = []
     for recipe, spans in runs.items():
-        if len(spans) == 1:
-            groups.append((recipe, slice(*spans[0])))
-        else:
-            groups.append((recipe, torch.cat([torch.arange(start, end) for start, end in spans])))
+        short = [span for span in spans if span[1] - span[0] < MIN_RUN]
+        alone = spans if len(short) == 1 else [span for span in spans if span not in short]
+        groups += [(recipe, slice(*span)) for span in alone]
+        if len(short) > 1:
+            groups.append((recipe, torch.cat([torch.arange(start, end) for start, end in short])))
     return groups

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from server.engine.recipes import parse  # noqa: E402
-from server.vllm_plugin.batch import MAX_DENSE_ROWS, Batch, group_rows  # noqa: E402
+from server.vllm_plugin.batch import MAX_DENSE_ROWS, MIN_RUN, Batch, group_rows  # noqa: E402
 from server.vllm_plugin.linear import ExpertLinear, SliceWeights  # noqa: E402
 from server.vllm_plugin.plans import FIXED, Plan, plan_of  # noqa: E402
 
@@ -120,6 +120,17 @@ def test_any_batch_is_the_plain_formula(num_rows: int) -> None:
         world.check(world.rng.integers(0, len(RECIPES), num_rows).tolist())
 
 
+@pytest.mark.parametrize("num_long", [1, 3])
+def test_a_prefill_of_long_and_short_runs_is_the_plain_formula(num_long: int) -> None:
+    world = World()
+    for _ in range(4):
+        rows: list[int] = []
+        for _ in range(12):
+            length = int(world.rng.integers(MIN_RUN, 3 * MIN_RUN)) if world.rng.integers(12) < 4 * num_long else 1
+            rows += [int(world.rng.integers(len(RECIPES)))] * length
+        world.check(rows)
+
+
 def test_one_recipe_after_another_and_all_at_once() -> None:
     world = World()
     for recipe in range(len(RECIPES)):
@@ -167,6 +178,18 @@ def test_rows_are_grouped_by_recipe() -> None:
         (3, [1, 2, 5]),
         (1, slice(4, 5)),
         (2, slice(7, 8)),
+    ]
+    n = MIN_RUN
+    rows = [*[1] * n, 2, *[1] * n, 2, 1, 3, *[1] * n, 2, 1, 3, *[4] * n, 0, 4]
+    assert [(recipe, rows if isinstance(rows, slice) else rows.tolist()) for recipe, rows in group_rows(rows)] == [
+        (1, slice(0, n)),
+        (1, slice(n + 1, 2 * n + 1)),
+        (1, slice(2 * n + 4, 3 * n + 4)),
+        (1, [2 * n + 2, 3 * n + 5]),
+        (2, [n, 2 * n + 1, 3 * n + 4]),
+        (3, [2 * n + 3, 3 * n + 6]),
+        (4, slice(3 * n + 7, 4 * n + 7)),
+        (4, slice(4 * n + 8, 4 * n + 9)),
     ]
     assert group_rows([]) == []
     assert group_rows([0, 0]) == []
