@@ -10,10 +10,14 @@ found by k-means with fixed seeds and have unit length.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
+from hashlib import blake2b
+from threading import Lock
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from sklearn.cluster import KMeans
 
@@ -21,6 +25,41 @@ from routers.base import MethodCard
 from routers.centroid import CentroidRouter, SelectionConfig
 from routers.examples import Examples
 from routers.scoring import Learned, Prompts, Scores, ScoringConfig, to_unit
+
+MAX_KEPT = 8192
+
+
+class Clusters:
+    """Centres of experts' examples, remembered by content: where one expert comes, those of the others stay.
+
+    Args:
+        max_kept: Experts whose centres are remembered, those that were asked for last.
+    """
+
+    def __init__(self, max_kept: int = MAX_KEPT) -> None:
+        self._max_kept = max_kept
+        self._kept: OrderedDict[tuple[bytes, int], NDArray[np.floating]] = OrderedDict()
+        self._lock = Lock()
+
+    def centres(self, own: NDArray[np.floating], most: int) -> NDArray[np.floating]:
+        """At most `most` centres, shape (C, d), of an expert's examples, shape (n, d)."""
+        key = blake2b(np.ascontiguousarray(own).tobytes(), digest_size=16).digest(), most
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        wanted = min(most, len(np.unique(own, axis=0)))
+        found: NDArray[np.floating] = own.mean(axis=0, keepdims=True)
+        if wanted > 1:
+            found = KMeans(wanted, n_init=4, random_state=0).fit(own).cluster_centers_
+        with self._lock:
+            self._kept[key] = found
+            while len(self._kept) > self._max_kept:
+                self._kept.popitem(last=False)
+        return found
+
+
+_clusters = Clusters()
 
 
 class MoLoraConfig(SelectionConfig):
@@ -53,10 +92,7 @@ class MoLoraRouter(CentroidRouter):
         centres, owner = [], []
         for expert in np.unique(examples.owner).tolist():
             own = examples.embeddings[examples.owner == expert]
-            wanted = min(config.num_centres, len(np.unique(own, axis=0)))
-            found = own.mean(axis=0, keepdims=True)
-            if wanted > 1:
-                found = KMeans(wanted, n_init=4, random_state=0).fit(own).cluster_centers_
+            found = _clusters.centres(own, config.num_centres)
             centres.append(to_unit(found))
             owner += [expert] * len(found)
         stacked = np.concatenate(centres) if centres else np.zeros((0, examples.embeddings.shape[1]))
