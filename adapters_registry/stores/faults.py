@@ -26,6 +26,8 @@ _SQLITE_PRIMARY = 0xFF
 _PG_BUSY_CLASSES = ("08", "40", "53", "55", "57")
 """Connection lost, transaction rolled back, no resources, object in use, operator intervention."""
 _PG_DISK_FULL = "53100"
+_PG_INTERRUPTED = "InternalClientError"
+"""asyncpg's, where the server has ended a connection between two statements: the second finds the last words of it."""
 
 
 def translate(error: BaseException, place: Path) -> RegistryError | None:
@@ -40,6 +42,8 @@ def translate(error: BaseException, place: Path) -> RegistryError | None:
     sqlstate = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
     if isinstance(sqlstate, str):
         return _from_sqlstate(sqlstate, place)
+    if type(cause).__name__ == _PG_INTERRUPTED:
+        return DatabaseBusy("it broke off the connection")
     if isinstance(cause, OSError):
         return DatabaseBusy(f"it cannot be reached: {cause.strerror or type(cause).__name__}")
     if isinstance(error, DBAPIError):

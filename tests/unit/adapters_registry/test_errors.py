@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from adapters_registry import errors
@@ -67,6 +68,7 @@ def sqlite_error(code: int) -> sqlite3.OperationalError:
         (PostgresError("53100"), StorageFull),
         (PostgresError("42P01"), DatabaseBroken),
         (PostgresError("XX001"), DatabaseBroken),
+        (AsyncAdapt_asyncpg_dbapi.InternalClientError("cannot switch to state 15"), DatabaseBusy),
         (ConnectionRefusedError(111, "Connection refused"), DatabaseBusy),
     ],
 )
