@@ -52,10 +52,12 @@ class Template:
     Attributes:
         config: adapter_config.json.
         tensors: Of adapter_model.safetensors; every adapter gets noise of its own in them.
+        noise: Its standard deviation. Probes on a real engine must tell an adapter from the base and from the others.
     """
 
     config: bytes
     tensors: dict[str, np.ndarray]
+    noise: float = 1e-3
 
     @classmethod
     def load(cls, folder: Path | None) -> Template:
@@ -77,13 +79,13 @@ class Template:
         )
         shapes = {"A": (1, HIDDEN), "B": (KV, 1)}
         tensors = {_TENSOR.format(side): np.zeros(shape, np.float32) for side, shape in shapes.items()}
-        return cls(made.encode(), tensors)
+        return cls(made.encode(), tensors, noise=0.1)
 
     def files(self, seed: int) -> dict[str, bytes]:
         """Both files of the adapter of this seed; other seeds give other contents, hence other versions."""
         noise = np.random.default_rng(seed)
         tensors = {
-            name: tensor + (noise.normal(size=tensor.shape) * 1e-3).astype(tensor.dtype)
+            name: tensor + (noise.normal(size=tensor.shape) * self.noise).astype(tensor.dtype)
             for name, tensor in self.tensors.items()
         }
         return {"adapter_config.json": self.config, "adapter_model.safetensors": save(tensors)}
