@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from adapters_registry.names import KnownNames
 from adapters_registry.records import AdapterRecord
@@ -34,7 +34,10 @@ from server.policies import LivePolicy
 
 DEFAULT_POLICY = "auto"
 MAX_VIEWS = 64
-"""Sets of visible experts that a catalogue remembers, one for each list of patterns that keys have."""
+"""Views of one kind that a catalogue remembers, one for each list of patterns that keys have."""
+
+Key = TypeVar("Key")
+View = TypeVar("View")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +108,7 @@ class Catalog:
         seen = self._visible.get(principal.experts)
         if seen is None:
             seen = frozenset(record.expert_id for record in self.experts.values() if principal.may_use(record.name))
-            if len(self._visible) >= MAX_VIEWS:
-                self._visible.clear()
-            self._visible[principal.experts] = seen
+            _remember(self._visible, principal.experts, seen)
         return seen
 
     def has_all_of(self, policy: LivePolicy) -> bool:
@@ -209,10 +210,14 @@ class Catalog:
             policies = filter(principal.may_ask, self.policies)
             experts = (record.name for record in self.experts.values() if principal.may_use(record.name))
             known = KnownNames([*self.base_names[:1], *policies, *experts])
-            if len(self._known) >= MAX_VIEWS:
-                self._known.clear()
-            self._known[patterns] = known
+            _remember(self._known, patterns, known)
         return known
+
+
+def _remember(views: dict[Key, View], key: Key, view: View) -> None:
+    if len(views) >= MAX_VIEWS:
+        views.clear()
+    views[key] = view
 
 
 def _threshold(asked: str) -> float:

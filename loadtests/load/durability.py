@@ -192,11 +192,10 @@ class Durability:
             await asyncio.to_thread(stack.back, what)
             return
         if what == "database":
-            assert stack.database is not None  # noqa: S101
             self._database_back_at = math.inf
             await asyncio.to_thread(stack.kill_database)
             await asyncio.sleep(self._random.uniform(0.0, DATABASE_AWAY_S))
-            await asyncio.to_thread(stack.database.start)
+            await asyncio.to_thread(stack.start_database)
             await asyncio.to_thread(stack.back, what)
             self._database_back_at = time.perf_counter()
             return
@@ -222,18 +221,16 @@ class Durability:
 
 def durability(lab: Lab, storm: Storm) -> Section:
     """Nothing that was acknowledged is lost, and nothing is half-made."""
+    victims = f"the gateway, or ({storm.engine_share:.0%}) the engine"
+    if storm.database_share:
+        victims += f", or ({storm.database_share:.0%}) all processes of the database, a PostgreSQL"
     section = Section(
         "durability",
         "Nothing lost",
         f"Registrations, new versions, promotions, rollbacks and removals by {storm.num_workers} workers, each with "
-        f"{NAMES_PER_WORKER} names. About every {storm.uptime_s:g} s SIGKILL hits the gateway, or "
-        f"({storm.engine_share:.0%}) the engine"
-        + (
-            f", or ({storm.database_share:.0%}) all processes of the database, a PostgreSQL"
-            * bool(storm.database_share)
-        )
-        + ". After each restart of gateway or database the library is compared with what was acknowledged, and the "
-        "files of everything listed with what was sent.",
+        f"{NAMES_PER_WORKER} names. About every {storm.uptime_s:g} s SIGKILL hits {victims}. After each restart of "
+        "gateway or database the library is compared with what was acknowledged, and the files of everything listed "
+        "with what was sent.",
     )
     with lab.site(0, name="durability", postgresql=storm.database_share > 0) as site:
         if site.stack is None:

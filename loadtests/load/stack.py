@@ -116,6 +116,11 @@ class Stack:
         assert self.database is not None  # noqa: S101
         self.database.kill()
 
+    def start_database(self) -> None:
+        """Start the database again, and wait until it has recovered."""
+        assert self.database is not None  # noqa: S101
+        self.database.start()
+
     def back(self, what: str) -> None:
         """What was killed is back, and the gateway is ready again: no more excuses from here on."""
         self.gateway.wait_ready("/readyz", READY_TIMEOUT_S)

@@ -131,8 +131,7 @@ class InferenceApp:
 class _HangUp:
     """Cancels the request's task when the caller closes the connection.
 
-    The first look comes after `FIRST_LOOK_S`: most answers that are shorter need none, and a task costs more than the
-    rest of the endpoint.
+    The first look comes after `FIRST_LOOK_S`: what is answered sooner needs no task to watch for it.
     """
 
     FIRST_LOOK_S = 0.05

@@ -144,9 +144,10 @@ def group_rows(recipe_ids: Sequence[int]) -> list[tuple[int, Rows]]:
             runs.setdefault(int(ids[start]), []).append((start, end))
     groups: list[tuple[int, Rows]] = []
     for recipe, spans in runs.items():
-        short = [span for span in spans if span[1] - span[0] < MIN_RUN]
-        alone = spans if len(short) == 1 else [span for span in spans if span not in short]
-        groups += [(recipe, slice(*span)) for span in alone]
-        if len(short) > 1:
+        groups += [(recipe, slice(start, end)) for start, end in spans if end - start >= MIN_RUN]
+        short = [(start, end) for start, end in spans if end - start < MIN_RUN]
+        if len(short) == 1:
+            groups.append((recipe, slice(*short[0])))
+        elif short:
             groups.append((recipe, torch.cat([torch.arange(start, end) for start, end in short])))
     return groups
