@@ -272,7 +272,7 @@ class Library:
         return await self._adapters.revision()
 
     async def changes(self, since: int, *states: AdapterState) -> LibraryChanges:
-        """What was done to versions after the change of that number; see `Follower.changes`."""
+        """What was done to versions and to keys after the change of that number; see `Follower.changes`."""
         return await self._adapters.changes(since, *states)
 
     def folder_of(self, record: AdapterRecord) -> Path:

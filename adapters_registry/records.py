@@ -241,13 +241,15 @@ class LibraryChanges:
         number: Of the newest change then (`AuditEntry.number`), 0 before the first; where to go on from.
         records: If `is_whole`, all versions that were asked for; else those that something was done to, in whatever
             state they are now.
-        is_whole: Whether what was known before is to be forgotten.
+        is_whole: Whether what was known before is to be forgotten, of keys too.
+        keys: Else, ids of the keys that something was done to.
     """
 
     revision: int
     number: int
     records: tuple[AdapterRecord, ...]
     is_whole: bool
+    keys: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

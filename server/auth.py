@@ -10,7 +10,7 @@ import asyncio
 import fnmatch
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from urllib.parse import urlsplit
@@ -78,7 +78,7 @@ class _Memory:
 class Authenticator:
     """Checks keys against the store, and remembers the answers until the store changes.
 
-    `forget` is called whenever the library's revision has changed, which every change of a key does.
+    `forget` is called with every change of keys.
     """
 
     def __init__(self, keys: KeyStore) -> None:
@@ -86,9 +86,18 @@ class Authenticator:
         self._memory = _Memory()
         self._asking = asyncio.Lock()
 
-    def forget(self) -> None:
-        """Ask the store again from now on."""
-        self._memory = _Memory()
+    def forget(self, key_ids: Collection[str] | None = None) -> None:
+        """Ask the store again from now on: about these keys and secrets that were none, or about everything.
+
+        Others are remembered, so that they go on should the store be away. What is being asked for at this moment is
+        answered from before the change, and not remembered.
+        """
+        if key_ids is None:
+            self._memory = _Memory()
+        elif key_ids:
+            known = self._memory.keys.items()
+            kept = ((digest, key) for digest, key in known if key and key.key_id not in key_ids)
+            self._memory = _Memory(OrderedDict(kept))
 
     async def authorise(self, headers: Mapping[str, str], scope: str, *others: str) -> Principal:
         """The principal behind a request, who must have the scope, or one of the others.

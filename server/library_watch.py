@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import structlog
@@ -37,7 +37,7 @@ class LibraryWatcher:
         policies: Fits the policies.
         base_names: Names of the base, the shown one first.
         metrics: Shows the number of experts.
-        on_change: Called when the library's revision has changed, also by a change of keys.
+        on_keys: Called with the ids of keys that were changed; None stands for all.
 
     `on_shown` is called with every new state of library and policies. Policies wait for `may_fit`, which whoever
     registers a whole library clears meanwhile.
@@ -49,12 +49,12 @@ class LibraryWatcher:
         policies: PolicyManager,
         base_names: tuple[str, ...],
         metrics: Metrics,
-        on_change: Callable[[], None],
+        on_keys: Callable[[Collection[str] | None], None],
     ) -> None:
         self._library = library
         self._policies = policies
         self._metrics = metrics
-        self._on_change = on_change
+        self._on_keys = on_keys
         self._revision = -1
         self._seen = 0
         self._serving: Mapping[str, AdapterRecord] = {}
@@ -94,8 +94,8 @@ class LibraryWatcher:
                 return
             answering = self._num_asked
             if await self._library.revision() != self._revision:
-                self._on_change()
                 changes = await self._library.changes(self._seen, *SERVING)
+                self._on_keys(None if changes.is_whole else changes.keys)
                 self._serving = _after(self._serving, changes)
                 self._show(self._serving)
                 self._seen, self._revision = changes.number, changes.revision

@@ -36,7 +36,7 @@ class Follower(Protocol):
     """Staying up to date without reading everything again."""
 
     async def changes(self, since: int, *states: AdapterState) -> LibraryChanges:
-        """What was done to versions after the change of that number.
+        """What was done to versions and to keys after the change of that number.
 
         All records in these states, sorted as by `list`, if `since` is 0, if very many have changed, or if this is not
         the database that gave the number.

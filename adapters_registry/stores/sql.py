@@ -90,14 +90,17 @@ class SqlAdapterStore:
         async def work(connection: AsyncConnection) -> LibraryChanges:
             newest = (await connection.execute(sa.select(sa.func.max(audit.c.id)))).scalar() or 0
             subjects = await _subjects_since(connection, since) if 0 < since <= newest else None
+            keys: frozenset[str] = frozenset()
             if subjects is None:
                 records = await _listed(connection, states)
             else:
-                versions = {subject.rpartition("@")[2] for subject in subjects}
+                keys = frozenset(subject for subject in subjects if "@" not in subject)
+                versions = {subject.rpartition("@")[2] for subject in subjects - keys}
                 query = sa.select(adapters).where(adapters.c.version.in_(versions))
                 rows = [r for r in await connection.execute(query) if f"{r.name}@{r.version}" in subjects]
                 records = await _to_records(connection, rows)
-            return LibraryChanges(await _revision(connection), newest, records, is_whole=subjects is None)
+            revision = await _revision(connection)
+            return LibraryChanges(revision, newest, records, is_whole=subjects is None, keys=keys)
 
         return await self._database.read(work)
 

@@ -273,6 +273,21 @@ async def test_following_changes_gives_what_reading_all_gives(adapters: AdapterS
     assert (await adapters.changes(seen, *SERVING)).records == ()
 
 
+async def test_following_tells_which_keys_were_changed(adapters: AdapterStore, keys: KeyStore) -> None:
+    await adapters.activate(record("one", 1))
+    (first, _), (second, _) = new_key("first"), new_key("second")
+    for key in (first, second):
+        await keys.add(key)
+    seen = (await adapters.changes(0)).number
+    await adapters.activate(record("two", 2))
+    library_only = await adapters.changes(seen)
+    assert ([each.name for each in library_only.records], library_only.keys) == (["two"], frozenset())
+    await keys.replace_secret(first.key_id, "0" * 64)
+    await keys.revoke(second.key_id)
+    changes = await adapters.changes(library_only.number)
+    assert (changes.records, changes.keys) == ((), {first.key_id, second.key_id})
+
+
 async def test_following_reads_all_if_it_cannot_tell_what_is_new(
     adapters: AdapterStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

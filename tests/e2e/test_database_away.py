@@ -91,7 +91,7 @@ async def test_requests_for_known_experts_go_on(postgres_url: str, tmp_path: Pat
         while (await ask("app", "sql")).status_code != 200 or (await http.get("/v1/models")).status_code != 401:
             await asyncio.sleep(0.05)
         while running.gateway.watcher._revision != await running.gateway.library.revision():
-            await asyncio.sleep(0.05)  # a change of keys makes the gateway ask for all of them anew
+            await asyncio.sleep(0.05)  # keys that were just made are asked for once more
         for key in ("app", "limited", "crowded"):
             assert (await ask(key, "sql")).status_code == 200
         running.engine.tokens_per_s = 1000.0

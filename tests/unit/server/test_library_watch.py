@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from adapters_registry.keys import new_key
 from adapters_registry.library import Library
-from adapters_registry.records import LibraryChanges
+from adapters_registry.records import KeyRecord, LibraryChanges
 from adapters_registry.states import SERVING, AdapterState
 from routers.artefacts import ArtefactStore
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
 from server import library_watch
+from server.auth import Authenticator
 from server.embedders import Embedders
+from server.errors import AuthenticationFailed
 from server.library_watch import LibraryWatcher
 from server.metrics import Metrics
 from server.policies import PolicyManager
@@ -46,7 +49,7 @@ async def watcher(tmp_path: Path, library: Library) -> AsyncIterator[LibraryWatc
         metrics,
         VectorStore(tmp_path / "vectors.sqlite"),
     )
-    yield LibraryWatcher(library, policies, ("base",), metrics, lambda: None)
+    yield LibraryWatcher(library, policies, ("base",), metrics, lambda _keys: None)
     await policies.close()
     await embedder.close()
 
@@ -86,6 +89,46 @@ async def test_only_what_has_changed_is_read(
     assert [len(each.records) for each in read] == [1, 1, 1, 1]
     assert [each.is_whole for each in read] == [True, False, False, False]
     assert len(watcher.records) == 4
+
+
+async def test_only_keys_that_were_changed_are_asked_for_anew(
+    library: Library, watcher: LibraryWatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    find = library.keys.find
+
+    async def spied(key_id: str) -> KeyRecord | None:
+        asked.append(key_id)
+        return await find(key_id)
+
+    monkeypatch.setattr(library.keys, "find", spied)
+    authenticator = Authenticator(library.keys)
+    watcher._on_keys = authenticator.forget
+    (one, first), (two, second), (late, third) = (new_key(name) for name in ("one", "two", "late"))
+    for key in (one, two):
+        await library.keys.add(key)
+
+    async def knows(secret: str) -> bool:
+        try:
+            await authenticator.authorise({"x-api-key": secret}, "infer")
+        except AuthenticationFailed:
+            return False
+        return True
+
+    async def changed() -> list[str]:
+        await watcher.show_experts()
+        asked.clear()
+        known = [await knows(secret) for secret in (first, second, third)]
+        assert known == [True, (await find(two.key_id)).is_usable(), await find(late.key_id) is not None]  # type: ignore[union-attr]
+        return sorted(asked)
+
+    assert await changed() == sorted([one.key_id, two.key_id, late.key_id])
+    await library._adapters.activate(record("sql", "x", content=1))
+    assert await changed() == []
+    await library.keys.revoke(two.key_id)
+    assert await changed() == sorted([two.key_id, late.key_id])
+    await library.keys.add(late)
+    assert await changed() == sorted([two.key_id, late.key_id])
 
 
 async def test_policies_rest_while_the_library_goes_on_changing(
