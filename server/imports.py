@@ -76,6 +76,7 @@ class Imports:
     async def _run(self, manifest: Manifest, job: Job, register: Register) -> None:
         try:
             async with self._places:
+                job.begin("connecting")
                 job.result = await self._fetch_and_register(manifest, job, register)
             job.end("succeeded")
         except FitCancelled:

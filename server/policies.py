@@ -160,10 +160,7 @@ class PolicyManager:
         await self._read_stored()
         self._scores_seen = await asyncio.to_thread(lambda: self._scores.stamp)
         self._passed_over.clear()
-        self._experts = tuple(
-            LibraryExpert(r.expert_id, r.card.description, tuple(r.card.tags), tuple(r.examples), tuple(r.card.tasks))
-            for r in sorted(records, key=lambda record: record.expert_id)
-        )
+        self._experts = _as_experts(records)
         names = {_embedder_of(entry) for entry in self._entries.values()}
         for name in names - {""}:  # other embedders may be slow, and nobody else should wait for them
             if name not in self._following:
@@ -171,6 +168,11 @@ class PolicyManager:
                 task.add_done_callback(partial(self._forget_following, name))
         await self._follow_all("")
         return self._announce()
+
+    async def prepare(self, records: Sequence[AdapterRecord]) -> None:
+        """Embed the examples of experts that will soon be the library's, so that fitting to them finds them done."""
+        async with self._one_gathering(""):
+            await self._data.gather(_as_experts(records), self._embedders.default, with_scores=False)
 
     def _forget_following(self, name: str, _task: asyncio.Task[None]) -> None:
         self._following.pop(name, None)
@@ -529,6 +531,14 @@ class PolicyManager:
 
     async def _version(self, entry: _Entry, experts: Experts, embedder: Embedder) -> str:
         return await self._data.version(experts, embedder, entry.spec.samples, with_scores=_reads_scores(entry))
+
+
+def _as_experts(records: Sequence[AdapterRecord]) -> tuple[LibraryExpert, ...]:
+    """What routers know of versions, sorted by id."""
+    return tuple(
+        LibraryExpert(r.expert_id, r.card.description, tuple(r.card.tags), tuple(r.examples), tuple(r.card.tasks))
+        for r in sorted(records, key=lambda record: record.expert_id)
+    )
 
 
 def _entry(spec: PolicySpec) -> _Entry:

@@ -76,7 +76,7 @@ class PolicyData:
             if job:
                 job.progress(start, len(new))
             chunk = new[start : start + EMBED_CHUNK]
-            rows = await embedder.embed([example_view(text) for text in chunk])
+            rows = await embedder.embed([example_view(text) for text in chunk], bulk=True)
             made = dict(zip(chunk, rows, strict=True))
             known.update(made)
             await asyncio.to_thread(self._store.add, embedder.name, made)
@@ -114,7 +114,8 @@ def blocking(embedder: Embedder, loop: asyncio.AbstractEventLoop) -> Callable[[S
         rows = np.zeros((len(texts), embedder.dim), np.float32)
         for start in range(0, len(texts), EMBED_CHUNK):
             chunk = [example_view(text) for text in texts[start : start + EMBED_CHUNK]]
-            rows[start : start + len(chunk)] = asyncio.run_coroutine_threadsafe(embedder.embed(chunk), loop).result()
+            embedding = asyncio.run_coroutine_threadsafe(embedder.embed(chunk, bulk=True), loop)
+            rows[start : start + len(chunk)] = embedding.result()
         return rows
 
     return embed

@@ -1,4 +1,4 @@
-"""Runs the gateway in this process: assets, socket, application, signals, and a clean end.
+"""Runs the gateway in this process: socket, application, signals, and a clean end.
 
 SIGINT or SIGTERM stops accepting, lets running answers finish within the drain time, then ends the engine; a second one
 cuts the answers short.
@@ -11,50 +11,19 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import structlog
 import uvicorn
 
 from routers.embedders.base import Encoder
-from routers.embedders.factory import make_encoder
 from server.app import build_app
-from server.base_model import default_cache_dir, ensure_base_model
 from server.settings import Settings, SettingsError
 from server.wiring import Gateway, open_gateway
 
-Progress = Callable[[str, int, int], None]
 POLL_S = 0.125
 WAITING_NOTICE_S = 10.0
 
 log = structlog.get_logger(__name__)
-
-
-def prepare_assets(settings: Settings, progress: Progress) -> tuple[Encoder, str]:
-    """Build or find the embedder and, beside it, the base model; blocks, and reports progress by phase.
-
-    Returns:
-        The loaded encoder, and the base as the engine gets it.
-
-    Raises:
-        BaseModelError, EmbedderError: With what to do.
-    """
-    cache_dir = settings.cache_dir or default_cache_dir()
-    with ThreadPoolExecutor(1) as worker:
-        encoder = worker.submit(
-            make_encoder, settings.embedder, cache_dir, lambda done, total: progress("embedder", done, total)
-        )
-        model = _base_model(settings, cache_dir, progress)
-        return encoder.result(), model
-
-
-def _base_model(settings: Settings, cache_dir: Path, progress: Progress) -> str:
-    """The base as the engine gets it; of a remote engine only what is here already."""
-    if settings.engine_url and not Path(settings.base_model).is_dir():
-        built = cache_dir / "models" / settings.base_model
-        return str(built) if (built / "config.json").is_file() else settings.base_model
-    return ensure_base_model(settings.base_model, cache_dir, progress)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -25,13 +25,14 @@ from adapters_registry.library import ADAPTERS_FOLDER, LEFTOVER_AGE_S, Library
 from adapters_registry.limits import AdapterLimits
 from adapters_registry.recipe_texts import RecipeTexts
 from adapters_registry.records import parse_manifest
+from adapters_registry.states import AdapterState
 from routers.artefacts import ArtefactStore
 from routers.base import Losses
 from routers.embedders.base import Encoder
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.factory import make_encoder
 from routers.embedders.hidden_states import HiddenStateEncoder
-from routers.errors import BadSamples
+from routers.errors import BadSamples, RouterError
 from routers.samples import read_samples
 from server.admission import Admission
 from server.answer import Limits
@@ -52,7 +53,7 @@ from server.example_map import MapMaker
 from server.imports import Imports
 from server.leaderboard import LeaderboardStore
 from server.library_watch import LibraryWatcher
-from server.lifecycle import Lifecycle
+from server.lifecycle import WAITING, Lifecycle
 from server.limits import Limiter
 from server.logs import AccessLog
 from server.metrics import Metrics
@@ -192,7 +193,15 @@ class Gateway:
                 await self.library.register_folder(manifest, folder, actor="start-up", offer=False)
             except RegistryError as error:
                 log.error("expert refused", expert=manifest.name, error=str(error))
+        await self._embed_ahead()
         await self.lifecycle.all_seen_through()
+
+    async def _embed_ahead(self) -> None:
+        """What the policies will be fitted to, while the engine starts; should it fail, the fit will say why."""
+        try:
+            await self.policies.prepare(await self.library.list(*WAITING, AdapterState.ACTIVE))
+        except (RegistryError, RouterError) as error:
+            log.warning("examples not embedded ahead", error=str(error))
 
 
 async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gateway:

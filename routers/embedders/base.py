@@ -41,8 +41,11 @@ class Embedder(Protocol):
         """The embedding of a text that is in the cache, at once; else None."""
         ...
 
-    async def embed(self, texts: Sequence[str]) -> Matrix:
-        """As `Encoder.encode`, without blocking the loop; raises `EmbedderBusy` when its queue is full."""
+    async def embed(self, texts: Sequence[str], *, bulk: bool | None = None) -> Matrix:
+        """As `Encoder.encode`, without blocking the loop; raises `EmbedderBusy` when its queue is full.
+
+        `bulk` texts, those of a library, wait for those of callers and are not kept in the cache.
+        """
         ...
 
     async def close(self) -> None:

@@ -23,6 +23,7 @@ from server.cli import (
     keys,
     library,
     policies,
+    prepare,
     route,
     score,
     serve,
@@ -39,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("serve", help=serve.HELP)(serve.command())
+app.command("prepare", help=prepare.HELP)(prepare.prepare)
 app.add_typer(adapters.app, name="adapters", help="Register, list, show and remove adapters of a running gateway.")
 app.add_typer(library.app, name="library", help="Back up a whole library as one file, and restore it.")
 app.command("compose", help=compose.HELP)(compose.compose)
