@@ -14,7 +14,8 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from server.vllm_plugin.plans import GateSpec, Plan
+from server.vllm_plugin.plans import Plan
+from server.vllm_plugin.products import can_pack
 
 Rows: TypeAlias = slice | torch.Tensor
 
@@ -24,6 +25,8 @@ MIN_RUN = 16
 """Contiguous rows that are worth products of their own: what is left is gathered and scattered row by row."""
 MAX_WASTE = 2
 """The layout is made anew when it has more than this many times the ranks in use; that pays after a few steps."""
+MIN_PACKED = 128
+"""Where matrices are packed, ranks up to which a layout is never made anew: more columns cost little, packing much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,10 @@ class Layout:
         ranks: Columns of each expert: the largest rank among its modules.
         num_ranks: Columns in use.
         capacity: Columns of the matrices; those beyond `num_ranks` have no weight.
+        min_ranks: So many are never too many.
     """
 
+    min_ranks: int = 0
     version: int = 0
     offsets: dict[str, int] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
@@ -60,7 +65,8 @@ class Layout:
     def cover(self, ranks: Mapping[str, int]) -> None:
         """Make sure that these experts, with these ranks, have a place."""
         missing = [expert for expert in ranks if expert not in self.offsets]
-        if self.num_ranks + sum(ranks[expert] for expert in missing) > MAX_WASTE * sum(ranks.values()):
+        wanted = self.num_ranks + sum(ranks[expert] for expert in missing)
+        if wanted > max(self.min_ranks, MAX_WASTE * sum(ranks.values())):
             self.clear()
             missing = list(ranks)
         for expert in missing:
@@ -68,7 +74,8 @@ class Layout:
             self.ranks[expert] = ranks[expert]
             self.num_ranks += ranks[expert]
         if not self.num_ranks <= self.capacity <= 2 * self.num_ranks:
-            self.capacity = -(-self.num_ranks * 5 // 64) * 16  # a quarter more, in multiples of 16
+            spare = 0 if self.min_ranks else self.num_ranks // 4
+            self.capacity = -(-(self.num_ranks + spare) // 16) * 16
             self.version += 1
 
     def clear(self) -> None:
@@ -90,9 +97,9 @@ class Batch:
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype = dtype
         self._device = device
-        self.layout = Layout()
+        self.layout = Layout(MIN_PACKED if can_pack(dtype, device) else 0)
         self.segments: list[Segment] = []
-        self.gated: list[tuple[torch.Tensor, Plan, GateSpec]] = []
+        self.gated: list[tuple[torch.Tensor, Plan]] = []
         self.dense = False
         self.row_weights = torch.empty(0, 0)
 
@@ -118,7 +125,7 @@ class Batch:
         for segment in self.segments:
             if segment.plan.gate is not None:
                 rows = torch.arange(num_rows, device=self._device)[segment.rows]
-                self.gated.append((rows, segment.plan, segment.plan.gate))
+                self.gated.append((rows, segment.plan))
                 continue
             for expert, weight in zip(segment.plan.experts, segment.plan.weights, strict=True):
                 start = layout.offsets[expert]

@@ -4,13 +4,7 @@ A module has one or more *slices* (q, k and v in one, gate and up in another): o
 same input, each with its own A, B and gate. All slices' A are multiplied in one product. B holds the adapter's scaling
 s_e already.
 
-Aggregation of a gate, with weights g_e of a token in a slice:
-
-    output   Σ_e g_e · B_e (A_e x)                       PEFT's Arrow
-    ab       (Σ_e g_e B_e) (Σ_e g_e A_e) x               mttl's Arrow: A and B averaged each by itself
-
-For ``ab`` experts of unequal rank are lined up from their first rank on, the shorter ones filled with zeros. An expert
-that does not adapt a slice is no choice there: a gate chooses among the others, so k may exceed their number.
+Gates are in `server.vllm_plugin.gating`; products that are made ready for a matrix in `server.vllm_plugin.products`.
 """
 
 from __future__ import annotations
@@ -18,16 +12,23 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
-from torch.nn.functional import linear
 
-from server.vllm_plugin.batch import Batch, Rows
-from server.vllm_plugin.gates.base import GATES, top_k_weights
+from server.vllm_plugin.batch import MAX_DENSE_ROWS, Batch, Rows
+from server.vllm_plugin.gating import Gating
 from server.vllm_plugin.plans import FIXED, GateSpec, Plan
+from server.vllm_plugin.products import Output, Product, add_outputs, are_ready, outputs_of, product_with, times
 
 MAX_BUNDLES = 4
 """Recipes of several experts that a module keeps ready for prefill."""
+
+MAX_AT_ONCE = 1 << 16
+"""Outputs of a slice up to which all slices are computed in one product and added; more are added where they belong."""
+
+ROW_STEP = 64
+"""Where products are packed, many rows are computed in multiples of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +48,34 @@ class SliceWeights:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A recipe's experts in one slice, one below the other; R is the sum of their ranks.
+    """A recipe's experts in one slice, one below the other; R is the sum of their ranks there.
 
     Attributes:
         columns: Where this slice's R columns are in the product with the bundle's A.
-        b: Shape (R, d_out), constant weights multiplied in where there is no gate.
-        owner: Shape (R,): which of the slice's experts a column belongs to.
-        position: Shape (R,): which rank of that expert it is.
-        max_rank: Largest rank.
-        vectors: Shape (num_experts, d_in), or None without a gate; of a fixed one the weights, (num_experts, 1).
+        b: Shape (R, width), constant weights multiplied in where there is no gate.
     """
 
     columns: slice
     b: torch.Tensor
-    owner: torch.Tensor
-    position: torch.Tensor
-    max_rank: int
-    vectors: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Bundle:
-    """A recipe's experts in all slices; a slice that no expert adapts has no part."""
+    """A recipe's experts in all slices; a slice that no expert adapts has no part.
+
+    Attributes:
+        a: Shape (R, d_in), R the sum over slices.
+        parts: By slice.
+        gating: None without a gate.
+        times_a: The product with A, where it is worth packing.
+        outputs: Those with B, likewise.
+    """
 
     a: torch.Tensor
     parts: tuple[_Part | None, ...]
+    gating: Gating | None = None
+    times_a: Product | None = None
+    outputs: Sequence[Output] = ()
 
 
 class ExpertLinear:
@@ -88,14 +92,17 @@ class ExpertLinear:
         self._d_in = d_in
         ends = torch.tensor(output_slices).cumsum(0).tolist()
         self._spans = [slice(end - width, end) for end, width in zip(ends, output_slices, strict=True)]
+        self._d_out = ends[-1]
         self._experts: dict[str, tuple[SliceWeights | None, ...]] = {}
         self._packed: dict[str, torch.Tensor] = {}
         self._bundles: OrderedDict[Plan, _Bundle] = OrderedDict()
-        self._columns: dict[tuple[Plan, int], torch.Tensor] = {}
+        self._columns: dict[Plan, torch.Tensor] = {}
         self._dense_version = -1
         self._num_placed = 0
         self._a = torch.empty(0)
         self._b: list[torch.Tensor] = []
+        self._times_a: Product | None = None
+        self._outputs: Sequence[Output] = ()
         self._is_used = [False] * len(self._spans)
 
     def put(self, expert: str, slices: Sequence[SliceWeights | None]) -> None:
@@ -106,17 +113,18 @@ class ExpertLinear:
         packed = self._packed[expert] = torch.cat(there)
         views = iter(packed.split([len(a) for a in there]))
         self._experts[expert] = tuple(None if w is None else replace(w, a=next(views)) for w in slices)
-        self._forget_plans()
+        self._forget_plans(expert)
 
     def drop(self, expert: str) -> None:
         """Forget an expert's weights; no effect if there are none."""
         if self._experts.pop(expert, None) is not None:
             del self._packed[expert]
-            self._forget_plans()
+            self._forget_plans(expert)
 
-    def _forget_plans(self) -> None:
-        self._bundles.clear()
-        self._columns.clear()
+    def _forget_plans(self, expert: str) -> None:
+        for plan in [plan for plan in self._bundles if expert in plan.experts]:
+            del self._bundles[plan]
+            self._columns.pop(plan, None)
 
     @property
     def has_rows(self) -> bool:
@@ -142,29 +150,33 @@ class ExpertLinear:
         bundle = self._bundle(plan, x.dtype)
         if not len(bundle.a):
             return
-        x_rows = x[rows]
-        inner = linear(x_rows, bundle.a)
+        around = _window(rows, len(x)) if bundle.times_a is not None else rows
+        x_rows = x[around]
+        inner = times(bundle.times_a, x_rows, bundle.a)
+        if bundle.gating is not None:
+            inner = bundle.gating.weigh(inner, x_rows)
+        if around is not rows:
+            _clear_outside(inner, rows, around)
+        is_few = len(x_rows) * self._d_out <= MAX_AT_ONCE * len(self._spans)
+        if is_few and are_ready(bundle.outputs):
+            add_outputs(y, around, inner, bundle.outputs)
+            return
         for part, span in zip(bundle.parts, self._spans, strict=True):
             if part is None:
                 continue
             ours = inner[:, part.columns]
-            if plan.gate is not None and part.vectors is not None:
-                gains = _gains(x_rows, part.vectors, plan.gate)[:, part.owner]
-                ours = ours * gains
-                if plan.gate.aggregation == "ab":
-                    ours = _averaged(ours, part) * gains
-            if isinstance(rows, slice):
-                y[rows, span].addmm_(ours, part.b)
+            if isinstance(around, slice):
+                y[around, span].addmm_(ours, part.b)
             else:
-                y[rows, span] += ours @ part.b
+                y[around, span] += ours @ part.b
 
     def _bundle(self, plan: Plan, dtype: torch.dtype) -> _Bundle:
         bundle = self._bundles.get(plan)
         if bundle is None:
             bundle = self._bundles[plan] = self._make_bundle(plan, dtype)
             while len(self._bundles) > MAX_BUNDLES + len(self._experts):  # a single expert's own bundle holds no copy
-                self._bundles.popitem(last=False)
-                self._columns.clear()
+                oldest, _ = self._bundles.popitem(last=False)
+                self._columns.pop(oldest, None)
         else:
             self._bundles.move_to_end(plan)
         return bundle
@@ -172,31 +184,26 @@ class ExpertLinear:
     def _make_bundle(self, plan: Plan, dtype: torch.dtype) -> _Bundle:
         all_a: list[torch.Tensor] = []
         parts: list[_Part | None] = []
+        chosen_by_slice = [self._chosen(plan, number) for number in range(len(self._spans))]
         start = 0
-        for number in range(len(self._spans)):
-            chosen = self._chosen(plan, number)
+        for chosen in chosen_by_slice:
             if not chosen:
                 parts.append(None)
                 continue
-            ranks = [len(expert.a) for _, expert, _ in chosen]
-            columns = slice(start, start + sum(ranks))
+            columns = slice(start, start + sum(len(expert.a) for _, expert, _ in chosen))
             start = columns.stop
             all_a += [expert.a for _, expert, _ in chosen]
             b = [expert.b if weight == 1.0 or plan.gate else expert.b * weight for _, expert, weight in chosen]
-            device = chosen[0][1].a.device
-            owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks))
-            position = torch.cat([torch.arange(rank) for rank in ranks])
-            vectors = None
-            if plan.gate is not None and plan.gate.kind == FIXED:
-                vectors = torch.tensor([[weight] for _, _, weight in chosen], dtype=dtype, device=device)
-            elif plan.gate is not None:
-                vectors = self._vectors([name for name, _, _ in chosen], number).to(dtype)
-            stacked = b[0] if len(b) == 1 else torch.cat(b)
-            parts.append(_Part(columns, stacked, owner.to(device), position.to(device), max(ranks), vectors))
+            parts.append(_Part(columns, b[0] if len(b) == 1 else torch.cat(b)))
         if not all_a:
             return _Bundle(torch.empty(0, self._d_in), tuple(parts))
         a = self._packed[plan.experts[0]] if len(plan.experts) == 1 else torch.cat(all_a)
-        return _Bundle(a, tuple(parts))
+        gating = None
+        if plan.gate is not None:
+            ranks = [[len(expert.a) for _, expert, _ in chosen] for chosen in chosen_by_slice if chosen]
+            gating = Gating.of(plan.gate, ranks, self._vectors(plan.gate, chosen_by_slice).to(dtype))
+        placed = [(part.columns, span, part.b) for part, span in zip(parts, self._spans, strict=True) if part]
+        return _Bundle(a, tuple(parts), gating, product_with(a), outputs_of(placed))
 
     def _chosen(self, plan: Plan, number: int) -> list[tuple[str, SliceWeights, float]]:
         """The plan's experts that adapt a slice."""
@@ -207,13 +214,18 @@ class ExpertLinear:
                 found.append((name, expert, weight))
         return found
 
-    def _vectors(self, names: Sequence[str], number: int) -> torch.Tensor:
+    def _vectors(
+        self, spec: GateSpec, chosen_by_slice: Sequence[Sequence[tuple[str, SliceWeights, float]]]
+    ) -> torch.Tensor:
+        """The experts' vectors, one slice after the other, shape (C, d_in); of a fixed gate their weights, (C, 1)."""
         found = []
-        for name in names:
-            weights = self._experts[name][number]
-            if weights is None or weights.vector is None:
+        for name, expert, weight in chain.from_iterable(chosen_by_slice):
+            if spec.kind == FIXED:
+                found.append(expert.a.new_tensor([weight]))
+            elif expert.vector is None:
                 raise RuntimeError(f"{name} has no vectors for a gate")
-            found.append(weights.vector)
+            else:
+                found.append(expert.vector)
         return torch.stack(found)
 
     # -- dense: all experts of the batch side by side -------------------------------------------------------------
@@ -223,59 +235,61 @@ class ExpertLinear:
         if not any(self._is_used):
             return
         batch = self._batch
-        inner = linear(x, self._a).view(len(x), len(self._spans), -1)
-        weights = batch.row_weights[:, None]
+        inner = times(self._times_a, x, self._a)
+        by_slice = inner.view(len(x), len(self._spans), -1)
         if batch.gated:
-            weights = weights.repeat(1, len(self._spans), 1)
-            for rows, plan, spec in batch.gated:
-                self._weight_gated(inner, weights, x[rows], rows, plan, spec)
-        inner *= weights
+            weights = batch.row_weights.repeat(1, len(self._spans))
+            for rows, plan in batch.gated:
+                self._weigh_gated(inner, weights, x[rows], rows, plan)
+            inner *= weights
+        else:
+            by_slice *= batch.row_weights[:, None]
+        if are_ready(self._outputs):
+            add_outputs(y, slice(None), inner, self._outputs)
+            return
         for number, span in enumerate(self._spans):
             if self._is_used[number]:
-                y[:, span].addmm_(inner[:, number], self._b[number])
+                y[:, span].addmm_(by_slice[:, number], self._b[number])
 
-    def _weight_gated(
-        self,
-        inner: torch.Tensor,
-        weights: torch.Tensor,
-        x: torch.Tensor,
-        rows: torch.Tensor,
-        plan: Plan,
-        spec: GateSpec,
+    def _weigh_gated(
+        self, inner: torch.Tensor, weights: torch.Tensor, x: torch.Tensor, rows: torch.Tensor, plan: Plan
     ) -> None:
         """Fill the gated rows of `weights`; for ``ab`` also average their `inner`, which each expert then shares.
 
         Args:
-            inner: A x of all rows, shape (num_rows, num_slices, capacity).
+            inner: A x of all rows, shape (num_rows, num_slices * capacity).
             weights: As `inner`.
             x: The gated rows' input, shape (num_gated, d_in).
             rows: Their numbers.
-            plan, spec: Their recipe.
+            plan: Their recipe.
         """
-        bundle = self._bundle(plan, x.dtype)
-        for number, part in enumerate(bundle.parts):
-            if part is None or part.vectors is None:
-                continue
-            columns = self._columns_of(plan, number, part)
-            gains = _gains(x, part.vectors, spec)[:, part.owner]
-            if spec.aggregation == "ab":
-                ours = inner[rows, number][:, columns] * gains
-                inner[rows[:, None], number, columns] = _averaged(ours, part)
-            weights[rows[:, None], number, columns] = gains
+        gating = self._bundle(plan, x.dtype).gating
+        if gating is None:
+            return
+        place = rows[:, None], self._columns_of(plan)
+        gains = gating.gains(x)[:, gating.choice]
+        if gating.spec.aggregation == "ab":
+            inner[place] = gating.averaged(inner[place] * gains)
+        weights[place] = gains
 
-    def _columns_of(self, plan: Plan, number: int, part: _Part) -> torch.Tensor:
-        """Where the ranks of a plan's experts in a slice are in the dense matrices, shape (R,)."""
-        columns = self._columns.get((plan, number))
+    def _columns_of(self, plan: Plan) -> torch.Tensor:
+        """Where the columns of a plan's bundle are in the dense matrices, shape (R,)."""
+        columns = self._columns.get(plan)
         if columns is None:
-            names = [name for name, _, _ in self._chosen(plan, number)]
-            starts = torch.tensor([self._batch.layout.offsets[name] for name in names], device=part.owner.device)
-            columns = self._columns[plan, number] = starts[part.owner] + part.position
+            layout = self._batch.layout
+            found = [
+                number * layout.capacity + layout.offsets[name] + torch.arange(len(expert.a))
+                for number in range(len(self._spans))
+                for name, expert, _ in self._chosen(plan, number)
+            ]
+            columns = self._columns[plan] = torch.cat(found).to(self._a.device)
         return columns
 
     def _follow_layout(self, x: torch.Tensor) -> None:
         """Bring the matrices up to the batch's layout: append what was appended there, or begin anew."""
         layout = self._batch.layout
-        if self._dense_version != layout.version:
+        is_new = self._dense_version != layout.version
+        if is_new:
             self._dense_version = layout.version
             self._columns.clear()
             self._num_placed = 0
@@ -287,10 +301,14 @@ class ExpertLinear:
                     torch.zeros(layout.capacity, span.stop - span.start, dtype=x.dtype, device=x.device)
                     for span in self._spans
                 ]
-        if self._num_placed < len(layout.offsets):
+        if is_new or self._num_placed < len(layout.offsets):
             for name in list(layout.offsets)[self._num_placed :]:
                 self._place(name, layout.offsets[name], layout.ranks[name])
             self._num_placed = len(layout.offsets)
+            self._times_a = product_with(self._a)
+            starts = range(0, len(self._a), layout.capacity)
+            columns = [slice(start, start + layout.capacity) for start in starts]
+            self._outputs = outputs_of(list(zip(columns, self._spans, self._b, strict=True)))
 
     def _place(self, name: str, start: int, num_ranks: int) -> None:
         slices = self._experts.get(name)
@@ -307,15 +325,20 @@ class ExpertLinear:
             b[rank:] = 0
 
 
-def _averaged(weighted: torch.Tensor, part: _Part) -> torch.Tensor:
-    """Sum over experts of each rank's columns, given to every expert; shape (num_rows, R) as `weighted`."""
-    summed = weighted.new_zeros(len(weighted), part.max_rank).index_add_(1, part.position, weighted)
-    return summed[:, part.position]
+def _window(rows: Rows, num_rows: int) -> Rows:
+    """Many contiguous rows with some around them, so that their number is one that comes often.
+
+    For every new number of rows oneDNN makes a kernel, which takes about a millisecond for each shape of matrix.
+    """
+    if not isinstance(rows, slice) or rows.stop - rows.start <= MAX_DENSE_ROWS:
+        return rows
+    length = min(num_rows, -(-(rows.stop - rows.start) // ROW_STEP) * ROW_STEP)
+    start = min(rows.start, num_rows - length)
+    return slice(start, start + length)
 
 
-def _gains(x: torch.Tensor, vectors: torch.Tensor, spec: GateSpec) -> torch.Tensor:
-    """A gate's weights, shape (num_rows, num_experts), of x's dtype."""
-    if spec.kind == FIXED:
-        return vectors.T.expand(len(x), -1)
-    scores = GATES[spec.kind].scores(x, vectors)
-    return top_k_weights(scores, spec.k, spec.temperature).to(x.dtype)
+def _clear_outside(inner: torch.Tensor, rows: Rows, around: Rows) -> None:
+    """What stands for rows of others adds nothing."""
+    assert isinstance(rows, slice) and isinstance(around, slice)  # noqa: S101
+    inner[: rows.start - around.start] = 0
+    inner[rows.stop - around.start :] = 0

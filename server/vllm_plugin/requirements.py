@@ -40,6 +40,8 @@ _RELIED_ON: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("vllm.v1.core.sched.request_queue", "RequestQueue.add_request", ("self", "request")),
     ("vllm.config.compilation", "CompilationConfig.set_splitting_ops_for_v1", ("self",)),
     ("vllm.config.compilation", "CUDAGraphMode.PIECEWISE", ()),
+    ("vllm._custom_ops", "_supports_onednn", ()),
+    ("vllm._custom_ops", "create_onednn_mm", ("weight", "primitive_cache_size")),
     ("vllm.v1.engine.utils", "get_mp_context", ()),
     ("vllm.v1.engine.core", "EngineCoreProc.run_engine_core", ()),
 )

@@ -17,6 +17,6 @@ class Arrow:
 
     artefact = ".prototypes"
 
-    def scores(self, x: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    def scores(self, x: torch.Tensor, dots: torch.Tensor) -> torch.Tensor:
         """|x Vᵀ|; see `server.vllm_plugin.gates.base.Gate`."""
-        return (x @ vectors.T).abs().float()
+        return dots.abs().float()

@@ -14,6 +14,6 @@ class Uniform:
 
     artefact = ".prototypes"
 
-    def scores(self, x: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    def scores(self, x: torch.Tensor, dots: torch.Tensor) -> torch.Tensor:
         """Zeros; see `server.vllm_plugin.gates.base.Gate`."""
-        return x.new_zeros(len(x), len(vectors), dtype=torch.float32)
+        return torch.zeros_like(dots, dtype=torch.float32)
