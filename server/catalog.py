@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
-from adapters_registry.names import KnownNames
+from adapters_registry.names import KnownNames, split_expert_id
 from adapters_registry.records import AdapterRecord
 from adapters_registry.states import AdapterState
 from server.auth import Principal
@@ -96,8 +96,13 @@ class Catalog:
         """The version of this id, if it may serve anything."""
         return self.experts.get(expert_id) or self.others.get(expert_id)
 
-    def _named(self, asked: str) -> AdapterRecord | None:
-        """What a caller means by a name or an id; a draining version takes nothing new."""
+    def _named(self, asked: str, principal: Principal) -> AdapterRecord | None:
+        """What a caller means by a name or an id; a draining version takes nothing new.
+
+        Whether the caller may see it is asked of the name, there or not: a hidden one takes no longer than none.
+        """
+        if not principal.may_use(split_expert_id(asked)[0]):
+            return None
         record = self._by_name.get(asked) or self.record_of(asked)
         return None if record is None or record.state is AdapterState.DRAINING else record
 
@@ -129,14 +134,11 @@ class Catalog:
         asked = model or DEFAULT_POLICY
         if asked in self.base_names or asked == "base":
             return Target("base", asked, recipe=Base())
-        policy = self.policies.get(asked)
-        if policy is not None and principal.may_ask(policy.name):
+        if (policy := self._policy(asked, principal)) is not None:
             return Target("policy", asked, policy=policy)
-        policy = self.policies.get(asked.rpartition(":")[0])
-        if policy is not None and principal.may_ask(policy.name):
+        if (policy := self._policy(asked.rpartition(":")[0], principal)) is not None:
             return Target("policy", asked, policy=policy, threshold=_threshold(asked))
-        record = self._named(asked)
-        if record is not None and principal.may_use(record.name):
+        if (record := self._named(asked, principal)) is not None:
             pinned = {asked} if asked == record.expert_id else set()
             return Target("expert", asked, recipe=Single(record.expert_id), pinned=frozenset(pinned))
         if "(" in asked or asked.startswith("set:"):
@@ -168,9 +170,12 @@ class Catalog:
             raise BadRequest("ensemble(...) is understood, but not executed yet; use mix(...).", param="model")
         return recipe
 
+    def _policy(self, name: str, principal: Principal) -> LivePolicy | None:
+        return self.policies.get(name) if principal.may_ask(name) else None
+
     def _visible_id(self, expert: str, principal: Principal) -> str:
-        record = self._named(expert)
-        if record is None or not principal.may_use(record.name):
+        record = self._named(expert, principal)
+        if record is None:
             raise self._not_found(expert, principal)
         return record.expert_id
 
