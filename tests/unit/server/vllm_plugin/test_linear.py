@@ -43,18 +43,19 @@ LEAVE_OUT_EXPERTS = {4, 5}
 class World:
     """Random experts; some do not adapt every slice. All numbers are those that `dtype` can hold."""
 
-    def __init__(self, dtype: "torch.dtype" = torch.float32) -> None:
+    def __init__(self, dtype: "torch.dtype" = torch.float32, rank: int | None = None) -> None:
         self.dtype = dtype
+        self.ranks = dict.fromkeys(RANKS, rank) if rank else RANKS
         self.seed = int(np.random.default_rng().integers(2**31))
         self.rng = np.random.default_rng(self.seed)
         self.weights: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray] | None]] = {}
         self.batch = Batch(dtype, torch.device("cpu"))
         self.linear = ExpertLinear(self.batch, D_IN, SLICES)
-        for name, rank in RANKS.items():
+        for name, own_rank in self.ranks.items():
             slices: list[tuple[np.ndarray, np.ndarray, np.ndarray] | None] = []
             for number, width in enumerate(SLICES):
-                missing = (name, number) in {("b", 1), ("d", 0), ("d", 2), ("e", 2)}
-                a, b, v = (self.rng.normal(size=shape) for shape in ((rank, D_IN), (width, rank), D_IN))
+                missing = not rank and (name, number) in {("b", 1), ("d", 0), ("d", 2), ("e", 2)}
+                a, b, v = (self.rng.normal(size=shape) for shape in ((own_rank, D_IN), (width, own_rank), D_IN))
                 rounded = [tensor(each).to(dtype).double().numpy() for each in (a, b, v / np.linalg.norm(v))]
                 slices.append(None if missing else (rounded[0], rounded[1], rounded[2]))
             self.weights[ident(name)] = slices
@@ -67,7 +68,7 @@ class World:
     def check(self, rows: Sequence[int]) -> None:
         """Compare all rows; `rows` has an index into RECIPES for each."""
         plans = {n: plan_of(parse(text)) for n, text in enumerate(RECIPES) if text}
-        self.batch.update(rows, plans, {ident(name): rank for name, rank in RANKS.items()})
+        self.batch.update(rows, plans, {ident(name): rank for name, rank in self.ranks.items()})
         x = self.tensor(self.rng.normal(size=(len(rows), D_IN))).double().numpy()
         before = self.tensor(self.rng.normal(size=(len(rows), sum(SLICES)))).double().numpy()
         y = self.tensor(before)
@@ -126,6 +127,15 @@ def tensor(values: np.ndarray) -> "torch.Tensor":
 def test_any_batch_is_the_plain_formula(num_rows: int) -> None:
     world = World()
     for _ in range(6):  # layouts grow, are used again, and begin anew
+        world.check(world.rng.integers(0, len(RECIPES), num_rows).tolist())
+
+
+@pytest.mark.parametrize("num_rows", [1, 16, MAX_DENSE_ROWS + 1, 200])
+def test_experts_of_one_rank_in_all_slices_are_the_plain_formula(num_rows: int) -> None:
+    world = World(rank=4)
+    for recipe in range(len(RECIPES)):
+        world.check([recipe] * num_rows)
+    for _ in range(3):
         world.check(world.rng.integers(0, len(RECIPES), num_rows).tolist())
 
 
