@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from routers.embedders.base import Encoder
 from routers.embedders.factory import make_encoder
-from server.base_model import default_cache_dir, ensure_base_model
+from server.base_model import Progress, default_cache_dir, ensure_base_model
 from server.settings import Settings
-
-Progress = Callable[[str, int, int], None]
 
 
 def prepare_assets(settings: Settings, progress: Progress) -> tuple[Encoder, str]:

@@ -81,24 +81,21 @@ class Gating:
         slices = scores.split(self.num_choices, dim=1)
         return torch.cat([top_k_weights(each, k, temperature) for each in slices], dim=1).to(x.dtype)
 
+    def columns(self, x: torch.Tensor) -> torch.Tensor:
+        """The weight of every column of the product with A, shape (num_rows, R)."""
+        gains = self.gains(x)
+        return gains.repeat_interleave(self.rank, dim=1) if self.rank else gains[:, self.choice]
+
     def weigh(self, inner: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The product with A, shape (num_rows, R), with what the gate makes of it."""
-        gains = self.gains(x)
-        if not self.rank:
-            return self.weigh_columns(inner, gains[:, self.choice])
-        gains = gains.repeat_interleave(self.rank, dim=1)
-        weighted = inner * gains
-        if self.spec.aggregation == "ab":
-            by_expert = weighted.view(len(x), len(self.num_choices), -1, self.rank)
-            weighted = by_expert.sum(dim=2, keepdim=True).expand_as(by_expert).flatten(1) * gains
-        return weighted
-
-    def weigh_columns(self, inner: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
-        """As `weigh`, from the weight of every column, shape (num_rows, R)."""
-        weighted = inner * gains
-        return self.averaged(weighted) * gains if self.spec.aggregation == "ab" else weighted
+        weights = self.columns(x)
+        weighted = inner * weights
+        return self.averaged(weighted) * weights if self.spec.aggregation == "ab" else weighted
 
     def averaged(self, weighted: torch.Tensor) -> torch.Tensor:
         """Sum over experts of each rank's columns, given to every expert; shape (num_rows, R) as `weighted`."""
+        if self.rank:
+            by_expert = weighted.view(len(weighted), len(self.num_choices), -1, self.rank)
+            return by_expert.sum(dim=2, keepdim=True).expand_as(by_expert).flatten(1)
         summed = weighted.new_zeros(len(weighted), self.num_positions).index_add_(1, self.position, weighted)
         return summed[:, self.position]

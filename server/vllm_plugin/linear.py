@@ -267,7 +267,7 @@ class ExpertLinear:
         if gating is None:
             return
         place = rows[:, None], self._columns_of(plan)
-        gains = gating.gains(x)[:, gating.choice]
+        gains = gating.columns(x)
         if gating.spec.aggregation == "ab":
             inner[place] = gating.averaged(inner[place] * gains)
         weights[place] = gains
