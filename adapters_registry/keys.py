@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from adapters_registry.records import KeyRecord, utc_now
+from adapters_registry.sight import Sight
 from adapters_registry.stores.base import KeyStore
 from adapters_registry.usage import NO_LIMITS, KeyLimits
 
@@ -52,6 +53,8 @@ def new_key(
     experts: Iterable[str] = ("*",),
     expires_at: datetime | None = None,
     policies: Iterable[str] = ("*",),
+    tags: Iterable[str] = (),
+    tenant: str = "",
     limits: KeyLimits = NO_LIMITS,
 ) -> tuple[KeyRecord, str]:
     """A record to store with `KeyStore.add`, and the plaintext to show once."""
@@ -61,10 +64,9 @@ def new_key(
         name=name,
         hash=hashed,
         scopes=frozenset(scopes),
-        experts=tuple(experts),
         created_at=utc_now(),
         expires_at=expires_at,
-        policies=tuple(policies),
+        sight=Sight(tuple(experts), tuple(policies), tuple(tags), tenant),
         limits=limits,
     )
     return record, plaintext

@@ -23,6 +23,7 @@ from pydantic import (
 
 from adapters_registry.errors import BadManifest, Problem
 from adapters_registry.names import check_name
+from adapters_registry.sight import EVERYTHING, Audience, Sight
 from adapters_registry.sources import Provenance, Source
 from adapters_registry.states import AdapterState
 from adapters_registry.usage import NO_LIMITS, KeyLimits
@@ -55,11 +56,15 @@ def _valid_name(name: str) -> str:
     return name
 
 
-_Word = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CARD_ITEM_CHARS), AfterValidator(_without_nul)]
-_Words = Annotated[list[_Word], Field(max_length=MAX_CARD_ITEMS)]
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CARD_ITEM_CHARS), AfterValidator(_without_nul)]
+_Words = Annotated[list[Tag], Field(max_length=MAX_CARD_ITEMS)]
 _Line = Annotated[str, StringConstraints(max_length=200), AfterValidator(_without_nul)]
 _Example = Annotated[str, StringConstraints(min_length=1, max_length=MAX_EXAMPLE_CHARS), AfterValidator(_without_nul)]
 _Examples = Annotated[list[_Example], Field(max_length=MAX_EXAMPLES)]
+
+
+Tenant = Annotated[str, StringConstraints(max_length=MAX_CARD_ITEM_CHARS), AfterValidator(_without_nul)]
+"""Name of a tenant; empty for none."""
 
 
 class _Strict(BaseModel):
@@ -77,7 +82,11 @@ class Composition(_Strict):
 
 
 class Card(_Strict):
-    """What an expert is for, in words: shown to people, and read by some routers."""
+    """What an expert is for, in words: shown to people, and read by some routers.
+
+    `tags` and `tenant` are also what keys are confined by. A version whose card names no tenant belongs to that of the
+    version before it; an empty one makes it everybody's.
+    """
 
     description: Annotated[str, StringConstraints(max_length=MAX_DESCRIPTION_CHARS), AfterValidator(_without_nul)] = ""
     tags: _Words = Field(default_factory=list)
@@ -85,6 +94,7 @@ class Card(_Strict):
     languages: _Words = Field(default_factory=list)
     license: _Line = ""
     owner: _Line = ""
+    tenant: Tenant | None = None
     composed_from: Composition | None = None
     obtained_from: Provenance | None = None
 
@@ -206,6 +216,11 @@ class AdapterRecord:
         """`name@sha8`, as callers, routers and recipes name this version."""
         return f"{self.name}@{self.version}"
 
+    @property
+    def audience(self) -> Audience:
+        """Whom this version is for, by its card."""
+        return Audience(frozenset(self.card.tags), self.card.tenant or "")
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -259,8 +274,7 @@ class KeyRecord:
     Attributes:
         hash: SHA-256 of the whole key, in hex.
         scopes: What the key may do, such as ``infer`` and ``admin``.
-        experts: Glob patterns of the expert names that the key may see.
-        policies: The same of policies.
+        sight: Which experts and policies the key may use.
         limits: How much it may use.
     """
 
@@ -268,11 +282,10 @@ class KeyRecord:
     name: str
     hash: str
     scopes: frozenset[str]
-    experts: tuple[str, ...]
     created_at: datetime
     revoked_at: datetime | None = None
     expires_at: datetime | None = None
-    policies: tuple[str, ...] = ("*",)
+    sight: Sight = EVERYTHING
     limits: KeyLimits = NO_LIMITS
 
     def is_usable(self, now: datetime | None = None) -> bool:

@@ -7,7 +7,6 @@ only then, everybody who can reach the loopback address is let in with all scope
 from __future__ import annotations
 
 import asyncio
-import fnmatch
 import hashlib
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 
 from adapters_registry.keys import find_key
 from adapters_registry.records import KeyRecord
+from adapters_registry.sight import EVERYTHING, Sight
 from adapters_registry.stores.base import KeyStore
 from adapters_registry.usage import NO_LIMITS, KeyLimits
 from server.errors import AuthenticationFailed, PermissionDenied
@@ -32,31 +32,16 @@ class Principal:
     Attributes:
         key_id: The key's public id, or ``anonymous``.
         scopes: Any of ``infer``, ``admin`` and ``metrics``.
-        experts: Glob patterns of expert names that the key may use.
-        policies: The same of policies.
+        sight: Which experts and policies it may use.
         limits: How much it may use; None if there is no limit.
         name: What the operator called the key; the metrics show it.
     """
 
     key_id: str
     scopes: frozenset[str]
-    experts: tuple[str, ...] = ("*",)
-    policies: tuple[str, ...] = ("*",)
+    sight: Sight = EVERYTHING
     limits: KeyLimits | None = None
     name: str = "none"
-
-    @property
-    def sees_all(self) -> bool:
-        """Whether no expert is hidden."""
-        return "*" in self.experts
-
-    def may_use(self, name: str) -> bool:
-        """Whether the expert of this name is visible."""
-        return self.sees_all or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.experts)
-
-    def may_ask(self, policy: str) -> bool:
-        """Whether the policy of this name is visible."""
-        return "*" in self.policies or any(fnmatch.fnmatchcase(policy, pattern) for pattern in self.policies)
 
     def require(self, scope: str, *others: str) -> None:
         """Raise `PermissionDenied` unless the key has the scope, or one of the others."""
@@ -121,7 +106,7 @@ class Authenticator:
         record = await self._find(secret) if secret else None
         if record is not None and record.is_usable():
             limits = None if record.limits == NO_LIMITS else record.limits
-            return Principal(record.key_id, record.scopes, record.experts, record.policies, limits, record.name)
+            return Principal(record.key_id, record.scopes, record.sight, limits, record.name)
         if await self._needs_no_key():  # even with a wrong key: clients of the openai kind always send one
             _refuse_foreign_page(headers)
             return ANONYMOUS

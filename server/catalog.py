@@ -1,19 +1,20 @@
 """The catalogue: everything that a caller can write into ``model``, as one immutable snapshot.
 
 A request reads one snapshot from its first look to its last, so that a change of the library never shows half. What a
-principal may not see is absent: unknown and hidden names give the same answer.
+principal may not see is absent: names are looked up among those that it sees, and hidden ones are not among them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from adapters_registry.names import KnownNames, split_expert_id
+from adapters_registry.names import KnownNames
 from adapters_registry.records import AdapterRecord
+from adapters_registry.sight import Audience, Sight
 from adapters_registry.states import AdapterState
 from server.auth import Principal
 from server.engine.recipes import (
@@ -33,11 +34,8 @@ from server.errors import BadRequest, ModelNotFound, Unavailable
 from server.policies import LivePolicy
 
 DEFAULT_POLICY = "auto"
-MAX_VIEWS = 64
-"""Views of one kind that a catalogue remembers, one for each list of patterns that keys have."""
-
-Key = TypeVar("Key")
-View = TypeVar("View")
+MAX_VIEWS = 256
+"""So many that a catalogue remembers, one for each way in which keys are confined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,7 @@ class Catalog:
         policies: Policies by name.
         text_of: Text of a long recipe by its digest, or None.
         is_read: Whether the library has been read; before, nobody can say what does not exist.
-        pending: Names of policies that are there, but cannot decide yet.
+        pending: Policies that are there, but cannot decide yet, and whom they are for.
     """
 
     base_names: tuple[str, ...]
@@ -76,11 +74,8 @@ class Catalog:
     policies: Mapping[str, LivePolicy] = field(default_factory=dict)
     text_of: Callable[[str], str | None] = field(default=lambda _digest: None)
     is_read: bool = True
-    pending: Callable[[], Collection[str]] = field(default=frozenset)
-    _visible: dict[tuple[str, ...], frozenset[str]] = field(init=False, repr=False, compare=False, default_factory=dict)
-    _known: dict[tuple[tuple[str, ...], tuple[str, ...]], KnownNames] = field(
-        init=False, repr=False, compare=False, default_factory=dict
-    )
+    pending: Callable[[], Mapping[str, Audience]] = field(default=dict)
+    _views: dict[Sight, _View] = field(init=False, repr=False, compare=False, default_factory=dict)
     _whole: dict[str, bool] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @cached_property
@@ -96,25 +91,22 @@ class Catalog:
         """The version of this id, if it may serve anything."""
         return self.experts.get(expert_id) or self.others.get(expert_id)
 
-    def _named(self, asked: str, principal: Principal) -> AdapterRecord | None:
-        """What a caller means by a name or an id; a draining version takes nothing new.
+    def _seen_by(self, principal: Principal) -> _View:
+        view = self._views.get(principal.sight)
+        if view is None:
+            if len(self._views) >= MAX_VIEWS:
+                del self._views[next(iter(self._views))]
+            view = self._views[principal.sight] = _View.of(self, principal.sight)
+        return view
 
-        Whether the caller may see it is asked of the name, there or not: a hidden one takes no longer than none.
-        """
-        if not principal.may_use(split_expert_id(asked)[0]):
-            return None
-        record = self._by_name.get(asked) or self.record_of(asked)
-        return None if record is None or record.state is AdapterState.DRAINING else record
+    def _sees(self, sight: Sight, record: AdapterRecord) -> bool:
+        """Whether a version is visible: as the active one of its name is, or by its own card if there is none."""
+        speaks_for_it = self._by_name.get(record.name, record)
+        return sight.is_whole or sight.sees_expert(record.name, speaks_for_it.audience)
 
     def visible_to(self, principal: Principal) -> frozenset[str] | None:
         """Ids of the experts that the principal may use; None stands for all of them."""
-        if principal.sees_all:
-            return None
-        seen = self._visible.get(principal.experts)
-        if seen is None:
-            seen = frozenset(record.expert_id for record in self.experts.values() if principal.may_use(record.name))
-            _remember(self._visible, principal.experts, seen)
-        return seen
+        return None if principal.sight.is_whole else self._seen_by(principal).ids
 
     def has_all_of(self, policy: LivePolicy) -> bool:
         """Whether all experts that one of the policies was fitted to are still there."""
@@ -134,11 +126,12 @@ class Catalog:
         asked = model or DEFAULT_POLICY
         if asked in self.base_names or asked == "base":
             return Target("base", asked, recipe=Base())
-        if (policy := self._policy(asked, principal)) is not None:
+        seen = self._seen_by(principal)
+        if (policy := seen.policies.get(asked)) is not None:
             return Target("policy", asked, policy=policy)
-        if (policy := self._policy(asked.rpartition(":")[0], principal)) is not None:
+        if (policy := seen.policies.get(asked.rpartition(":")[0])) is not None:
             return Target("policy", asked, policy=policy, threshold=_threshold(asked))
-        if (record := self._named(asked, principal)) is not None:
+        if (record := seen.named.get(asked)) is not None:
             pinned = {asked} if asked == record.expert_id else set()
             return Target("expert", asked, recipe=Single(record.expert_id), pinned=frozenset(pinned))
         if "(" in asked or asked.startswith("set:"):
@@ -170,59 +163,78 @@ class Catalog:
             raise BadRequest("ensemble(...) is understood, but not executed yet; use mix(...).", param="model")
         return recipe
 
-    def _policy(self, name: str, principal: Principal) -> LivePolicy | None:
-        return self.policies.get(name) if principal.may_ask(name) else None
-
     def _visible_id(self, expert: str, principal: Principal) -> str:
-        record = self._named(expert, principal)
+        record = self._seen_by(principal).named.get(expert)
         if record is None:
             raise self._not_found(expert, principal)
         return record.expert_id
 
     def listing(self, principal: Principal) -> list[dict[str, Any]]:
         """Entries of ``GET /v1/models`` for this caller: base, policies, experts."""
-        base = self.base_names[0]
+        base, seen = self.base_names[0], self._seen_by(principal)
         entries = [_entry(base, "base", None, {})]
-        for policy in filter(lambda each: principal.may_ask(each.name), self.policies.values()):
-            entries.append(
-                _entry(policy.name, "policy", base, {"router": policy.router_name, "card": policy.describe()})
-            )
-        for record in sorted(self.experts.values(), key=lambda r: r.name):
-            if principal.may_use(record.name):
-                details = {
-                    "id_with_version": record.expert_id,
-                    "card": record.card.model_dump(exclude={"obtained_from"}),  # paths and hosts are the operator's
-                    "created": int(record.created_at.timestamp()),
-                }
-                entries.append(_entry(record.name, "expert", base, details))
+        for policy in seen.policies.values():
+            fitted: dict[str, Any] = {"router": policy.router_name, "card": policy.describe()}
+            entries.append(_entry(policy.name, "policy", base, fitted))
+        kept_back = {"obtained_from"}  # paths and hosts are the operator's
+        if not principal.sight.is_whole:
+            kept_back.add("composed_from")  # it names other experts
+        for record in sorted(seen.experts.values(), key=lambda r: r.name):
+            version: dict[str, Any] = {
+                "id_with_version": record.expert_id,
+                "card": record.card.model_dump(exclude=kept_back),
+                "created": int(record.created_at.timestamp()),
+            }
+            entries.append(_entry(record.name, "expert", base, version))
         return entries
 
     def _not_found(self, asked: str, principal: Principal) -> ModelNotFound | Unavailable:
         if not self.is_read:
             return Unavailable("The gateway has just started and is still reading its library.", retry_after_s=1)
-        if any(name in (asked, asked.rpartition(":")[0]) for name in filter(principal.may_ask, self.pending())):
+        pending = (name for name, audience in self.pending().items() if principal.sight.sees_policy(name, audience))
+        if any(name in (asked, asked.rpartition(":")[0]) for name in pending):
             return Unavailable("This policy is still being fitted; the experts can be asked by name.", retry_after_s=1)
-        close = self._names_seen_by(principal).nearest(asked)
+        close = self._seen_by(principal).names.nearest(asked)
         shown = asked if len(asked) <= 100 else asked[:97] + "..."
         hint = f" Did you mean {' or '.join(close)}?" if close else " GET /v1/models lists what there is."
         return ModelNotFound(f"The model '{shown}' does not exist.{hint}", param="model")
 
-    def _names_seen_by(self, principal: Principal) -> KnownNames:
+
+@dataclass(frozen=True)
+class _View:
+    """What one way of being confined leaves of a catalogue.
+
+    Attributes:
+        experts: Active experts by id.
+        named: What can be asked for, by name and by id; a draining version takes nothing new.
+        policies: Policies by name.
+        base_name: Of the base, which everybody sees.
+    """
+
+    experts: dict[str, AdapterRecord]
+    named: dict[str, AdapterRecord]
+    policies: dict[str, LivePolicy]
+    base_name: str
+
+    @classmethod
+    def of(cls, catalog: Catalog, sight: Sight) -> _View:
+        """Look at every expert and policy."""
+        experts = {each.expert_id: each for each in catalog.experts.values() if catalog._sees(sight, each)}
+        others = (each for each in catalog.others.values() if each.state is not AdapterState.DRAINING)
+        named = {each.expert_id: each for each in others if catalog._sees(sight, each)} | experts
+        named |= {each.name: each for each in experts.values()}
+        policies = {name: each for name, each in catalog.policies.items() if sight.sees_policy(name, each.audience)}
+        return cls(experts, named, policies, catalog.base_names[0])
+
+    @cached_property
+    def ids(self) -> frozenset[str]:
+        """Of the active experts."""
+        return frozenset(self.experts)
+
+    @cached_property
+    def names(self) -> KnownNames:
         """Of the base, policies and experts."""
-        patterns = principal.experts, principal.policies
-        known = self._known.get(patterns)
-        if known is None:
-            policies = filter(principal.may_ask, self.policies)
-            experts = (record.name for record in self.experts.values() if principal.may_use(record.name))
-            known = KnownNames([*self.base_names[:1], *policies, *experts])
-            _remember(self._known, patterns, known)
-        return known
-
-
-def _remember(views: dict[Key, View], key: Key, view: View) -> None:
-    if len(views) >= MAX_VIEWS:
-        views.clear()
-    views[key] = view
+        return KnownNames([self.base_name, *self.policies, *(each.name for each in self.experts.values())])
 
 
 def _threshold(asked: str) -> float:

@@ -23,6 +23,7 @@ import numpy as np
 import structlog
 
 from adapters_registry.records import AdapterRecord
+from adapters_registry.sight import EVERYBODY, Audience
 from routers.artefacts import ArtefactStore, code_version
 from routers.base import (
     Artefact,
@@ -72,6 +73,7 @@ class LivePolicy:
         provenance: When and by which version of the code it was fitted.
         spec: What it was fitted as; another gateway may have redefined the policy since.
         fitting: How it would choose for prompts like its examples; None if it was not fitted to examples.
+        audience: Whom it is for.
     """
 
     name: str
@@ -85,6 +87,7 @@ class LivePolicy:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     spec: PolicySpec | None = None
     fitting: Profile | None = None
+    audience: Audience = EVERYBODY
 
     def describe(self) -> dict[str, Any]:
         """The method's card, for people."""
@@ -203,9 +206,9 @@ class PolicyManager:
         return {name: self._entries[name].error or "not fitted yet" for name in sorted(absent)}
 
     @property
-    def pending(self) -> frozenset[str]:
-        """All policies that are defined, but cannot decide yet."""
-        return frozenset(self._entries.keys() - self._live.keys())
+    def pending(self) -> dict[str, Audience]:
+        """All policies that are defined, but cannot decide yet, and whom they are for."""
+        return {name: e.spec.settings.audience for name, e in self._entries.items() if name not in self._live}
 
     async def wants_refresh(self) -> bool:
         """Whether there is work though the library has not changed.
@@ -311,6 +314,7 @@ class PolicyManager:
         async with self._defining:
             await asyncio.to_thread(self._store.save, spec)
             self._entries[spec.name] = entry
+        self._announce()  # whom it is for holds at once
         return self.refit(spec.name)
 
     def refit(self, name: str) -> Job:
@@ -405,7 +409,7 @@ class PolicyManager:
             self._stamp = stamp
 
     def _announce(self) -> dict[str, LivePolicy]:
-        live = {name: self._live[name] for name in self._entries if name in self._live}
+        live = {name: _for_its_audience(self._live[name], e) for name, e in self._entries.items() if name in self._live}
         self.on_change(live)
         return live
 
@@ -506,6 +510,7 @@ class PolicyManager:
             provenance=artefact.data.get("provenance", {}),
             spec=entry.spec,
             fitting=fitting,
+            audience=entry.spec.settings.audience,
         )
 
     async def _reopen(self, entry: _Entry, embedder: Embedder) -> LivePolicy | None:
@@ -543,6 +548,12 @@ def _as_experts(records: Sequence[AdapterRecord]) -> tuple[LibraryExpert, ...]:
 
 def _entry(spec: PolicySpec) -> _Entry:
     return _Entry(spec, router_class(spec.settings.router), make_config(spec.settings.router, spec.settings.options))
+
+
+def _for_its_audience(live: LivePolicy, entry: _Entry) -> LivePolicy:
+    """A policy for whom it is now, which may be others than when it was fitted."""
+    audience = entry.spec.settings.audience
+    return live if live.audience == audience else replace(live, audience=audience)
 
 
 def _embedder_of(entry: _Entry) -> str:

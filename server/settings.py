@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from adapters_registry.sight import Audience
 from routers.subset_config import SubsetConfig
 from server.sources.config import SourceSettings
 
@@ -46,6 +47,17 @@ class PolicySettings(BaseModel):
     data: Path | None = Field(
         default=None, description="JSON Lines of prompts with answers, for methods that need them."
     )
+    tags: list[str] = Field(
+        default_factory=list, description="Of keys that are confined by tags, only those with one of these may ask it."
+    )
+    tenant: str = Field(
+        default="", description="Of keys that are confined to a tenant, only those of this one may ask it."
+    )
+
+    @property
+    def audience(self) -> Audience:
+        """Whom the policy is for."""
+        return Audience(frozenset(self.tags), self.tenant)
 
 
 class Price(BaseModel):

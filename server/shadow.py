@@ -129,7 +129,7 @@ class Shadow:
         if query.candidates is None:
             return None
         replaced = {self._replaces.get(each, each) for each in query.candidates}
-        new = {r.expert_id for r in self._shadowed.values() if principal.may_use(r.name)}
+        new = {r.expert_id for r in self._shadowed.values() if principal.sight.sees_expert(r.name, r.audience)}
         return frozenset(replaced | new)
 
     def _count(self, policy: str, decision: Decision, other: Decision) -> None:

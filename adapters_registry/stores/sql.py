@@ -6,6 +6,7 @@ Every method is one transaction; writers are alone (see `database`), so what the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -289,6 +290,7 @@ async def _register(connection: AsyncConnection, record: AdapterRecord, change: 
     """Have a row for the version; one that had left, or was rejected, begins anew."""
     await _refuse_collision(connection, record)
     existing = await _find_row(connection, record.name, record.version)
+    record = await _with_tenant(connection, record)
     if existing is None:
         await _insert(connection, record, now)
         states = (None, AdapterState.REGISTERED.value)
@@ -300,6 +302,21 @@ async def _register(connection: AsyncConnection, record: AdapterRecord, change: 
         existing = await _move(connection, existing, AdapterState.REGISTERED, change, now, purged_at=None, report=None)
     await _update_description(connection, existing, record, change, now)
     return await _required_row(connection, record.name, record.version)
+
+
+async def _with_tenant(connection: AsyncConnection, record: AdapterRecord) -> AdapterRecord:
+    """The record, of its name's tenant if its card does not say whose it is.
+
+    That is the tenant of the same version if it is known, else of the active one, else of the newest.
+    """
+    if record.card.tenant is not None:
+        return record
+    is_same, is_active = adapters.c.version == record.version, adapters.c.state == AdapterState.ACTIVE.value
+    query = sa.select(adapters.c.card).where(adapters.c.name == record.name)
+    nearest = query.order_by(is_same.desc(), is_active.desc(), adapters.c.id.desc()).limit(1)
+    card = (await connection.execute(nearest)).scalar_one_or_none()
+    tenant = None if card is None else card.get("tenant")
+    return record if tenant is None else replace(record, card=record.card.model_copy(update={"tenant": tenant}))
 
 
 async def _move(

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters_registry.errors import KeyNotFound, NameTaken
 from adapters_registry.records import KeyRecord, utc_now
+from adapters_registry.sight import Sight
 from adapters_registry.stores.changes import note_change
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.tables import api_keys
@@ -32,12 +33,14 @@ class SqlKeyStore:
                 "name": key.name,
                 "hash": key.hash,
                 "scopes": sorted(key.scopes),
-                "experts": list(key.experts),
+                "experts": list(key.sight.experts),
                 "created_at": key.created_at,
                 "revoked_at": key.revoked_at,
                 "expires_at": key.expires_at,
-                "policies": list(key.policies),
+                "policies": list(key.sight.policies),
                 "limits": key.limits.model_dump(exclude_none=True),
+                "tags": list(key.sight.tags),
+                "tenant": key.sight.tenant,
             }
             await connection.execute(sa.insert(api_keys).values(**values))
             await note_change(connection, "key-create", key.key_id, actor, utc_now())
@@ -104,10 +107,9 @@ def _to_record(row: sa.Row[Any]) -> KeyRecord:
         name=row.name,
         hash=row.hash,
         scopes=frozenset(row.scopes),
-        experts=tuple(row.experts),
+        sight=Sight(tuple(row.experts), tuple(row.policies), tuple(row.tags), row.tenant),
         created_at=row.created_at,
         revoked_at=row.revoked_at,
         expires_at=row.expires_at,
-        policies=tuple(row.policies),
         limits=KeyLimits.model_validate(row.limits),
     )

@@ -103,6 +103,8 @@ api_keys = sa.Table(
     sa.Column("expires_at", UtcDateTime, nullable=True),
     sa.Column("policies", sa.JSON, nullable=False, server_default='["*"]'),
     sa.Column("limits", sa.JSON, nullable=False, server_default="{}"),
+    sa.Column("tags", sa.JSON, nullable=False, server_default="[]"),
+    sa.Column("tenant", sa.String(64), nullable=False, server_default=""),
 )
 
 usage = sa.Table(

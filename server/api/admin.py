@@ -6,7 +6,7 @@ import asyncio
 import re
 import shutil
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,6 +143,8 @@ class AdapterAdmin:
             seed=order.seed if order.method in USES_SEED else None,
         )
         card = order.card.model_copy(update={"composed_from": made, "obtained_from": None})
+        if card.tenant is None:
+            card = card.model_copy(update={"tenant": _tenant_of([record for record, _ in sources])})
         manifest = parse_manifest({"name": order.name, "card": card.model_dump(), "examples": order.examples})
         return await self._offer(
             lambda: self._library.compose(manifest, sources, order.method, options, actor=principal.key_id, offer=False)
@@ -280,6 +282,18 @@ async def _parts(form: FormData) -> tuple[Manifest, list[UploadFile]]:
     if not files:
         raise BadRequest("The part 'files' is missing: an archive, or the adapter's two files.", param="files")
     return parse_manifest(raw), files
+
+
+def _tenant_of(sources: Iterable[AdapterRecord]) -> str | None:
+    """Whose a merge of these is; raises BadRequest if they are of several tenants."""
+    tenants = sorted({record.card.tenant for record in sources if record.card.tenant})
+    if len(tenants) > 1:
+        raise BadRequest(
+            f"These experts belong to the tenants {', '.join(tenants)}: say whose the result is (card.tenant; '' for "
+            "everybody).",
+            param="card.tenant",
+        )
+    return tenants[0] if tenants else None
 
 
 def _stage(files: list[UploadFile], staging: Path) -> Path:

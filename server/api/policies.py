@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from adapters_registry.records import MAX_CARD_ITEMS, Tag, Tenant
 from routers.base import Sample
 from routers.metrics import metric_names
 from server.api.incoming import read_body, told, validated
@@ -46,6 +47,8 @@ class PolicyOrder(BaseModel):
     options: dict[str, Any] = {}
     embedder: str | None = None
     subset: dict[str, Any] | None = None
+    tags: Annotated[list[Tag], Field(max_length=MAX_CARD_ITEMS)] = []
+    tenant: Tenant = ""
     samples: Annotated[list[SampleIn], Field(max_length=MAX_SAMPLES)] = []
 
 
@@ -157,9 +160,7 @@ def _order(raw: bytes) -> PolicyOrder:
 
 def _spec(order: PolicyOrder) -> PolicySpec:
     try:
-        settings = PolicySettings.model_validate(
-            {"router": order.router, "options": order.options, "embedder": order.embedder, "subset": order.subset}
-        )
+        settings = PolicySettings.model_validate(order.model_dump(exclude={"name", "samples"}))
     except ValidationError as error:
         raise BadRequest(told(error)) from None
     samples = tuple(Sample(each.prompt, each.answer, each.task, each.metric) for each in order.samples)

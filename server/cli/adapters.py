@@ -35,7 +35,13 @@ def add(
         ),
     ],
     description: Annotated[str, typer.Option(help="What the expert is good at.")] = "",
-    tag: Annotated[list[str] | None, typer.Option(help="A tag; repeat for more.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="A tag, which keys can be confined by too; repeat for more.")
+    ] = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option(help="Whose it is: keys of other tenants do not see it. Default: the same as the version before."),
+    ] = None,
     example: Annotated[list[str] | None, typer.Option(help="A prompt that it is good at; repeat for more.")] = None,
     examples_file: Annotated[
         Path | None, typer.Option(help="A file with one example prompt a line, or JSONL with 'prompt'.")
@@ -68,7 +74,7 @@ def add(
         examples = [examples[row] for row in evenly_spaced(len(examples), max_examples).tolist()]
     manifest: dict[str, Any] = {
         "name": name,
-        "card": {"description": description, "tags": tag or []},
+        "card": {"description": description, "tags": tag or [], "tenant": tenant},
         "examples": examples,
         "publish": {"to": publish, "share": share},
     }

@@ -20,6 +20,7 @@ def compose(
     rank: Annotated[int | None, typer.Option(help="Rank of the result, for svd.")] = None,
     density: Annotated[float, typer.Option(help="Share of entries kept, for magnitude_prune, ties and dare.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Of dare's random choice.")] = 0,
+    tenant: Annotated[str | None, typer.Option(help="Whose it is. Default: its experts' tenant.")] = None,
     description: Annotated[str, typer.Option(help="What the expert is good at.")] = "",
     example: Annotated[list[str] | None, typer.Option(help="A prompt that it is good at; repeat for more.")] = None,
     url: Url = DEFAULT_URL,
@@ -36,7 +37,7 @@ def compose(
         "rank": rank,
         "density": density,
         "seed": seed,
-        "card": {"description": description},
+        "card": {"description": description, "tenant": tenant},
         "examples": example or [],
     }
     record = call("POST", url, "/admin/adapters/compose", key=api_key, body=orjson.dumps(order))

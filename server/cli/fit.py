@@ -39,6 +39,11 @@ def fit(
     subset: Annotated[
         str | None, typer.Option(help="Use a part of the library: METHOD:SIZE, with the method cluster or greedy.")
     ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(help="Of keys confined by tags, only those with one of these may ask it; repeat."),
+    ] = None,
+    tenant: Annotated[str, typer.Option(help="Of keys confined to a tenant, only those of this one may ask it.")] = "",
     again: Annotated[bool, typer.Option("--again", help="Fit an existing policy as it is defined.")] = False,
     background: Annotated[bool, typer.Option("--background", help="Return at once; the fit goes on.")] = False,
     url: Url = DEFAULT_URL,
@@ -57,6 +62,8 @@ def fit(
             "options": dict(map(_option, option or [])),
             "embedder": embedder,
             "subset": _subset(subset) if subset else None,
+            "tags": tag or [],
+            "tenant": tenant,
             "samples": _samples(data, skip_bad_rows) if data else [],
         }
         job = call("POST", url, "/admin/policies", key=api_key, body=orjson.dumps(order))

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from adapters_registry.errors import KeyNotFound
 from adapters_registry.keys import generate_key, new_key
-from adapters_registry.records import KeyRecord, utc_now
+from adapters_registry.records import MAX_CARD_ITEM_CHARS, KeyRecord, utc_now
+from adapters_registry.sight import Sight
 from adapters_registry.usage import KeyLimits, Used
 from server.cli.client import AsJson, ClientError, print_json, print_table
 from server.cli.home import Home, with_library
@@ -35,6 +36,13 @@ def create(
         list[str] | None, typer.Option(help="Pattern of expert names that the key may use, such as 'sql*'; repeat.")
     ] = None,
     policies: Annotated[list[str] | None, typer.Option(help="The same of policies.")] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(help="Tag of experts that the key may use, and of policies that have any; repeat."),
+    ] = None,
+    tenant: Annotated[
+        str, typer.Option(help="Tenant whose experts and policies the key may use, besides those of no tenant.")
+    ] = "",
     expires_days: Annotated[int | None, typer.Option(min=1, help="Days until the key ends. Default: never.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Most requests in a minute.")] = None,
     tokens_per_minute: Annotated[
@@ -62,11 +70,15 @@ def create(
         )
     except ValidationError as error:
         raise ClientError("; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors()), 2) from None
+    if max(map(len, [tenant, *(tag or [])])) > MAX_CARD_ITEM_CHARS:
+        raise ClientError(f"A tenant or tag has at most {MAX_CARD_ITEM_CHARS} characters, on experts' cards too.", 2)
     record, plaintext = new_key(
         name,
         scopes=scopes,
         experts=experts or ["*"],
         policies=policies or ["*"],
+        tags=tag or [],
+        tenant=tenant,
         expires_at=utc_now() + timedelta(days=expires_days) if expires_days else None,
         limits=limits,
     )
@@ -129,14 +141,14 @@ def list_keys(home: Home = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json([_shown(record) for record in records])
         return
-    table = Table("id", "name", "scopes", "experts", "created", "state", box=None)
+    table = Table("id", "name", "scopes", "sees", "created", "state", box=None)
     for record in records:
         shown = _shown(record)
         table.add_row(
             record.key_id,
             record.name,
             ", ".join(shown["scopes"]),
-            ", ".join(record.experts),
+            _in_words(record.sight),
             shown["created_at"],
             shown["state"],
         )
@@ -165,14 +177,22 @@ def _tell(record: KeyRecord, plaintext: str, as_json: bool) -> None:
         typer.echo("Keep it now: it cannot be shown again.", err=True)
 
 
+def _in_words(sight: Sight) -> str:
+    """The experts that a key sees, on a line."""
+    bounds = (("tagged ", ", ".join(sight.tags)), ("tenant ", sight.tenant))
+    return "; ".join([", ".join(sight.experts), *(f"{what}{bound}" for what, bound in bounds if bound)])
+
+
 def _shown(record: KeyRecord) -> dict[str, Any]:
     expired = record.expires_at is not None and record.expires_at <= utc_now()
     return {
         "id": record.key_id,
         "name": record.name,
         "scopes": sorted(record.scopes),
-        "experts": list(record.experts),
-        "policies": list(record.policies),
+        "experts": list(record.sight.experts),
+        "policies": list(record.sight.policies),
+        "tags": list(record.sight.tags),
+        "tenant": record.sight.tenant,
         "limits": record.limits.model_dump(exclude_none=True),
         "created_at": record.created_at.isoformat(timespec="seconds"),
         "expires_at": record.expires_at.isoformat(timespec="seconds") if record.expires_at else None,

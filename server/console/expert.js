@@ -92,6 +92,7 @@ function facts(record, tally) {
     ["In the shadow", tallied(tally)],
     ["Description", card.description],
     ["Tags", card.tags?.join(", ")],
+    ["Tenant", card.tenant],
     ["Tasks", card.tasks?.join(", ")],
     ["Owner", card.owner],
     ["Licence", card.license],

@@ -350,6 +350,27 @@ async def test_every_change_raises_the_revision_and_nothing_else_does(adapters: 
     assert not await rose()
 
 
+async def test_a_version_is_its_names_tenants_unless_it_says_otherwise(adapters: AdapterStore) -> None:
+    def of(content: int, tenant: str | None) -> AdapterRecord:
+        return dataclasses.replace(record(content=content), card=Card(description=str(content), tenant=tenant))
+
+    async def tenant_of(content: int, tenant: str | None) -> str | None:
+        stored = await adapters.register(of(content, tenant))
+        assert (await adapters.find(stored.name, stored.version)) == stored
+        return stored.card.tenant
+
+    assert await tenant_of(1, None) is None
+    assert await tenant_of(2, "bank") == "bank"
+    await adapters.activate(of(2, "bank"))
+    assert await tenant_of(3, "insurer") == "insurer"
+    assert await tenant_of(4, None) == "bank"  # the active one's, not the newest's
+    await adapters.retire("sql", of(2, None).version)
+    assert await tenant_of(5, None) == "bank"  # the newest's
+    assert await tenant_of(3, None) == "insurer"  # its own
+    assert await tenant_of(6, "") == ""
+    assert await tenant_of(7, None) == ""
+
+
 async def test_many_writers_at_once(adapters: AdapterStore) -> None:
     await asyncio.gather(*(adapters.activate(record("sql", number, "a")) for number in range(20)))
     assert len(await adapters.list(AdapterState.ACTIVE)) == 1
@@ -390,9 +411,9 @@ async def test_revoking(keys: KeyStore) -> None:
 NOON = datetime(2026, 2, 28, 12, 0, 30, tzinfo=UTC)
 
 
-async def test_keys_keep_policies_and_limits(keys: KeyStore) -> None:
+async def test_keys_keep_what_they_see_and_limits(keys: KeyStore) -> None:
     limits = KeyLimits(requests_per_minute=3, budget_per_month=0.25)
-    key, _ = new_key("app", policies=["auto", "team-*"], limits=limits)
+    key, _ = new_key("app", policies=["auto", "team-*"], tags=["ü", "open"], tenant="bank", limits=limits)
     await keys.add(key)
     assert await keys.find(key.key_id) == key
 

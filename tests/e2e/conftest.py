@@ -33,13 +33,14 @@ async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
         yield browser
 
 
-async def register_examples(gateway: Running, folder: Path) -> dict[str, str]:
-    """Register the two experts; their ids by name, once both can be routed to."""
+async def register_examples(gateway: Running, folder: Path, **tenants: str) -> dict[str, str]:
+    """Register the two experts, for these tenants; their ids by name, once both can be routed to."""
     ids = {}
     async with httpx.AsyncClient(base_url=gateway.url) as client:
         for seed, (name, examples) in enumerate(EXAMPLES.items()):
             adapter = make_adapter(folder / name, seed=seed)
-            response = await client.post("/admin/adapters", json=manifest(name, adapter, *examples))
+            order = manifest(name, adapter, *examples, tenant=tenants.get(name))
+            response = await client.post("/admin/adapters", json=order)
             assert response.status_code == 201, response.text
             ids[name] = response.json()["id"]
         for name, examples in EXAMPLES.items():

@@ -9,14 +9,15 @@ import sqlite3
 import tarfile
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from adapters_registry.keys import generate_key
-from adapters_registry.records import KeyRecord, utc_now
+from adapters_registry.keys import new_key
+from adapters_registry.records import utc_now
 from routers.embedders.hashing import HashingEncoder
 from server.engine.fake import FakeEngine
 from server.settings import Settings, SettingsError
@@ -181,20 +182,8 @@ async def test_examples_can_be_replaced(running: Running) -> None:
 
 
 async def add_key(running: Running, *scopes: str, experts: tuple[str, ...] = ("*",), **changes: Any) -> dict[str, str]:
-    key_id, plaintext, digest = generate_key()
-    record = KeyRecord(
-        **{
-            "key_id": key_id,
-            "name": "test",
-            "hash": digest,
-            "scopes": frozenset(scopes),
-            "experts": experts,
-            "created_at": utc_now(),
-            "revoked_at": None,
-            "expires_at": None,
-            **changes,
-        }
-    )
+    record, plaintext = new_key("test", scopes=scopes, experts=experts)
+    record = replace(record, **changes)
     await running.gateway.library.keys.add(record)
     return {"authorization": f"Bearer {plaintext}"}
 
@@ -292,8 +281,7 @@ async def test_strangers_need_keys_before_the_gateway_listens(tmp_path: Path) ->
     with pytest.raises(SettingsError, match="moergate keys create"):
         await open_gateway(settings, HashingEncoder(), "")
     library = await open_library(settings)
-    key_id, _, digest = generate_key()
-    await library.keys.add(KeyRecord(key_id, "n", digest, frozenset({"infer"}), ("*",), utc_now(), None, None))
+    await library.keys.add(new_key("app")[0])
     await library.close()
     gateway = await open_gateway(settings, HashingEncoder(), "")
     await gateway.close()

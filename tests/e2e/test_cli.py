@@ -107,6 +107,7 @@ def test_keys_close_the_gateway(served: Serving, tmp_path: Path) -> None:
         "4",
         "--policies",
         "auto",
+        *("--tag", "open", "--tag", "text", "--tenant", "bank"),
     )
     app = run_cli("keys", "create", "app", *limits, "--json", *home)
     assert "No prices are set" in app.stderr
@@ -114,7 +115,8 @@ def test_keys_close_the_gateway(served: Serving, tmp_path: Path) -> None:
     shown = json.loads(run_cli("keys", "show", made["id"], "--json", *home).stdout)
     assert shown["limits"] == {"requests_per_minute": 60, "budget_per_month": 2.5, "max_concurrency": 4}
     assert shown["under_way"] == 0
-    assert shown["policies"] == ["auto"]
+    assert (shown["policies"], shown["tags"], shown["tenant"]) == (["auto"], ["open", "text"], "bank")
+    assert "*; tagged open, text; tenant bank" in run_cli("keys", "list", *home).stdout
     assert shown["used"]["minute"] == {"requests": 0, "tokens": 0, "cost": 0.0}
     assert "requests_per_minute 60" in run_cli("keys", "show", made["id"], *home).stdout
     assert run_cli("keys", "show", "00000000", *home).returncode == 1
@@ -132,6 +134,7 @@ def test_keys_close_the_gateway(served: Serving, tmp_path: Path) -> None:
         (("nonsense",), 2, "No such command"),
         (("adapters", "list", "--url", "http://127.0.0.1:1"), 3, "moergate serve"),
         (("keys", "create", "x", "--scope", "root"), 2, "scopes are"),
+        (("keys", "create", "x", "--tenant", "t" * 65), 2, "at most 64"),
         (("keys", "create", "x", "--budget-per-day", "0"), 2, "budget_per_day"),
         (("serve", "--port", "99999"), 2, "port"),
         (("serve", "--max-lora-rank", "7"), 2, "max_lora_rank"),

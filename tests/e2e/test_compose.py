@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from adapters_registry.prototypes import read_factors
+from tests.e2e.conftest import register_examples
 from tests.support.processes import run_cli
-from tests.support.servers import Running
+from tests.support.servers import Running, running_gateway
 
 
 @pytest.fixture
@@ -39,6 +40,21 @@ async def test_a_composed_adapter_is_the_weighted_sum_and_says_so(gateway: Runni
     for module, product in parts["both"].items():
         expected = 0.25 * parts["sql"][module] + 0.5 * parts["dates"][module]
         np.testing.assert_allclose(product, expected, rtol=1e-4, atol=1e-5)
+
+
+async def test_a_merge_is_for_the_tenant_of_its_parts(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path / "home") as gateway, httpx.AsyncClient(base_url=gateway.url) as http:
+        await register_examples(gateway, tmp_path, sql="bank", dates="insurer")
+
+        async def compose(recipe: str, **card: str) -> httpx.Response:
+            order = {"name": "made", "recipe": recipe, "card": card}
+            return await http.post("/admin/adapters/compose", json=order)
+
+        refused = await compose("mix(sql*0.5,dates*0.5)")
+        assert refused.status_code == 400
+        assert "bank, insurer" in refused.json()["error"]["message"]
+        assert (await compose("mix(sql*0.5)")).json()["card"]["tenant"] == "bank"
+        assert (await compose("mix(sql*0.5,dates*0.5)", tenant="")).json()["card"]["tenant"] == ""
 
 
 @pytest.mark.parametrize(

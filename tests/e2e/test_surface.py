@@ -75,12 +75,12 @@ def ways_to_name(name: str, version: str) -> Iterator[str]:
     yield from (f"mix({name}@{version}*1)", f"ensemble({name},sql)", f"gate(uniform;{name})", name.upper(), f" {name}")
 
 
-async def test_a_key_learns_nothing_of_an_expert_that_it_may_not_see(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bounds", [{"experts": ["sql"]}, {"tags": ["sql"]}, {"tenant": "bank"}], ids=str)
+async def test_a_key_learns_nothing_of_an_expert_that_it_may_not_see(tmp_path: Path, bounds: dict[str, Any]) -> None:
     async with running_gateway(tmp_path / "home") as running:
-        ids = await register_examples(running, tmp_path)
+        ids = await register_examples(running, tmp_path, **{HIDDEN: "insurer", "sql": "bank"})
         version = ids[HIDDEN].partition("@")[2]
-        confined = {"scopes": {"infer"}, "experts": ["sql"]}
-        async with with_keys(running, confined=confined) as clients:
+        async with with_keys(running, confined={"scopes": {"infer"}} | bounds) as clients:
             client = clients["confined"]
             body: dict[str, Any] = {"messages": [{"role": "user", "content": EXAMPLES[HIDDEN][0]}], "max_tokens": 2}
             body |= {"prompt": EXAMPLES[HIDDEN][0], "input": EXAMPLES[HIDDEN][0]}
@@ -111,6 +111,36 @@ async def test_a_key_learns_nothing_of_an_expert_that_it_may_not_see(tmp_path: P
                         seen = answer.text.replace(EXAMPLES[HIDDEN][0], "") + str(answer.headers)
                         assert not re.search(rf"\b{HIDDEN}\b", seen), (path, extra)
             assert asked > 80
+
+
+async def test_a_policy_is_asked_only_by_whom_it_is_for(running: Running) -> None:
+    keys: dict[str, dict[str, Any]] = {
+        "operator": {"scopes": {"infer", "admin"}},
+        "bank": {"tenant": "bank"},
+        "insurer": {"tenant": "insurer"},
+        "tagged": {"tags": ["sql"]},
+    }
+    async with with_keys(running, **keys) as clients:
+        for name, bounds in (("ledger", {"tenant": "bank"}), ("data", {"tags": ["data"]})):
+            order = {"name": name, "router": "knn"} | bounds
+            job = (await clients["operator"].post("/admin/policies", json=order)).json()
+            while not job["ended_at"]:
+                job = (await clients["operator"].get(f"/admin/jobs/{job['id']}")).json()
+        seen = {}
+        for who in keys:
+            listed = {entry["id"] for entry in (await clients[who].get("/v1/models")).json()["data"]}
+            asked = {"messages": [{"role": "user", "content": "hello"}]}
+            for name in ("ledger", "data", "auto"):
+                status = (await clients[who].post("/v1/chat/completions", json=asked | {"model": name})).status_code
+                assert status == (200 if name in listed else 404)
+            seen[who] = listed & {"ledger", "data", "auto"}
+    everything = {"ledger", "data", "auto"}
+    assert seen == {
+        "operator": everything,
+        "bank": everything,
+        "insurer": {"data", "auto"},
+        "tagged": {"ledger", "auto"},
+    }
 
 
 @pytest.mark.parametrize("keyed", [False, True], ids=["open", "keyed"])

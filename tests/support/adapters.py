@@ -43,11 +43,11 @@ def make_adapter(
     return folder
 
 
-def manifest(name: str, folder: Path, *examples: str) -> dict[str, object]:
+def manifest(name: str, folder: Path, *examples: str, tenant: str | None = None) -> dict[str, object]:
     """A manifest as the admin API takes it."""
     return {
         "name": name,
         "source": {"path": str(folder)},
-        "card": {"description": f"knows {name}", "tags": [name]},
+        "card": {"description": f"knows {name}", "tags": [name], "tenant": tenant},
         "examples": list(examples),
     }

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -72,6 +74,26 @@ async def test_several_may_open_a_new_database_at_once(file: Path, kind: str, re
     root = Path(adapters_registry.__file__).parents[1]
     processes = [await asyncio.create_subprocess_exec(sys.executable, "-c", script, url, cwd=root) for _ in range(4)]
     assert await asyncio.gather(*(process.wait() for process in processes)) == [0] * 4
+
+
+async def test_going_back_before_tags_and_tenants_opens_nothing_to_their_keys(file: Path, database: Database) -> None:
+    keys = SqlKeyStore(database)
+    (free, _), (tagged, _), (tenants, _) = new_key("a"), new_key("b", tags=["x"]), new_key("c", tenant="bank")
+    for key in (free, tagged, tenants):
+        await keys.add(key)
+    await database.close()
+    engine = sa.create_engine(f"sqlite:///{file}")
+    with engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(adapters_registry.__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0005")
+        columns = {each["name"] for each in sa.inspect(connection).get_columns("api_keys")}
+        query = "SELECT key_id FROM api_keys WHERE revoked_at IS NULL"
+        assert connection.scalars(sa.text(query)).all() == [free.key_id]
+    engine.dispose()
+    assert "policies" in columns
+    assert not {"tags", "tenant"} & columns
 
 
 async def test_a_locked_database_is_busy_and_recovers(file: Path, database: Database) -> None:

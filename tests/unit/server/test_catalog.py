@@ -5,9 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from types import FrameType
+from typing import Any
 
 import pytest
 
+from adapters_registry.records import AdapterRecord, Card, Composition
+from adapters_registry.sight import EVERYBODY, Sight
+from adapters_registry.states import AdapterState
 from server.auth import Principal
 from server.catalog import MAX_VIEWS, Catalog
 from server.errors import ModelNotFound, Unavailable
@@ -30,7 +34,7 @@ def test_the_base_can_be_asked_at_once() -> None:
 
 @pytest.mark.parametrize("asked", ["auto", "auto:0.3", None])
 def test_a_policy_that_is_not_fitted_yet_is_not_unknown(asked: str | None) -> None:
-    catalog = Catalog(("base",), pending=lambda: {"auto"})
+    catalog = Catalog(("base",), pending=lambda: {"auto": EVERYBODY})
     with pytest.raises(Unavailable, match="being fitted"):
         catalog.resolve(asked, ANYBODY)
     with pytest.raises(ModelNotFound):
@@ -38,8 +42,8 @@ def test_a_policy_that_is_not_fitted_yet_is_not_unknown(asked: str | None) -> No
 
 
 def test_a_pending_policy_is_not_shown_to_who_may_not_ask_it() -> None:
-    catalog = Catalog(("base",), pending=lambda: {"secret"})
-    confined = Principal("k", frozenset({"infer"}), policies=("open*",))
+    catalog = Catalog(("base",), pending=lambda: {"secret": EVERYBODY})
+    confined = Principal("k", frozenset({"infer"}), Sight(policies=("open*",)))
     with pytest.raises(ModelNotFound):
         catalog.resolve("secret", confined)
 
@@ -49,7 +53,7 @@ def catalog_of(*names: str) -> Catalog:
 
 
 def confined_to(*patterns: str) -> Principal:
-    return Principal("k", frozenset({"infer"}), experts=patterns)
+    return Principal("k", frozenset({"infer"}), Sight(experts=patterns))
 
 
 def names(ids: frozenset[str] | None) -> set[str]:
@@ -77,7 +81,57 @@ def test_what_keys_see_is_remembered_for_a_bounded_number() -> None:
     catalog = catalog_of("sql")
     for number in range(3 * MAX_VIEWS):
         assert names(catalog.visible_to(confined_to("s*", str(number)))) == {"sql"}
-    assert len(catalog._visible) <= MAX_VIEWS
+    assert len(catalog._views) <= MAX_VIEWS
+
+
+def for_tenant(name: str, tenant: str, *tags: str, content: int = 0) -> AdapterRecord:
+    return replace(record(name, content=content), card=Card(tags=list(tags), tenant=tenant))
+
+
+def seeing(**bounds: Any) -> Principal:
+    return Principal("k", frozenset({"infer"}), Sight(**bounds))
+
+
+def test_keys_are_confined_by_tags_and_tenants_too() -> None:
+    library = [
+        for_tenant("sql", "", "data"),
+        for_tenant("dates", "", "text"),
+        for_tenant("ledger", "bank", "data"),
+        for_tenant("claims", "insurer", "text"),
+    ]
+    catalog = Catalog(("base",), experts={each.expert_id: each for each in library})
+    assert catalog.visible_to(seeing()) is None
+    assert names(catalog.visible_to(seeing(tags=("data",)))) == {"sql", "ledger"}
+    assert names(catalog.visible_to(seeing(tenant="bank"))) == {"sql", "dates", "ledger"}
+    assert names(catalog.visible_to(seeing(tenant="bank", tags=("text",)))) == {"dates"}
+    assert names(catalog.visible_to(seeing(tenant="bank", experts=("l*", "c*")))) == {"ledger"}
+    bank = seeing(tenant="bank")
+    assert catalog.resolve("ledger", bank).kind == "expert"
+    for asked in ("claims", "claims@00000000", "mix(ledger*0.5,claims*0.5)"):
+        with pytest.raises(ModelNotFound):
+            catalog.resolve(asked, bank)
+    assert {entry["id"] for entry in catalog.listing(bank)} == {"base", "sql", "dates", "ledger"}
+
+
+def test_the_active_version_says_for_all_whose_they_are() -> None:
+    active = for_tenant("ledger", "bank")
+    canary = replace(for_tenant("ledger", "", content=1), state=AdapterState.CANARY, share=0.5)
+    ready = replace(for_tenant("new", "bank", content=2), state=AdapterState.READY)
+    catalog = Catalog(("base",), {active.expert_id: active}, {each.expert_id: each for each in (canary, ready)})
+    for asked in (canary.expert_id, ready.expert_id):
+        assert catalog.resolve(asked, seeing(tenant="bank")).pinned == {asked}
+        with pytest.raises(ModelNotFound):
+            catalog.resolve(asked, seeing(tenant="insurer"))
+
+
+def test_a_merge_names_its_parts_only_to_who_sees_everything() -> None:
+    made = Composition(recipe="mix(sql@00000000*0.5,secret@00000000*0.5)", method="exact")
+    both = replace(record("both"), card=Card(composed_from=made))
+    catalog = Catalog(("base",), {both.expert_id: both})
+    assert "secret" in str(catalog.listing(seeing()))
+    for bounds in ({"experts": ("both",)}, {"tenant": "bank"}):
+        assert [each["id"] for each in catalog.listing(seeing(**bounds))] == ["base", "both"]
+        assert "secret" not in str(catalog.listing(seeing(**bounds)))
 
 
 def num_calls(asked: str, catalog: Catalog, principal: Principal) -> int:
@@ -98,12 +152,16 @@ def num_calls(asked: str, catalog: Catalog, principal: Principal) -> int:
 
 
 @pytest.mark.parametrize("form", ["{}", "{}@00000000", "mix({}*0.5,dates*0.5)", "mix({}@00000000*0.5,dates*0.5)"])
-def test_it_takes_as_long_to_refuse_what_is_hidden_as_what_does_not_exist(form: str) -> None:
-    visible = [*(f"dates{number}" for number in range(200)), "dates"]
-    hidden, absent = catalog_of("zebra", *visible), catalog_of("other", *visible)
-    asked, sees_dates = form.format("zebra"), confined_to("dates*")
+@pytest.mark.parametrize("bounds", [{"experts": ("dates*",)}, {"tags": ("open",)}, {"tenant": "bank"}], ids=str)
+def test_it_takes_as_long_to_refuse_what_is_hidden_as_what_does_not_exist(form: str, bounds: dict[str, Any]) -> None:
+    visible = [for_tenant(name, "bank", "open") for name in ["dates", *(f"dates{number}" for number in range(200))]]
+    hidden, absent = (
+        Catalog(("base",), {each.expert_id: each for each in [for_tenant(name, "insurer", "closed"), *visible]})
+        for name in ("zebra", "other")
+    )
+    asked, confined = form.format("zebra"), seeing(**bounds)
     for catalog in (hidden, absent):  # what is remembered from a first time is
-        num_calls(asked, catalog, sees_dates)
-    most = num_calls(asked, absent, sees_dates)
+        num_calls(asked, catalog, confined)
+    most = num_calls(asked, absent, confined)
     assert most > 500  # the search for similar names is the work
-    assert num_calls(asked, hidden, sees_dates) == most
+    assert num_calls(asked, hidden, confined) == most

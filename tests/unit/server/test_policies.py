@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from adapters_registry.sight import EVERYBODY, Audience
 from routers.artefacts import ArtefactStore
 from routers.base import Artefact, FitData, Matrix, Progress, RouteQuery
 from routers.classifier import ClassifierRouter
@@ -499,6 +500,28 @@ async def test_a_fit_of_a_definition_that_was_replaced_or_removed_is_thrown_away
     assert (await ended(policies, slow)).state == "cancelled"
     assert "mine" not in await policies.refresh(records)
     assert not (tmp_path / "policies" / "mine").exists()
+
+
+async def test_whom_a_policy_is_for_holds_before_it_is_fitted_again(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = threading.Event()
+    policies, shown = manager(tmp_path, embedder), list[Mapping[str, LivePolicy]]()
+    policies.on_change = shown.append
+    await policies.refresh([record("sql", "list all orders")])
+    spec = PolicySpec("mine", PolicySettings(router="knn"), origin="admin")
+    await ended(policies, await policies.create(spec))
+    assert shown[-1]["mine"].audience == EVERYBODY
+    monkeypatch.setattr(KnnRouter, "fit", lambda *_: free.wait())
+    job = await policies.create(replace(spec, settings=PolicySettings(router="knn", tenant="bank", tags=["x"])))
+    assert not job.ended
+    assert shown[-1]["mine"].audience == Audience(frozenset({"x"}), "bank")
+    first = PolicySpec("new", PolicySettings(router="knn", tenant="bank"), origin="admin")
+    others = await policies.create(first)
+    assert policies.pending == {"new": Audience(tenant="bank")}
+    free.set()
+    for each in (job, others):
+        await ended(policies, each)
 
 
 async def test_a_live_policy_whose_fit_failed_is_tried_again(
