@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from adapters_registry.keys import find_key
@@ -52,11 +53,18 @@ class Principal:
 ANONYMOUS = Principal("anonymous", frozenset({"infer", "admin"}))
 
 
+class _Known(NamedTuple):
+    """A key that the store has, and who comes with it."""
+
+    record: KeyRecord
+    principal: Principal
+
+
 @dataclass(slots=True)
 class _Memory:
     """What the store has answered since its last change."""
 
-    keys: OrderedDict[str, KeyRecord | None] = field(default_factory=OrderedDict)
+    keys: OrderedDict[str, _Known | None] = field(default_factory=OrderedDict)
     needs_no_key: bool | None = None
 
 
@@ -81,7 +89,7 @@ class Authenticator:
             self._memory = _Memory()
         elif key_ids:
             known = self._memory.keys.items()
-            kept = ((digest, key) for digest, key in known if key and key.key_id not in key_ids)
+            kept = ((digest, key) for digest, key in known if key and key.record.key_id not in key_ids)
             self._memory = _Memory(OrderedDict(kept))
 
     async def authorise(self, headers: Mapping[str, str], scope: str, *others: str) -> Principal:
@@ -103,10 +111,9 @@ class Authenticator:
             PermissionDenied: A web page of another origin reaches for a gateway that needs no key.
         """
         secret = _secret_of(headers)
-        record = await self._find(secret) if secret else None
-        if record is not None and record.is_usable():
-            limits = None if record.limits == NO_LIMITS else record.limits
-            return Principal(record.key_id, record.scopes, record.sight, limits, record.name)
+        known = await self._find(secret) if secret else None
+        if known is not None and known.record.is_usable():
+            return known.principal
         if await self._needs_no_key():  # even with a wrong key: clients of the openai kind always send one
             _refuse_foreign_page(headers)
             return ANONYMOUS
@@ -114,13 +121,14 @@ class Authenticator:
             raise AuthenticationFailed("No API key. Send it as 'Authorization: Bearer <key>'.")
         raise AuthenticationFailed("This API key is unknown, revoked or expired.")
 
-    async def _find(self, secret: str) -> KeyRecord | None:
-        """The record of a key whose secret is right."""
+    async def _find(self, secret: str) -> _Known | None:
+        """The key whose secret this is."""
         memory = self._memory
         digest = hashlib.sha256(secret.encode()).hexdigest()
         if digest not in memory.keys:
             async with self._asking:
-                memory.keys[digest] = await find_key(self._keys, secret)
+                record = await find_key(self._keys, secret)
+                memory.keys[digest] = None if record is None else _Known(record, _principal_of(record))
             while len(memory.keys) > MAX_REMEMBERED:
                 memory.keys.popitem(last=False)
         return memory.keys.get(digest)
@@ -132,6 +140,11 @@ class Authenticator:
                 if memory.needs_no_key is None:
                     memory.needs_no_key = all(key.revoked_at is not None for key in await self._keys.list())
         return memory.needs_no_key
+
+
+def _principal_of(record: KeyRecord) -> Principal:
+    limits = None if record.limits == NO_LIMITS else record.limits
+    return Principal(record.key_id, record.scopes, record.sight, limits, record.name)
 
 
 def _secret_of(headers: Mapping[str, str]) -> str | None:
