@@ -83,6 +83,7 @@ class AdapterSoupRouter(CentroidRouter):
         ),
     )
     config_class: ClassVar[type[ScoringConfig]] = AdapterSoupConfig
+    closeness: ClassVar[Literal["unused", "half", "whole"]] = "unused"  # a task has many directions
     max_examples: ClassVar[int | None] = MAX_EXAMPLES
 
     @classmethod

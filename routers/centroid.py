@@ -77,6 +77,7 @@ class CentroidRouter(ScoringRouter):
         cost="one product with E means",
     )
     config_class: ClassVar[type[ScoringConfig]] = CentroidConfig
+    closeness: ClassVar[Literal["unused", "half", "whole"]] = "half"
     max_examples: ClassVar[int | None] = None
     """Examples of an expert that count, evenly taken; None for all."""
 

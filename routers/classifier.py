@@ -10,7 +10,7 @@ linear layer, trained with Adam on the task's name. Here the same model is fitte
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -45,7 +45,7 @@ class ClassifierRouter(ScoringRouter):
         differences=("fitted to the optimum by L-BFGS", "it may abstain"),
     )
     config_class: ClassVar[type[ScoringConfig]] = ClassifierConfig
-    weighs_usual: ClassVar[bool] = False  # scores are probabilities
+    closeness: ClassVar[Literal["unused", "half", "whole"]] = "whole"  # scores are probabilities
 
     @classmethod
     def learn(cls, config: ClassifierConfig, examples: Examples) -> Learned:

@@ -58,6 +58,7 @@ class DynamicAdapterMergingRouter(CentroidRouter):
         ),
     )
     config_class: ClassVar[type[ScoringConfig]] = DynamicAdapterMergingConfig
+    closeness: ClassVar[Literal["unused", "half", "whole"]] = "unused"  # all hidden states lie in a few directions
 
     def choose(self, ranked: Sequence[ScoredExpert]) -> tuple[tuple[WeightedExpert, ...], GateChoice | None]:
         """The best k, weighted."""

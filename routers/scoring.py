@@ -19,8 +19,9 @@ The best score wins. Whether the winner fits is asked of its *evidence*, which m
 
 usual(e) being what e scores for its own examples when they are left out, on average, drawn towards the mean of all
 experts by three examples' worth of it. Examples that are all alike score high, those that are about anything score low,
-and strangers resemble the former. Where scores are no similarities (probabilities), or the method has an evidence of
-its own, that counts as it is.
+and strangers resemble the former. Methods that know of an expert's examples only a mean or a border take evidence from
+their directions too (`closeness`, `routers.directions`): half of it, or all where scores are no similarities. Where a
+method has an evidence of its own, that takes the score's place.
 
 Threshold and confidence come from the examples themselves (`routers.calibration`): the method learns five times from
 four fifths of each expert's examples and scores the rest, without their template (`routers.templates`). *Known* is the
@@ -34,7 +35,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,7 @@ from routers.base import (
     WeightedExpert,
 )
 from routers.calibration import CROWD_WEIGHT, IN_LIBRARY_SHARE, Calibration, calibrate, marks_of, still_holding
+from routers.directions import closeness, directions_of
 from routers.errors import BadArtefact
 from routers.examples import Examples, examples_of
 from routers.spacing import evenly_spaced
@@ -155,6 +157,8 @@ class ScoringRouter(ABC):
     config_class: ClassVar[type[ScoringConfig]]
     weighs_usual: ClassVar[bool] = True
     """Whether evidence is weighed by what is usual for an expert; see the module's docstring."""
+    closeness: ClassVar[Literal["unused", "half", "whole"]] = "unused"
+    """How much of the evidence is closeness to the directions of an expert's examples."""
 
     def __init__(self, config: Any, experts: Sequence[str], learned: Learned, calibration: Calibration) -> None:
         self.config = config
@@ -165,6 +169,10 @@ class ScoringRouter(ABC):
         self._usual = _usual_of(calibration.usual, self.experts)
         if self.experts:
             self.prepare(learned)
+            if self.closeness != "unused":
+                self._directions = np.asarray(learned.arrays["directions"], np.float16)
+                if self._directions.shape[:1] != (len(self.experts),):
+                    raise ValueError(f"directions of shape {self._directions.shape} for {len(self.experts)} experts")
 
     # -- a method's own -------------------------------------------------------------------------------------------
 
@@ -202,7 +210,7 @@ class ScoringRouter(ABC):
         examples = examples_of(data)
         known: Mapping[str, Vector] = data.previous.embedded() if isinstance(data.previous, cls) else {}
         examples = replace(examples, embed=_once(examples.embed, known))
-        learned = cls.learn(config, examples)
+        learned = cls._learnt(config, examples)
         marks = marks_of(data.experts)
         calibration = still_holding(data.previous, cls, config, marks)
         if calibration is None:
@@ -239,7 +247,7 @@ class ScoringRouter(ABC):
         if not self.experts:
             return Decision((), 0.0, reason="The library is empty.")
         judged = self.judge(prompts)
-        scores, evidence = (values.mean(axis=0) for values in judged)
+        scores = judged.scores.mean(axis=0)
         allowed = np.flatnonzero(np.isfinite(scores))
         if query.candidates is not None:
             mine = [self._number[expert] for expert in query.candidates if expert in self._number]
@@ -248,9 +256,9 @@ class ScoringRouter(ABC):
             return Decision((), 0.0, reason="No expert that may be used can be compared with the prompt.")
         order = _best_first(scores, allowed, max(self.config.max_candidates, MAX_CHOSEN))
         ranked = [ScoredExpert(self.experts[number], float(scores[number])) for number in order.tolist()]
+        best = float(self._evidence(prompts, judged, order[:1].repeat(len(prompts.texts))).mean())
         if self.weighs_usual:
-            evidence = weighed(evidence, self._usual)
-        best = float(evidence[order[0]])
+            best = float(weighed(best, self._usual[order[0]]))
         margin = None
         if judged.evidence is judged.scores and len(ranked) > 1:
             margin = ranked[0].score - ranked[1].score
@@ -264,6 +272,22 @@ class ScoringRouter(ABC):
             reason=f"Evidence {best:.3f} for {ranked[0].expert_id} {relation} the threshold {threshold:.3f}.",
             gate=gate,
         )
+
+    @classmethod
+    def _learnt(cls, config: Any, examples: Examples) -> Learned:
+        """What the method learns, and the directions if it looks at them."""
+        learned = cls.learn(config, examples)
+        if cls.closeness == "unused":
+            return learned
+        return replace(learned, arrays={**learned.arrays, "directions": directions_of(examples)})
+
+    def _evidence(self, prompts: Prompts, judged: Judgement, experts: NDArray[Any]) -> Floats:
+        """Evidence that an expert fits, one for each prompt, shape (p,), before it is weighed; NaN for none."""
+        found = np.asarray(judged.evidence[np.arange(len(experts)), experts], np.float64)
+        if self.closeness == "unused":
+            return found
+        close = closeness(self._directions[experts], prompts.embeddings)
+        return np.where(np.isnan(found), np.nan, close if self.closeness == "whole" else (found + close) / 2)
 
     # -- calibration ----------------------------------------------------------------------------------------------
 
@@ -283,24 +307,20 @@ class ScoringRouter(ABC):
         has_margin = True
         unknown: list[Floats] = []
         for block in blocks:
-            has_margin = block.evidence is block.scores
-            scores = np.where(np.isnan(block.scores), -np.inf, block.scores)
-            evidence = np.where(np.isnan(block.evidence), -np.inf, block.evidence)
+            has_margin = block.has_margin
+            own_evidence, its_evidence = block.own_evidence, block.stranger_evidence
             if cls.weighs_usual:
-                evidence = weighed(evidence, each_usual)
-            rows = np.arange(len(scores))
-            own, own_evidence = scores[rows, block.owner].copy(), evidence[rows, block.owner]
-            scores[rows, block.owner] = -np.inf
-            stranger = scores.argmax(axis=1)
-            its_score, its_evidence = scores[rows, stranger], evidence[rows, stranger]
-            second = np.partition(scores, -2, axis=1)[:, -2] if scores.shape[1] > 1 else np.full(len(rows), -np.inf)
-            unknown.append(its_evidence[np.isfinite(its_score)])
-            is_known = np.isfinite(own)
-            is_right = own > its_score
-            winner = np.where(is_right, block.owner, stranger)
+                own_evidence = weighed(own_evidence, each_usual[block.owner])
+                its_evidence = weighed(its_evidence, each_usual[block.stranger])
+            unknown.append(its_evidence[np.isfinite(block.stranger_score)])
+            is_known = np.isfinite(block.own_score)
+            is_right = block.own_score > block.stranger_score
+            winner = np.where(is_right, block.owner, block.stranger)
             first += [examples.experts[number] for number in winner[is_known].tolist()]
             with np.errstate(invalid="ignore"):
-                gap = np.where(is_right, own - its_score, its_score - np.maximum(own, second))
+                ahead = block.own_score - block.stranger_score
+                behind = block.stranger_score - np.maximum(block.own_score, block.second_score)
+                gap = np.where(is_right, ahead, behind)
             known.append(np.where(is_right, own_evidence, its_evidence)[is_known])
             right.append(is_right[is_known])
             margins.append(np.where(np.isfinite(gap), gap, 1.0)[is_known])
@@ -321,26 +341,47 @@ class ScoringRouter(ABC):
             rest = examples.take(np.flatnonzero(fold_of != fold))
             if not len(held_out) or not rest.texts:
                 continue
-            router = cls(config.model_copy(update={"threshold": 0.0}), examples.experts, cls.learn(config, rest), none)
+            learned = cls._learnt(config, rest)
+            router = cls(config.model_copy(update={"threshold": 0.0}), examples.experts, learned, none)
             for block in np.array_split(held_out, -(-len(held_out) // BLOCK)):
                 tried = examples.take(block)
-                judged = router.judge(Prompts(tried.bare_texts, tried.bare_embeddings))
-                scores = judged.scores.astype(np.float32)
-                is_same = judged.evidence is judged.scores
-                yield _LeftOut(tried.owner, scores, scores if is_same else judged.evidence.astype(np.float32))
+                yield router._judged(Prompts(tried.bare_texts, tried.bare_embeddings), tried.owner)
         progress(NUM_FOLDS, NUM_FOLDS)
+
+    def _judged(self, prompts: Prompts, owner: NDArray[np.int32]) -> _LeftOut:
+        """What this router, which has not seen these prompts, makes of them and their owners, shape (p,)."""
+        judged = self.judge(prompts)
+        rows = np.arange(len(owner))
+        scores = np.where(np.isnan(judged.scores), -np.inf, judged.scores)
+        own = scores[rows, owner].copy()
+        scores[rows, owner] = -np.inf
+        stranger = scores.argmax(axis=1)
+        second = np.partition(scores, -2, axis=1)[:, -2] if scores.shape[1] > 1 else np.full(len(rows), -np.inf)
+        own_evidence, its_evidence = (self._evidence(prompts, judged, each) for each in (owner, stranger))
+        its_score = scores[rows, stranger]
+        is_same = judged.evidence is judged.scores
+        return _LeftOut(owner, stranger, own, its_score, second, own_evidence, its_evidence, is_same)
 
 
 class _LeftOut(NamedTuple):
-    """Some left-out examples: their experts, shape (p,), and what was made of them, shape (p, E), float32."""
+    """Some left-out examples, each with its own expert and with the best of the others, all of shape (p,).
+
+    Scores are -inf where there are none; `second_score` is that of the second of the others. `has_margin`: whether
+    scores are evidence, so that the distance of the two best tells something.
+    """
 
     owner: NDArray[np.int32]
-    scores: Matrix
-    evidence: Matrix
+    stranger: NDArray[np.int64]
+    own_score: Floats
+    stranger_score: Floats
+    second_score: Floats
+    own_evidence: Floats
+    stranger_evidence: Floats
+    has_margin: bool
 
 
-def weighed(scores: NDArray[Any], usual: Floats) -> Floats:
-    """Evidence by the module's formula, shape as `scores`; `usual` has shape (E,)."""
+def weighed(scores: Any, usual: Any) -> Floats:
+    """Evidence by the module's formula, shape as both."""
     return np.asarray(scores + CROWD_WEIGHT * (scores - usual), np.float64)
 
 
@@ -349,7 +390,7 @@ def _usual_scores(blocks: Sequence[_LeftOut], experts: Sequence[str]) -> dict[st
     if not blocks:
         return {}
     owner = np.concatenate([block.owner for block in blocks])
-    own = np.concatenate([block.evidence[np.arange(len(block.owner)), block.owner] for block in blocks])
+    own = np.concatenate([block.own_evidence for block in blocks])
     there = np.isfinite(own)
     counts = np.bincount(owner[there], minlength=len(experts))
     sums = np.bincount(owner[there], own[there].astype(np.float64), minlength=len(experts))
