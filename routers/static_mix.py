@@ -5,7 +5,7 @@
 L is the cross-entropy of the wanted answer under the experts merged with w, which the engine computes (`Losses`); a
 method says within which bounds and from where it searches (`StaticMixRouter.find`). Deciding is looking up: every
 prompt of a task gets the same weights. If the caller may not use some of the experts, the others keep their weights.
-A decision's confidence is the share of its first expert in all weights, forbidden ones included; it says nothing about
+A decision's confidence is the share of its first expert in the weights of those that may be used; it says nothing about
 the prompt.
 
 The search is nevergrad's NGOpt, which needs no gradients: each step costs one evaluation of all samples.
@@ -170,16 +170,17 @@ class StaticMixRouter(ABC):
 
     def route(self, query: RouteQuery) -> Decision:
         """The task's mix, of the experts that may be used."""
-        own = self._tasks.get(query.task_id) if query.task_id is not None else None
-        learnt = self._overall if own is None else own
+        own = self._tasks.get(query.task_id, ()) if query.task_id is not None else ()
+        is_of_task = any(query.allows(expert) for expert, _ in own)
+        learnt = own if is_of_task else self._overall
         kept = [(expert, weight) for expert, weight in learnt if query.allows(expert)]
         if not kept:
             return Decision((), 0.0, reason="No expert that may be used has a weight in the mix.")
         return Decision(
             experts=tuple(WeightedExpert(expert, weight) for expert, weight in kept),
-            confidence=abs(kept[0][1]) / sum(abs(weight) for _, weight in learnt),
+            confidence=abs(kept[0][1]) / sum(abs(weight) for _, weight in kept),
             candidates=tuple(ScoredExpert(expert, weight) for expert, weight in kept),
-            reason=f"The mix that was found for {'all samples' if own is None else 'this task'}, whatever the prompt.",
+            reason=f"The mix that was found for {'this task' if is_of_task else 'all samples'}, whatever the prompt.",
             gate=self._gate,
         )
 

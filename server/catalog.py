@@ -99,10 +99,13 @@ class Catalog:
             view = self._views[principal.sight] = _View.of(self, principal.sight)
         return view
 
-    def _sees(self, sight: Sight, record: AdapterRecord) -> bool:
-        """Whether a version is visible: as the active one of its name is, or by its own card if there is none."""
-        speaks_for_it = self._by_name.get(record.name, record)
-        return sight.is_whole or sight.sees_expert(record.name, speaks_for_it.audience)
+    def sees(self, sight: Sight, record: AdapterRecord) -> bool:
+        """Whether a version is visible: by its own card, and by that of its name's active version if there is one."""
+        if sight.is_whole:
+            return True
+        active = self._by_name.get(record.name, record)
+        is_open = sight.sees_expert(record.name, record.audience)
+        return is_open and (active is record or sight.sees_expert(record.name, active.audience))
 
     def visible_to(self, principal: Principal) -> frozenset[str] | None:
         """Ids of the experts that the principal may use; None stands for all of them."""
@@ -143,18 +146,21 @@ class Catalog:
     def recipe(self, asked: str, principal: Principal) -> Recipe:
         """A recipe as a caller wrote it, bound to the versions of the experts that the caller may use.
 
+        One that was named by its digest is as unknown as any if an expert in it is: its text is not the caller's.
+
         Raises:
             ModelNotFound: For an expert that does not exist or is hidden.
             BadRequest: It is no recipe, or none that can be executed.
         """
         try:
             recipe = parse_asked(asked)
+            by_digest = isinstance(recipe, SetRef)
             if isinstance(recipe, SetRef):
                 text = self.text_of(recipe.digest)
                 if text is None:
                     raise self._not_found(asked, principal)
                 recipe = parse(text)
-            recipe = bind(recipe, lambda expert: self._visible_id(expert, principal))
+            recipe = bind(recipe, lambda expert: self._visible_id(expert, principal, asked if by_digest else expert))
         except RecipeError as error:
             raise BadRequest(str(error), param="model") from None
         except ValueError as error:
@@ -163,30 +169,39 @@ class Catalog:
             raise BadRequest("ensemble(...) is understood, but not executed yet; use mix(...).", param="model")
         return recipe
 
-    def _visible_id(self, expert: str, principal: Principal) -> str:
+    def _visible_id(self, expert: str, principal: Principal, asked: str) -> str:
         record = self._seen_by(principal).named.get(expert)
         if record is None:
-            raise self._not_found(expert, principal)
+            raise self._not_found(asked, principal)
         return record.expert_id
 
     def listing(self, principal: Principal) -> list[dict[str, Any]]:
         """Entries of ``GET /v1/models`` for this caller: base, policies, experts."""
-        base, seen = self.base_names[0], self._seen_by(principal)
-        entries = [_entry(base, "base", None, {})]
-        for policy in seen.policies.values():
-            fitted: dict[str, Any] = {"router": policy.router_name, "card": policy.describe()}
-            entries.append(_entry(policy.name, "policy", base, fitted))
-        kept_back = {"obtained_from"}  # paths and hosts are the operator's
-        if not principal.sight.is_whole:
-            kept_back.add("composed_from")  # it names other experts
-        for record in sorted(seen.experts.values(), key=lambda r: r.name):
-            version: dict[str, Any] = {
-                "id_with_version": record.expert_id,
-                "card": record.card.model_dump(exclude=kept_back),
-                "created": int(record.created_at.timestamp()),
-            }
-            entries.append(_entry(record.name, "expert", base, version))
-        return entries
+        seen = self._seen_by(principal)
+        experts = sorted(seen.experts.values(), key=lambda record: record.name)
+        shown = [_of_expert(record, record.name, self._base, principal) for record in experts]
+        return [
+            _entry(self._base, "base", None, {}),
+            *(_of_policy(p, self._base) for p in seen.policies.values()),
+            *shown,
+        ]
+
+    def entry(self, model: str, principal: Principal) -> dict[str, Any]:
+        """The entry of whatever a caller can write into ``model``; raises as `resolve` does."""
+        target = self.resolve(model, principal)
+        if target.policy is not None:
+            return _of_policy(target.policy, self._base)
+        if target.kind == "base":
+            return _entry(self._base, "base", None, {})
+        record = self.record_of(str(target.recipe))
+        if record is None:
+            return _entry(model, "recipe", self._base, {"recipe": str(target.recipe)})
+        name = record.name if record.expert_id in self.experts else record.expert_id
+        return _of_expert(record, name, self._base, principal)
+
+    @property
+    def _base(self) -> str:
+        return self.base_names[0]
 
     def _not_found(self, asked: str, principal: Principal) -> ModelNotFound | Unavailable:
         if not self.is_read:
@@ -219,9 +234,9 @@ class _View:
     @classmethod
     def of(cls, catalog: Catalog, sight: Sight) -> _View:
         """Look at every expert and policy."""
-        experts = {each.expert_id: each for each in catalog.experts.values() if catalog._sees(sight, each)}
+        experts = {each.expert_id: each for each in catalog.experts.values() if catalog.sees(sight, each)}
         others = (each for each in catalog.others.values() if each.state is not AdapterState.DRAINING)
-        named = {each.expert_id: each for each in others if catalog._sees(sight, each)} | experts
+        named = {each.expert_id: each for each in others if catalog.sees(sight, each)} | experts
         named |= {each.name: each for each in experts.values()}
         policies = {name: each for name, each in catalog.policies.items() if sight.sees_policy(name, each.audience)}
         return cls(experts, named, policies, catalog.base_names[0])
@@ -246,6 +261,22 @@ def _threshold(asked: str) -> float:
     if not math.isfinite(threshold):
         raise BadRequest(f"'{text[:40]}' is no threshold; write policy:NUMBER, for example auto:0.3.", param="model")
     return threshold
+
+
+def _of_policy(policy: LivePolicy, base: str) -> dict[str, Any]:
+    return _entry(policy.name, "policy", base, {"router": policy.router_name, "card": policy.describe()})
+
+
+def _of_expert(record: AdapterRecord, name: str, base: str, principal: Principal) -> dict[str, Any]:
+    kept_back = {"obtained_from"}  # paths and hosts are the operator's
+    if not principal.sight.is_whole:
+        kept_back.add("composed_from")  # it names other experts
+    details = {
+        "id_with_version": record.expert_id,
+        "card": record.card.model_dump(exclude=kept_back),
+        "created": int(record.created_at.timestamp()),
+    }
+    return _entry(name, "expert", base, details)
 
 
 def _entry(name: str, kind: str, parent: str | None, details: dict[str, Any]) -> dict[str, Any]:

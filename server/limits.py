@@ -135,7 +135,10 @@ def longest_answer(body: JsonBody) -> int:
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    """A number of tokens or answers as engines read it, who take 5.0 and "5" too; 0 if it is none."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = float(value)
+    return int(value) if isinstance(value, int | float) and value > 0 and value == value // 1 else 0
 
 
 def _refusal(limits: KeyLimits, over: OverLimit, tokens: int) -> RateLimited | QuotaExceeded:

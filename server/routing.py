@@ -172,7 +172,7 @@ class Planner:
         if len(_records_of(recipe, catalog)) < len(experts_of(recipe)):  # one was removed while the router decided
             recipe = Base()
         if not isinstance(recipe, Base) and conversation is not None:
-            recipe, versions = self._versions.choose(recipe, (), catalog, conversation)
+            recipe, versions = self._versions.choose(recipe, (), catalog, conversation, asked.principal.sight)
             choices = (*choices, *versions)
         records = _records_of(recipe, catalog)
         embed_s, route_s = embedded - started, time.perf_counter() - embedded
@@ -186,7 +186,7 @@ class Planner:
         choices: tuple[Choice, ...] = ()
         if not isinstance(recipe, Base):
             conversation = asked.conversation()
-            recipe, choices = self._versions.choose(recipe, target.pinned, catalog, conversation)
+            recipe, choices = self._versions.choose(recipe, target.pinned, catalog, conversation, asked.principal.sight)
         records = _records_of(recipe, catalog)
         role = _trial_role(records, catalog)
         return Plan(target, recipe, records, trial_role=role, conversation=conversation, choices=choices)

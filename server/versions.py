@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from adapters_registry.records import AdapterRecord
+from adapters_registry.sight import Sight
 from adapters_registry.states import AdapterState
 from server.catalog import Catalog
 from server.conversations import Choice, Conversation, ConversationMemory
@@ -28,11 +29,14 @@ class Versions:
         self._memory = memory
 
     def choose(
-        self, recipe: Recipe, pinned: Collection[str], catalog: Catalog, conversation: Conversation
+        self, recipe: Recipe, pinned: Collection[str], catalog: Catalog, conversation: Conversation, sight: Sight
     ) -> tuple[Recipe, tuple[Choice, ...]]:
-        """The recipe with the versions that the conversation gets, and what to remember; `pinned` ids stay."""
+        """The recipe with the versions that the conversation gets, and what to remember; `pinned` ids stay.
+
+        A version that the caller does not see is never chosen.
+        """
         chosen = {
-            expert_id: self._version_of(record, catalog, conversation)
+            expert_id: self._version_of(record, catalog, conversation, sight)
             for expert_id in experts_of(recipe)
             if expert_id not in pinned and (record := catalog.experts.get(expert_id)) is not None
         }
@@ -41,14 +45,14 @@ class Versions:
             return recipe, choices
         return bind(recipe, lambda expert_id: chosen.get(expert_id, expert_id)), choices
 
-    def _version_of(self, active: AdapterRecord, catalog: Catalog, conversation: Conversation) -> str:
+    def _version_of(self, active: AdapterRecord, catalog: Catalog, conversation: Conversation, sight: Sight) -> str:
         began_on = self._memory.get(conversation, _subject_of(active.name))
         version = catalog.record_of(began_on) if began_on else None
         if version is None or version.name != active.name or version.state not in _SERVES:
             canary = catalog.canaries.get(active.name)
             has_lot = canary is not None and conversation.lot(active.name) < (canary.share or 0.0)
             version = canary if canary is not None and has_lot else active
-        return version.expert_id
+        return version.expert_id if catalog.sees(sight, version) else active.expert_id
 
 
 def _subject_of(name: str) -> str:

@@ -132,8 +132,9 @@ class AdapterAdmin:
                 weights = ((expert_id, 1.0),)
             case _:
                 raise BadRequest("Only a mix(...) can be composed; a gate needs the engine's plugin.", param="recipe")
-        experts = self._watcher.catalog.experts
-        sources = [(experts[expert_id], weight) for expert_id, weight in weights]
+        catalog = self._watcher.catalog
+        found = ((catalog.record_of(expert_id), weight) for expert_id, weight in weights)
+        sources = [(record, weight) for record, weight in found if record is not None]
         options = MergeOptions(rank=order.rank, density=order.density, seed=order.seed)
         made = Composition(
             recipe=str(recipe),

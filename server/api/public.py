@@ -32,10 +32,7 @@ def public_router(
     @router.get("/v1/models/{model}", summary="Show one model")
     async def show_model(model: str, request: Request) -> dict[str, Any]:
         principal = await authenticator.authorise(request.headers, "infer")
-        target = watcher.catalog.resolve(model, principal)
-        shown = {target.asked, *([watcher.catalog.base_names[0]] if target.kind == "base" else [])}
-        shown |= {record.name for record in watcher.catalog.experts.values() if record.expert_id == str(target.recipe)}
-        return next(entry for entry in watcher.catalog.listing(principal) if entry["id"] in shown)
+        return watcher.catalog.entry(model, principal)
 
     @router.post("/v1/route", summary="Explain how a chat or completion request would be routed, without generating")
     async def explain(request: Request) -> Response:

@@ -41,8 +41,8 @@ def create(
         typer.Option(help="Tag of experts that the key may use, and of policies that have any; repeat."),
     ] = None,
     tenant: Annotated[
-        str, typer.Option(help="Tenant whose experts and policies the key may use, besides those of no tenant.")
-    ] = "",
+        str | None, typer.Option(help="Tenant whose experts and policies the key may use, besides those of no tenant.")
+    ] = None,
     expires_days: Annotated[int | None, typer.Option(min=1, help="Days until the key ends. Default: never.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Most requests in a minute.")] = None,
     tokens_per_minute: Annotated[
@@ -70,15 +70,18 @@ def create(
         )
     except ValidationError as error:
         raise ClientError("; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors()), 2) from None
-    if max(map(len, [tenant, *(tag or [])])) > MAX_CARD_ITEM_CHARS:
-        raise ClientError(f"A tenant or tag has at most {MAX_CARD_ITEM_CHARS} characters, on experts' cards too.", 2)
+    bounds = [*([] if tenant is None else [tenant]), *(tag or [])]
+    if not all(0 < len(bound) <= MAX_CARD_ITEM_CHARS for bound in bounds):
+        raise ClientError(
+            f"A tenant or tag has 1 to {MAX_CARD_ITEM_CHARS} characters; leave out what you do not mean.", 2
+        )
     record, plaintext = new_key(
         name,
         scopes=scopes,
         experts=experts or ["*"],
         policies=policies or ["*"],
         tags=tag or [],
-        tenant=tenant,
+        tenant=tenant or "",
         expires_at=utc_now() + timedelta(days=expires_days) if expires_days else None,
         limits=limits,
     )

@@ -9,6 +9,7 @@ import pytest
 
 from adapters_registry.prototypes import read_factors
 from tests.e2e.conftest import register_examples
+from tests.support.adapters import make_adapter, manifest
 from tests.support.processes import run_cli
 from tests.support.servers import Running, running_gateway
 
@@ -40,6 +41,19 @@ async def test_a_composed_adapter_is_the_weighted_sum_and_says_so(gateway: Runni
     for module, product in parts["both"].items():
         expected = 0.25 * parts["sql"][module] + 0.5 * parts["dates"][module]
         np.testing.assert_allclose(product, expected, rtol=1e-4, atol=1e-5)
+
+
+async def test_a_version_that_is_not_active_can_be_merged_by_its_id(gateway: Running, tmp_path: Path) -> None:
+    async with httpx.AsyncClient(base_url=gateway.url) as http:
+        order = manifest("sql", make_adapter(tmp_path / "next", seed=9), "another prompt")
+        order |= {"publish": {"to": "ready"}}
+        ready = (await http.post("/admin/adapters", json=order)).json()["id"]
+        merged = await http.post(
+            "/admin/adapters/compose", json={"name": "both", "recipe": f"mix({ready}*0.5,dates*0.5)"}
+        )
+        assert merged.status_code == 201, merged.text
+        assert (await http.get(f"/v1/models/{ready}")).json()["id"] == ready
+        assert (await http.get("/v1/models/auto:0.3")).json()["id"] == "auto"
 
 
 async def test_a_merge_is_for_the_tenant_of_its_parts(tmp_path: Path) -> None:

@@ -14,7 +14,10 @@ from adapters_registry.sight import EVERYBODY, Sight
 from adapters_registry.states import AdapterState
 from server.auth import Principal
 from server.catalog import MAX_VIEWS, Catalog
+from server.conversations import Conversation, ConversationMemory
+from server.engine.recipes import Single
 from server.errors import ModelNotFound, Unavailable
+from server.versions import Versions
 from tests.support.records import record
 
 ANYBODY = Principal("", frozenset({"infer"}))
@@ -113,7 +116,7 @@ def test_keys_are_confined_by_tags_and_tenants_too() -> None:
     assert {entry["id"] for entry in catalog.listing(bank)} == {"base", "sql", "dates", "ledger"}
 
 
-def test_the_active_version_says_for_all_whose_they_are() -> None:
+def test_a_version_is_for_whom_it_and_the_active_one_are() -> None:
     active = for_tenant("ledger", "bank")
     canary = replace(for_tenant("ledger", "", content=1), state=AdapterState.CANARY, share=0.5)
     ready = replace(for_tenant("new", "bank", content=2), state=AdapterState.READY)
@@ -122,6 +125,49 @@ def test_the_active_version_says_for_all_whose_they_are() -> None:
         assert catalog.resolve(asked, seeing(tenant="bank")).pinned == {asked}
         with pytest.raises(ModelNotFound):
             catalog.resolve(asked, seeing(tenant="insurer"))
+
+
+def test_a_canary_for_one_tenant_is_not_served_to_others() -> None:
+    active = for_tenant("ledger", "")
+    canary = replace(for_tenant("ledger", "bank", content=1), state=AdapterState.CANARY, share=1.0)
+    catalog = Catalog(("base",), {active.expert_id: active}, {canary.expert_id: canary})
+    memory, conversation = ConversationMemory(), Conversation(b"c", goes_on=False)
+    for tenant, gets in (("bank", canary), ("insurer", active)):
+        sight = Sight(tenant=tenant)
+        recipe, _ = Versions(memory).choose(Single(active.expert_id), (), catalog, conversation, sight)
+        assert recipe == Single(gets.expert_id)
+    with pytest.raises(ModelNotFound):
+        catalog.resolve(canary.expert_id, seeing(tenant="insurer"))
+
+
+def test_a_set_with_a_hidden_expert_is_as_unknown_as_any() -> None:
+    library = [for_tenant("ledger", "bank"), for_tenant("claims", "insurer")]
+    text = "mix(claims@00000000*0.5,ledger@00000000*0.5)"
+    texts = {"a" * 16: text}
+    catalog = Catalog(("base",), {each.expert_id: each for each in library}, text_of=texts.get)
+    assert catalog.resolve("set:" + "a" * 16, seeing()).kind == "recipe"
+    refusals = []
+    for digest in ("a" * 16, "b" * 16):
+        with pytest.raises(ModelNotFound) as caught:
+            catalog.resolve(f"set:{digest}", seeing(tenant="bank"))
+        refusals.append(caught.value.message.replace(digest, ""))
+    assert refusals[0] == refusals[1]
+
+
+def test_every_name_that_can_be_asked_has_an_entry() -> None:
+    active, ready = record("sql"), replace(record("sql", content=1), state=AdapterState.READY)
+    catalog = Catalog(("base",), {active.expert_id: active}, {ready.expert_id: ready})
+    for asked, kind, name in (
+        ("base", "base", "base"),
+        ("sql", "expert", "sql"),
+        (active.expert_id, "expert", "sql"),
+        (ready.expert_id, "expert", ready.expert_id),
+        ("mix(sql*0.5)", "recipe", "mix(sql*0.5)"),
+    ):
+        entry = catalog.entry(asked, ANYBODY)
+        assert (entry["kind"], entry["id"]) == (kind, name)
+    with pytest.raises(ModelNotFound):
+        catalog.entry("dates", ANYBODY)
 
 
 def test_a_merge_names_its_parts_only_to_who_sees_everything() -> None:
