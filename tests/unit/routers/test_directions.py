@@ -63,11 +63,11 @@ def test_prompts_as_near_to_the_mean_but_in_other_directions_are_told_apart(kind
     router = kind.load(config, kind.fit(config, data, lambda done, total: None))
 
     def evidence(first: int) -> list[float]:
-        decisions = [router.route(RouteQuery("x", row)) for row in around(1, first, 40)]
+        decisions = [router.route(RouteQuery("x", row)) for row in around(1, first, 300)]
         assert {decision.candidates[0].expert_id for decision in decisions} == {"e1@00000000"}
         return [float(decision.reason.split()[1]) for decision in decisions]
 
-    assert auroc(evidence(8), evidence(20)) > 0.85
+    assert auroc(evidence(8), evidence(20)) > 0.7  # by their scores alone: 0.5
 
 
 def test_evidence_is_the_mean_of_score_and_closeness_weighed_by_the_usual() -> None:
