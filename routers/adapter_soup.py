@@ -36,7 +36,7 @@ from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
 from routers.centroid import CentroidConfig, CentroidRouter
 from routers.examples import Examples, evenly
 from routers.mixture import Mixture, fit_mixture
-from routers.scoring import Learned, Prompts, Scores, ScoringConfig
+from routers.scoring import Closeness, Learned, Prompts, Scores, ScoringConfig
 
 MAX_CLUSTERS = 256
 MAX_EXAMPLES = 100
@@ -83,7 +83,7 @@ class AdapterSoupRouter(CentroidRouter):
         ),
     )
     config_class: ClassVar[type[ScoringConfig]] = AdapterSoupConfig
-    closeness: ClassVar[Literal["unused", "half", "whole"]] = "unused"  # a task has many directions
+    closeness: ClassVar[Closeness] = "unused"  # a task has many directions
     max_examples: ClassVar[int | None] = MAX_EXAMPLES
 
     @classmethod

@@ -22,6 +22,7 @@ from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
 from routers.examples import Examples, evenly
 from routers.scoring import (
     FUSION,
+    Closeness,
     Learned,
     Prompts,
     Scores,
@@ -77,7 +78,7 @@ class CentroidRouter(ScoringRouter):
         cost="one product with E means",
     )
     config_class: ClassVar[type[ScoringConfig]] = CentroidConfig
-    closeness: ClassVar[Literal["unused", "half", "whole"]] = "half"
+    closeness: ClassVar[Closeness] = "half"
     max_examples: ClassVar[int | None] = None
     """Examples of an expert that count, evenly taken; None for all."""
 

@@ -10,7 +10,7 @@ linear layer, trained with Adam on the task's name. Here the same model is fitte
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from routers.base import MethodCard
 from routers.centroid import CentroidRouter
 from routers.examples import Examples
-from routers.scoring import Learned, Prompts, Scores, ScoringConfig, ScoringRouter
+from routers.scoring import Closeness, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 
 
 class ClassifierConfig(ScoringConfig):
@@ -45,7 +45,7 @@ class ClassifierRouter(ScoringRouter):
         differences=("fitted to the optimum by L-BFGS", "it may abstain"),
     )
     config_class: ClassVar[type[ScoringConfig]] = ClassifierConfig
-    closeness: ClassVar[Literal["unused", "half", "whole"]] = "whole"  # scores are probabilities
+    closeness: ClassVar[Closeness] = "whole"  # scores are probabilities
 
     @classmethod
     def learn(cls, config: ClassifierConfig, examples: Examples) -> Learned:

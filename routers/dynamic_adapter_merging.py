@@ -24,7 +24,7 @@ from pydantic import Field
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
 from routers.centroid import CentroidRouter, MeanConfig
-from routers.scoring import WEIGHTED_FUSION, ScoringConfig, softmax_weights
+from routers.scoring import WEIGHTED_FUSION, Closeness, ScoringConfig, softmax_weights
 
 
 class DynamicAdapterMergingConfig(MeanConfig):
@@ -58,7 +58,7 @@ class DynamicAdapterMergingRouter(CentroidRouter):
         ),
     )
     config_class: ClassVar[type[ScoringConfig]] = DynamicAdapterMergingConfig
-    closeness: ClassVar[Literal["unused", "half", "whole"]] = "unused"  # all hidden states lie in a few directions
+    closeness: ClassVar[Closeness] = "unused"  # all hidden states lie in a few directions
 
     def choose(self, ranked: Sequence[ScoredExpert]) -> tuple[tuple[WeightedExpert, ...], GateChoice | None]:
         """The best k, weighted."""

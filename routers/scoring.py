@@ -66,6 +66,9 @@ Floats = NDArray[np.float64]
 Scores = NDArray[np.float64]
 """Shape (p, E); NaN for an expert that the method can say nothing about."""
 
+Closeness = Literal["unused", "half", "whole"]
+"""How much of the evidence is closeness to the directions of an expert's examples."""
+
 NUM_FOLDS = 5
 BLOCK = 128
 """Examples that are scored at once, so that a large library does not need the memory of all."""
@@ -157,8 +160,7 @@ class ScoringRouter(ABC):
     config_class: ClassVar[type[ScoringConfig]]
     weighs_usual: ClassVar[bool] = True
     """Whether evidence is weighed by what is usual for an expert; see the module's docstring."""
-    closeness: ClassVar[Literal["unused", "half", "whole"]] = "unused"
-    """How much of the evidence is closeness to the directions of an expert's examples."""
+    closeness: ClassVar[Closeness] = "unused"
 
     def __init__(self, config: Any, experts: Sequence[str], learned: Learned, calibration: Calibration) -> None:
         self.config = config
