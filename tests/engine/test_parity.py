@@ -1,4 +1,4 @@
-"""The engine's tokens and log probabilities against transformers, in float32: every kind of recipe, in every company.
+"""The float32 engine's tokens and log probabilities against transformers': every kind of recipe, in every company.
 
 Two sets of experts: trained ones (the demo library) and ones with fresh random weights, of unequal ranks, alphas and
 target modules. The engine runs with few KV blocks and short prefill chunks, so that long prompts are prefilled in

@@ -39,7 +39,7 @@ class World:
             vocab_size=64,
         )  # fmt: skip
         LlamaForCausalLM(config).save_pretrained(folder / "base")
-        self.reference = Reference(str(folder / "base"))
+        self.reference = Reference(str(folder / "base"), torch.float32)  # as PEFT computes
 
     def base(self) -> Any:
         return AutoModelForCausalLM.from_pretrained(self.folder / "base", dtype=torch.float32).eval()
