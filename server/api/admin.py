@@ -122,7 +122,8 @@ class AdapterAdmin:
     async def compose(self, order: ComposeOrder, principal: Principal) -> AdapterRecord:
         """Merge experts into an ordinary adapter and register it, with how it was made on its card."""
         self._check_name(order.name)
-        recipe = self._watcher.catalog.recipe(order.recipe, principal)
+        catalog = self._watcher.catalog  # one for both, so that every expert of the recipe has its record
+        recipe = catalog.recipe(order.recipe, principal)
         match recipe:
             case Mix(weights, "output"):
                 pass
@@ -132,7 +133,6 @@ class AdapterAdmin:
                 weights = ((expert_id, 1.0),)
             case _:
                 raise BadRequest("Only a mix(...) can be composed; a gate needs the engine's plugin.", param="recipe")
-        catalog = self._watcher.catalog
         found = ((catalog.record_of(expert_id), weight) for expert_id, weight in weights)
         sources = [(record, weight) for record, weight in found if record is not None]
         options = MergeOptions(rank=order.rank, density=order.density, seed=order.seed)
