@@ -31,7 +31,7 @@ class _Closed(BaseModel):
 
 
 class LeaderboardAbout(_Closed):
-    """Where a comparison comes from."""
+    """Where a comparison comes from, and which policies could not be compared, with the reason."""
 
     folders: Annotated[tuple[Text, ...], Field(max_length=100)]
     split: Name
@@ -40,6 +40,7 @@ class LeaderboardAbout(_Closed):
     num_skipped: Annotated[int, Field(ge=0, le=2**53)] = 0
     leave_own_out: bool = False
     made_at: Name
+    left_out: Annotated[dict[Name, Text], Field(max_length=MAX_ROWS)] = {}
 
 
 class LeaderboardColumn(_Closed):

@@ -73,7 +73,7 @@ def _from_entry(entry: Path, read_examples: ReadExamples) -> Item | None:
     if entry.is_file():
         ending = next((each for each in ARCHIVES if entry.name.endswith(each)), None)
         return None if ending is None else Item({"name": entry.name.removesuffix(ending)}, entry)
-    if not (entry / CONFIG_FILE).is_file():
+    if not (entry / CONFIG_FILE).is_file() and not any(entry.glob("adapter_*")):  # half an adapter is refused by name
         return None
     manifest: dict[str, Any] = {"name": entry.name}
     for file in filter(Path.is_file, (entry / name for name in MANIFEST_FILES)):

@@ -72,8 +72,10 @@ def call(
 def explain(answer: Any, status: int) -> str:
     """The gateway's error as text, with every problem that it lists."""
     error = answer.get("error", {}) if isinstance(answer, dict) else {}
-    lines = [str(error.get("message") or f"the gateway answers {status}")]
-    for problem in error.get("problems", []):
+    message = str(error.get("message") or f"the gateway answers {status}")
+    problems = error.get("problems", [])
+    lines = [message.partition(". ")[0] + "." if problems else message]  # what follows its title is the problems again
+    for problem in problems:
         lines.append(f"  {problem['where']}: {problem['what']}\n    → {problem['fix']}")
     return "\n".join(lines)
 

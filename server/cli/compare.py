@@ -63,14 +63,13 @@ def compare(
     from server.cli.progress import phases, run_to_end
     from server.compare.client import GatewayClient
     from server.compare.report import About, write_report
-    from server.compare.run import Outcome, Plan, Prices
+    from server.compare.run import Compared, Plan, Prices
     from server.compare.run import compare as run
     from server.compare.stats import compare_outcomes
     from server.compare.tasks import load_tasks
     from server.results import ResultCache, results_file
 
-    outcomes: list[Outcome] = []
-    facts: list[Plan] = []
+    done: list[tuple[Plan, Compared]] = []
 
     async def work() -> None:
         with phases() as progress, ResultCache(results_file()) as cache:
@@ -85,12 +84,11 @@ def compare(
                 chosen = tuple(dict.fromkeys(policies or models.policies))
                 prices = Prices(base_price, expert_price)
                 plan = Plan(chosen, tuple(found), models.base, max_tokens, leave_own_out, prices)
-                facts.append(plan)
-                outcomes.extend(await run(client, cache, plan, progress))
+                done.append((plan, await run(client, cache, plan, progress)))
 
     run_to_end(work)
-    (plan,) = facts
-    comparison = compare_outcomes(outcomes)
+    ((plan, compared),) = done
+    comparison = compare_outcomes(compared.outcomes)
     about = About(
         folders=tuple(map(str, tasks)) + ((str(held_out),) if held_out else ()),
         split=split,
@@ -99,9 +97,12 @@ def compare(
         num_skipped=sum(task.num_skipped for task in plan.tasks),
         leave_own_out=leave_own_out,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        left_out=compared.left_out,
     )
-    write_report(out, comparison, outcomes, plan.tasks, about)
+    write_report(out, comparison, compared.outcomes, plan.tasks, about)
     _show(comparison.figures, out)
+    for policy, reason in compared.left_out.items():
+        typer.echo(f"Not compared: {policy} ({reason})", err=True)
     if publish:
         call("PUT", url, "/admin/leaderboard", key=api_key, body=(out / "leaderboard.json").read_bytes())
         typer.echo(f"Published: {url.rstrip('/')}/console#leaderboard shows it.")

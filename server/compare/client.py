@@ -17,10 +17,15 @@ from server.losses import SampleLosses, counting_fields, read_losses, scoring_fi
 
 NUM_TRIES = 4
 FIRST_WAIT_S = 1.0
+_REFUSALS = (400, 404, 413, 422)
 
 
 class CompareError(Exception):
     """The gateway cannot be reached, or refuses what is asked; the text says what to do."""
+
+
+class Refused(CompareError):
+    """The gateway answers, but does not execute this model for this prompt: more experts than slots, a long prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +216,7 @@ async def _check(response: aiohttp.ClientResponse, what: str) -> None:
         message = f"status {response.status}"
     if response.status in (429, 502, 503, 504):
         raise _Again(message)
-    raise CompareError(f"{what}: {message}")
+    raise (Refused if response.status in _REFUSALS else CompareError)(f"{what}: {message}")
 
 
 def losses_as_dict(found: SampleLosses) -> dict[str, float]:

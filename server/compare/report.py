@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from server.compare.tasks import Task
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Where a comparison comes from."""
+    """Where a comparison comes from, and which policies could not be compared, with the reason."""
 
     folders: tuple[str, ...]
     split: str
@@ -32,6 +32,7 @@ class About:
     num_skipped: int
     leave_own_out: bool
     made_at: str
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ def markdown(comparison: Comparison, about: About) -> str:
         f"Base {about.base}, {about.num_prompts} prompts, {about.made_at}."
         + (" Each prompt's own expert was hidden from the policies." if about.leave_own_out else "")
         + (f" {about.num_skipped} rows were skipped." if about.num_skipped else ""),
+        *(f"\nNot compared: {policy} ({reason})" for policy, reason in about.left_out.items()),
         "",
         "| " + " | ".join(column.title for column in columns) + " |",
         "|" + "---|" * len(columns),

@@ -14,7 +14,7 @@ from typing import Any
 
 from routers.base import BASE, Sample
 from routers.metrics import metric
-from server.compare.client import GatewayClient, Generation, losses_as_dict
+from server.compare.client import GatewayClient, Generation, Refused, losses_as_dict
 from server.compare.tasks import Task
 from server.results import ResultCache, key_of
 
@@ -93,13 +93,35 @@ class Plan:
     prices: Prices = Prices()
 
 
-async def compare(client: GatewayClient, cache: ResultCache, plan: Plan, progress: Progress) -> list[Outcome]:
-    """Everything, in order of policies, tasks and prompts; base first, then the oracle, then the policies."""
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What came of a comparison.
+
+    Attributes:
+        outcomes: In order of policies, tasks and prompts; base first, then the oracle, then the policies.
+        left_out: Policies that chose something the gateway does not execute, and its words; their outcomes are gone.
+    """
+
+    outcomes: list[Outcome]
+    left_out: dict[str, str]
+
+
+async def compare(client: GatewayClient, cache: ResultCache, plan: Plan, progress: Progress) -> Compared:
+    """Everything; raises `Refused` if it is the base or the oracle that is not executed."""
     decisions = await _decide_all(client, plan, progress)
     wanted = {(decision["recipe"], sample.prompt) for (_, sample, _, _), decision in decisions}
-    answers = await generate_all(client, cache, plan.base, sorted(wanted), plan.max_tokens, progress)
+    answers, refused = await _generate_all(client, cache, plan.base, sorted(wanted), plan.max_tokens, progress)
+    left_out: dict[str, str] = {}
+    for (policy, sample, _, _), decision in decisions:
+        if (refusal := refused.get((decision["recipe"], sample.prompt))) is None:
+            continue
+        if policy in (BASE, ORACLE):
+            raise refusal
+        left_out.setdefault(policy, str(refusal))
     outcomes = []
     for (policy, sample, task, index), decision in decisions:
+        if policy in left_out:
+            continue
         generation = answers[decision["recipe"], sample.prompt]
         top = tuple(candidate["expert"] for candidate in decision["candidates"][:3])
         outcomes.append(
@@ -124,7 +146,7 @@ async def compare(client: GatewayClient, cache: ResultCache, plan: Plan, progres
                 answer=generation.text,
             )
         )
-    return outcomes
+    return Compared(outcomes, left_out)
 
 
 _Asked = tuple[str, Sample, Task, int]
@@ -152,32 +174,35 @@ async def _decide_all(client: GatewayClient, plan: Plan, progress: Progress) -> 
     return decisions
 
 
-async def generate_all(
+async def _generate_all(
     client: GatewayClient,
     cache: ResultCache,
     base: str,
     wanted: Sequence[tuple[str, str]],
     max_tokens: int,
     progress: Progress,
-) -> dict[tuple[str, str], Generation]:
-    """The answer of each (recipe, prompt); those of one recipe together, so that experts stay where they are."""
+) -> tuple[dict[tuple[str, str], Generation], dict[tuple[str, str], Refused]]:
+    """The answer of each (recipe, prompt), or why there is none; those of one recipe together, so that experts stay."""
     answers: dict[tuple[str, str], Generation] = {}
+    refused: dict[tuple[str, str], Refused] = {}
     done = 0
 
     async def generate(recipe: str, prompt: str) -> None:
         nonlocal done
         key = key_of("generation", base, recipe, prompt, max_tokens)
         known = cache.get(key)
-        if known is None:
-            made = await client.generate(recipe, prompt, max_tokens)
-            known = asdict(made)
-            cache.put(key, known)
-        answers[recipe, prompt] = Generation(**known)
+        try:
+            if known is None:
+                known = asdict(await client.generate(recipe, prompt, max_tokens))
+                cache.put(key, known)
+            answers[recipe, prompt] = Generation(**known)
+        except Refused as refusal:
+            refused[recipe, prompt] = refusal
         done += 1
         progress("generating", done, len(wanted))
 
     await _all(generate(recipe, prompt) for recipe, prompt in wanted)
-    return answers
+    return answers, refused
 
 
 async def score_all(
@@ -193,7 +218,9 @@ async def score_all(
 ) -> list[dict[str, Any]]:
     """Every model on every sample: rows as the gateway's table of scores takes them."""
     wanted = [(model, sample.prompt) for model in models for sample in samples]
-    answers = await generate_all(client, cache, base, wanted, max_tokens, progress)
+    answers, refused = await _generate_all(client, cache, base, wanted, max_tokens, progress)
+    for refusal in refused.values():
+        raise refusal
     losses: dict[tuple[str, Sample], dict[str, float]] = {}
     done = 0
 

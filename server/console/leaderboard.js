@@ -29,7 +29,8 @@ function draw(found) {
   $("board-about").textContent = `${about.folders.join(", ")} (${about.split}), base ${about.base}, ${about.num_prompts} prompts, `
     + `made ${moment(about.made_at)}, published ${moment(found.published_at)} by ${found.published_by}.`
     + (about.leave_own_out ? " Each prompt's own expert was hidden from the policies." : "")
-    + (about.num_skipped ? ` ${about.num_skipped} rows were skipped.` : "");
+    + (about.num_skipped ? ` ${about.num_skipped} rows were skipped.` : "")
+    + Object.entries(about.left_out).map(([policy, reason]) => ` Not compared: ${policy} (${reason})`).join("");
   const columns = board.columns.filter(column => board.rows.some(row => row.shown[column.key]));
   let rows = board.rows;
   const table = new Table($("board-table"), columns.map((column, index) => ({

@@ -1,5 +1,6 @@
 """Policies over HTTP and from the command line: fitted, watched, compared; scores reported; bad input refused."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.conftest import EXAMPLES
+from server.engine.fake import FakeEngine
+from tests.e2e.conftest import EXAMPLES, register_examples
 from tests.support.processes import run_cli
-from tests.support.servers import Running
+from tests.support.servers import Running, running_gateway
 
 
 async def fit(client: httpx.AsyncClient, **order: Any) -> dict[str, Any]:
@@ -124,11 +126,31 @@ async def test_a_learned_mix_asks_the_engine(client: httpx.AsyncClient, running:
     assert not [seen for seen in running.engine.seen if b"prompt_logprobs" in seen.body]
 
 
+async def test_a_policy_that_the_engine_cannot_execute_is_left_out_of_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOERGATE_CACHE_DIR", str(tmp_path / "cache"))
+    row = {"prompt": EXAMPLES["sql"][0], "answer": "word0 word1"}
+    (tmp_path / "sql.jsonl").write_text(json.dumps(row))
+    out = tmp_path / "out"
+    async with running_gateway(tmp_path / "home", FakeEngine(has_plugin=False)) as running:
+        await register_examples(running, tmp_path)
+        async with httpx.AsyncClient(base_url=running.url, timeout=60) as client:
+            assert (await fit(client, name="all", router="uniform"))["state"] == "succeeded"
+        asked = ("--tasks", str(tmp_path / "sql.jsonl"), "--max-tokens", "2", "--out", str(out), "--publish")
+        compared = await asyncio.to_thread(run_cli, "compare", *asked, "--url", running.url)
+    assert compared.returncode == 0, compared.stderr
+    assert "Not compared: all (mix(" in compared.stderr
+    assert "without Moergate's plugin" in compared.stderr
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert {row["policy"] for row in rows} == {"base", "oracle", "auto"}
+    assert "Not compared: all (mix(" in (out / "leaderboard.md").read_text()
+    assert list(json.loads((out / "leaderboard.json").read_text())["about"]["left_out"]) == ["all"]
+
+
 async def test_scores_and_a_comparison_from_the_command_line(
     running: Running, client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asyncio
-
     monkeypatch.setenv("MOERGATE_CACHE_DIR", str(tmp_path / "cache"))
     for name, prompts in EXAMPLES.items():
         folder = tmp_path / "tasks" / name

@@ -29,8 +29,10 @@ def test_a_folder_of_adapters(tmp_path: Path) -> None:
     (tmp_path / "packed.tar.gz").write_bytes(b"")
     (tmp_path / "notes.md").write_text("not an adapter")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "adapter_model.safetensors").write_bytes(b"")
     items = {item.manifest["name"]: item for item in find_items(tmp_path, lines)}
-    assert items.keys() == {"plain", "other", "yaml", "packed"}
+    assert items.keys() == {"plain", "other", "yaml", "packed", "half"}  # the gateway says what is missing of a half
     assert items["plain"] == Item({"name": "plain"}, plain)
     assert items["other"].manifest == {"name": "other", "card": {"tags": ["x"]}}
     assert items["yaml"].manifest == {"name": "yaml", "card": {"description": "d"}, "examples": ["one", "two"]}
