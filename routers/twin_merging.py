@@ -16,6 +16,9 @@ expert of an example. Batch normalisation and dropout are replaced by standardis
 leaky ReLU by ReLU (scikit-learn's MLPClassifier). They are stored as plain layers, W (inputs, outputs), b (outputs,),
 standardisation folded in.
 
+Whether any expert fits is asked of the cosine to the mean of the first expert's examples, all on the library's scale
+(`routers.state_scale`): a stranger is far from every mean, but the MLP names an expert for it no less surely.
+
 Differs besides: the twins are exact, where the code cuts them to rank 8 (LoRA) or masks small entries, which loses
 quality; the states are the base's and not those of base + shared; small libraries train for at least `min_steps`, since
 50 epochs of 1,000 examples an expert are not 50 epochs of 20; it may abstain.
@@ -28,6 +31,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -38,7 +42,8 @@ from sklearn.neural_network import MLPClassifier
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
 from routers.examples import Examples
-from routers.scoring import MAX_CHOSEN, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
+from routers.scoring import MAX_CHOSEN, Judgement, Learned, Prompts, Scores, ScoringConfig, ScoringRouter, to_unit
+from routers.state_scale import StateScale
 from routers.static_mix import NEGLIGIBLE
 
 
@@ -84,23 +89,24 @@ class TwinMergingRouter(ScoringRouter):
         ),
     )
     config_class: ClassVar[type[ScoringConfig]] = TwinMergingConfig
-    weighs_usual: ClassVar[bool] = False  # scores are probabilities
 
     @classmethod
     def learn(cls, config: TwinMergingConfig, examples: Examples) -> Learned:
-        """The layers, and the expert of each output, shape (C,)."""
+        """The layers, the expert of each output, shape (C,), and means of examples, shape (E, d), on their scale."""
         classes = np.unique(examples.owner).astype(np.int32)
         dim = examples.embeddings.shape[1]
+        scale = StateScale.of(examples)
         layers = [(np.zeros((dim, len(classes)), np.float32), np.zeros(len(classes), np.float32))]
         if len(classes) > 1:
-            layers = _trained(config, examples)
+            layers = _trained(config, examples, scale)
         arrays = {
             f"{kind}_{n}": array for n, layer in enumerate(layers) for kind, array in zip("wb", layer, strict=True)
         }
-        return Learned({**arrays, "classes": classes}, {"num_layers": len(layers)})
+        means = to_unit(replace(examples, embeddings=scale(examples.embeddings)).mean_of_experts())
+        return Learned({**arrays, "classes": classes, "means": means, **scale.arrays()}, {"num_layers": len(layers)})
 
     def prepare(self, learned: Learned) -> None:
-        """Take the layers."""
+        """Take layers, means and scale."""
         numbers = range(int(learned.data["num_layers"]))
         self._layers = [tuple(np.asarray(learned.arrays[f"{kind}_{n}"], np.float32) for kind in "wb") for n in numbers]
         self._classes = np.asarray(learned.arrays["classes"])
@@ -110,6 +116,15 @@ class TwinMergingRouter(ScoringRouter):
                 raise ValueError(f"a layer of shape {weights.shape} before one of {width} inputs")
         if len(self._classes) and not 0 <= self._classes.min() <= self._classes.max() < len(self.experts):
             raise ValueError("outputs without an expert")
+        self._scale = StateScale.load(learned.arrays)
+        self._means = np.asarray(learned.arrays["means"], np.float32)
+        if self._means.shape != (len(self.experts), len(self._scale.mean)):
+            raise ValueError(f"means of shape {self._means.shape} for {len(self.experts)} experts")
+
+    def judge(self, prompts: Prompts) -> Judgement:
+        """Probabilities rank, cosines to the means are the evidence."""
+        cosines = self._scale(prompts.embeddings) @ self._means.T
+        return Judgement(self.scores(prompts), np.asarray(cosines, np.float64))
 
     def scores(self, prompts: Prompts) -> Scores:
         """Probabilities; NaN for experts without an example."""
@@ -135,10 +150,9 @@ class TwinMergingRouter(ScoringRouter):
 Layer = tuple[np.ndarray, np.ndarray]
 
 
-def _trained(config: TwinMergingConfig, examples: Examples) -> list[Layer]:
+def _trained(config: TwinMergingConfig, examples: Examples, scale: StateScale) -> list[Layer]:
     """Train the MLP on standardised states; its layers take states as they are and give one logit a class."""
-    mean, spread = examples.embeddings.mean(axis=0), np.maximum(examples.embeddings.std(axis=0), 1e-6)
-    inputs = ((examples.embeddings - mean) / spread).astype(np.float32)
+    inputs = scale.standardised(examples.embeddings)
     batch = min(config.batch_size, len(inputs))
     epochs = max(config.epochs, -(-config.min_steps * batch // len(inputs)))
     model = MLPClassifier(
@@ -155,7 +169,7 @@ def _trained(config: TwinMergingConfig, examples: Examples) -> list[Layer]:
         model.fit(inputs, examples.owner)
     layers = [(np.asarray(w), np.asarray(b)) for w, b in zip(model.coefs_, model.intercepts_, strict=True)]
     weights, bias = layers[0]
-    layers[0] = (weights / spread[:, None], bias - (mean / spread) @ weights)
+    layers[0] = (weights / scale.spread[:, None], bias - (scale.mean / scale.spread) @ weights)
     if len(model.classes_) == 2:  # one logit for two classes: the second's, half of it for each
         weights, bias = layers[-1]
         layers[-1] = (np.concatenate([-weights, weights], axis=1) / 2, np.concatenate([-bias, bias]) / 2)

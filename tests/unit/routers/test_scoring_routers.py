@@ -11,6 +11,8 @@ import pytest
 from routers.base import Artefact, Decision, FitData, GateChoice, LibraryExpert, RouteQuery, Router, no_progress
 from routers.fitting import fit_data
 from routers.registry import make_config, router_class
+from routers.scoring import Prompts
+from routers.two_part import TwoPartRouter
 from tests.unit.routers.builders import around, centres, clustered, expert_id, ids, library_of, unit
 
 
@@ -233,13 +235,16 @@ def test_an_expert_that_came_since_is_taken_as_usual() -> None:
     assert float(decision.reason.split()[1]) == pytest.approx(1.5 * evidence - 0.5 * mean, abs=6e-4)
 
 
-def test_probabilities_are_evidence_as_they_are() -> None:
-    kind = router_class("twin_merging")
-    config = make_config("twin_merging", {"hidden_size": 8, "epochs": 1, "min_steps": 20})
-    artefact = kind.fit(config, clustered(3), no_progress)
-    decision = kind.load(config, artefact).route(RouteQuery("", centres(5)[1]))
+def test_an_evidence_of_its_own_is_not_weighed() -> None:
+    config = make_config("two_part", {})
+    data = replace(clustered(3), embed=lambda texts: around(centres(5)[4], len(texts), 0.5))
+    artefact = TwoPartRouter.fit(config, data, no_progress)
+    router = TwoPartRouter.load(config, artefact)
+    decision = router.route(RouteQuery("", centres(5)[1]))
+    judged = router.judge(Prompts([""], centres(5)[1:2]))
+    best = judged.scores[0].argmax()
     assert artefact.data["usual"] == {}
-    assert float(decision.reason.split()[1]) == pytest.approx(decision.candidates[0].score, abs=6e-4)
+    assert float(decision.reason.split()[1]) == pytest.approx(judged.evidence[0, best], abs=6e-4)
 
 
 def test_the_classifiers_evidence_is_closeness_alone() -> None:

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
+from sklearn.preprocessing import StandardScaler, normalize
 
 from routers.base import FitData, RouteQuery, ScoredExpert, no_progress
 from routers.calibration import Calibration
 from routers.errors import BadArtefact
+from routers.evaluate import auroc
 from routers.scoring import Learned, Prompts
 from routers.twin_merging import TwinMergingConfig, TwinMergingRouter
 from tests.unit.routers.builders import around, centres, clustered, expert_id, ids, library_of, unit
 
-SMALL = {"hidden_size": 12, "max_candidates": 99, "threshold": 0.0}
+SMALL = {"hidden_size": 12, "max_candidates": 99, "threshold": -9.0}
 
 
 def fitted(data: FitData, **options: object) -> TwinMergingRouter:
@@ -55,6 +57,31 @@ def test_scores_are_the_probabilities_of_scikit_learns_mlp(num_experts: int, num
     expected = model.predict_proba((queries - x.mean(axis=0)) / x.std(axis=0))
     assert np.ptp(expected, axis=0).max() > 0.1
     np.testing.assert_allclose(router.scores(Prompts([""] * 20, queries)), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_evidence_is_the_cosine_to_the_mean_of_standardised_states(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    blocks = {expert_id(i): unit(rng.normal(size=(9, 16)) + 5 + rng.normal(size=16)) for i in range(4)}
+    router = fitted(library_of(blocks), epochs=2, min_steps=1)
+    queries = unit(rng.normal(size=(6, 16)) + 5)
+    scaler = StandardScaler().fit(np.concatenate(list(blocks.values())).astype(np.float64))
+    means = np.stack([normalize(scaler.transform(rows)).mean(axis=0) for rows in blocks.values()])
+    expected = normalize(scaler.transform(queries)) @ normalize(means).T
+    np.testing.assert_allclose(router.judge(Prompts([""] * 6, queries)).evidence, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_strangers_are_told_among_states_that_all_point_one_way(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    common, own = 20 * rng.normal(size=64), centres(5, 64)
+    blocks = {expert_id(i): unit(common + 8 * own[i] + rng.normal(size=(40, 64))) for i in range(4)}
+    router = fitted(library_of(blocks), threshold=None, hidden_size=64)
+    friends, strangers = (
+        [router.route(RouteQuery("", row)).confidence for row in unit(common + 8 * own[i] + rng.normal(size=(50, 64)))]
+        for i in (1, 4)
+    )
+    assert auroc(friends, strangers) > 0.95
 
 
 def test_it_names_the_expert_and_weights_it_most() -> None:
