@@ -31,7 +31,7 @@ from server.vllm_plugin.admission import num_slots
 from server.vllm_plugin.batch import Batch
 from server.vllm_plugin.linear import ExpertLinear, SliceWeights
 from server.vllm_plugin.plans import Plan, forgotten_version, plan_of_request
-from server.vllm_plugin.punica import BatchWrapper, ModuleWrapper
+from server.vllm_plugin.punica import BatchWrapper, ModuleWrapper, forward_over
 from server.vllm_plugin.stats import ResidencyStats
 from server.vllm_plugin.store import ExpertStore
 
@@ -90,7 +90,10 @@ class ExpertModelManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
             if isinstance(module, BaseLinearLayerWithLoRA) and isinstance(module.punica_wrapper, BatchWrapper):
                 d_in = module.lora_a_stacked[0].shape[-1]
                 self._linears[name] = ExpertLinear(self.batch, d_in, module.output_slices)
-                module.set_mapping(ModuleWrapper(name, self._linears[name], module.punica_wrapper.theirs))
+                wrapper = ModuleWrapper(name, self._linears[name], module.punica_wrapper.theirs)
+                module.set_mapping(wrapper)
+                if wrapper.theirs is None and module.tp_size == 1:
+                    module.forward = forward_over(module.base_layer, wrapper)
 
     def activate_adapter(self, lora_id: int) -> bool:
         """Give an expert a slot, taking it from the least recently used one if none is free."""

@@ -7,7 +7,7 @@ vLLM's kernels, and only mixes and gates are ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -73,7 +73,7 @@ class ModuleWrapper:
     def __init__(self, name: str, linear: ExpertLinear, theirs: Any | None) -> None:
         self._name = name
         self._linear = linear
-        self._theirs = theirs
+        self.theirs = theirs
         make_known(name, linear)
 
     def add_lora_linear(self, y: torch.Tensor, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor | None:
@@ -83,7 +83,12 @@ class ModuleWrapper:
             y: Shape (..., sum of the slices).
             x: Shape (..., d_in).
         """
-        added = self._theirs.add_lora_linear(y, x, *args, **kwargs) if self._theirs is not None else None
+        added = self.theirs.add_lora_linear(y, x, *args, **kwargs) if self.theirs is not None else None
+        self.add(y, x)
+        return added
+
+    def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
+        """Add our part in place; as `add_lora_linear`."""
         is_compiling = torch.compiler.is_compiling()
         if is_compiling or self._linear.has_rows:
             y, x = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
@@ -91,12 +96,34 @@ class ModuleWrapper:
                 torch.ops.moergate.add_experts(y, x, self._name)
             else:
                 self._linear.add(y, x)
-        return added
 
     def __getattr__(self, name: str) -> Any:
-        if self._theirs is None:
+        if self.theirs is None:
             raise AttributeError(name)
-        return getattr(self._theirs, name)
+        return getattr(self.theirs, name)
+
+
+def forward_over(base: torch.nn.Module, wrapper: ModuleWrapper) -> Callable[[torch.Tensor], Any]:
+    """What a linear layer does in a process that has the whole of it: its own forward pass, then the experts' part.
+
+    vLLM's layers with LoRA do the same, but look a dozen attributes of modules up on their way, each of which torch
+    searches for in Python: in decoding that costs several microseconds a layer, whether there is an expert or not.
+
+    Args:
+        base: The layer without LoRA.
+        wrapper: Of the same layer; on a device where vLLM's kernels have no part.
+
+    Returns:
+        A function of the input, shape (..., d_in), to what `base` returns.
+    """
+    forward_of_base = base.forward
+
+    def forward(input_: torch.Tensor) -> Any:
+        returned = forward_of_base(input_)
+        wrapper.add(returned[0] if isinstance(returned, tuple) else returned, input_)
+        return returned
+
+    return forward
 
 
 def split_recipes(

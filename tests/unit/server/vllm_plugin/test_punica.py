@@ -12,7 +12,7 @@ from server.engine.recipes import parse  # noqa: E402
 from server.vllm_plugin.batch import Batch  # noqa: E402
 from server.vllm_plugin.linear import ExpertLinear, SliceWeights  # noqa: E402
 from server.vllm_plugin.plans import plan_of  # noqa: E402
-from server.vllm_plugin.punica import BatchWrapper, ModuleWrapper, split_recipes  # noqa: E402
+from server.vllm_plugin.punica import BatchWrapper, ModuleWrapper, forward_over, split_recipes  # noqa: E402
 
 A, B = "a@00000000", "b@00000000"
 PLANS = {1: plan_of(parse(A)), 2: plan_of(parse(f"mix({A}*0.5,{B}*0.5)")), 3: plan_of(parse(B))}
@@ -77,3 +77,36 @@ def test_every_row_gets_exactly_its_own() -> None:
 def test_on_the_cpu_there_is_nothing_of_theirs() -> None:
     wrapper = BatchWrapper(Slots(Batch(torch.float32, torch.device("cpu"))), None)
     assert not hasattr(wrapper, "add_lora_logits")
+
+
+class Returning(torch.nn.Linear):  # type: ignore[misc]
+    """A linear layer that returns its output as vLLM's do: with a bias that was left out, or by itself."""
+
+    def __init__(self, *, with_bias: bool) -> None:
+        super().__init__(2, 3)
+        self.with_bias = with_bias
+
+    def forward(self, x: Any) -> Any:
+        y = super().forward(x)
+        return (y, self.bias) if self.with_bias else y
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("shape", [(4, 2), (1, 4, 2)])
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def test_the_experts_part_is_added_to_what_the_layer_returns(shape: tuple[int, ...], with_bias: bool) -> None:
+    batch = Batch(torch.float32, torch.device("cpu"))
+    linear = ExpertLinear(batch, 2, (3,))
+    a, b, x = torch.randn(1, 2), torch.randn(1, 3), torch.randn(shape)
+    linear.put(A, [SliceWeights(a, b)])
+    base = Returning(with_bias=with_bias)
+    forward = forward_over(base, ModuleWrapper("layer", linear, None))
+    wanted = torch.nn.functional.linear(x, base.weight, base.bias)
+    for rows in ([0, 0, 0, 0], [0, 1, 1, 0]):
+        batch.update(rows, PLANS, {A: 1})
+        returned = forward(x)
+        y = returned[0] if with_bias else returned
+        with_expert = wanted + torch.tensor(rows)[:, None] * (x @ a.T @ b)
+        torch.testing.assert_close(y, with_expert, rtol=0, atol=1e-5)
+        if with_bias:
+            assert returned[1] is base.bias
