@@ -11,6 +11,7 @@ core and its workers. All that we rely on inside vLLM is named and checked in
     linear      worker: y += Σ g_e(x) s_e B_e A_e x                        gates    g_e
     op          the same as one opaque operation, for compiled models
     startup     how the engine core is started on a CPU                    stats    what residency costs
+    norms       RMS norms on a CPU by vLLM's own kernels
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def register() -> None:
 
     check_vllm()
     from server.vllm_plugin.manager import install_manager
+    from server.vllm_plugin.norms import install_norms
     from server.vllm_plugin.op import install_splitting
     from server.vllm_plugin.resolver import install_resolver
     from server.vllm_plugin.scheduler import install_scheduler
@@ -35,6 +37,7 @@ def register() -> None:
 
     install_resolver(adapters_dir)
     install_manager()
+    install_norms()
     install_splitting()
     install_scheduler()
     install_stats()

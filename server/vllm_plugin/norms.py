@@ -1,0 +1,77 @@
+"""RMS norms on a CPU by vLLM's own kernels, which it built for CPUs too but chooses on GPUs only.
+
+Run eagerly, its default is written in small torch operations, ten a norm: about a tenth of a step in decoding, with and
+without experts. A compiled model keeps the default, which the compiler fuses. ``--ir-op-priority`` still has the last
+word.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm import ir
+from vllm.config.compilation import CompilationMode
+from vllm.config.kernel import IrOpPriorityConfig
+from vllm.platforms import current_platform
+
+PROVIDER = "moergate_cpu"
+
+
+def install_norms() -> None:
+    """Make vLLM choose its kernels where they are there and the model is run eagerly on a CPU."""
+    if not current_platform.is_cpu() or not _there():
+        return
+    if PROVIDER not in ir.ops.rms_norm.impls:
+        ir.ops.rms_norm.register_impl(PROVIDER, supports_args=_can_norm)(rms_norm)
+        ir.ops.fused_add_rms_norm.register_impl(PROVIDER, supports_args=_can_add, inplace=True)(add_rms_norm)
+    type(current_platform).get_default_ir_op_priority = classmethod(_priority)
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None
+) -> torch.Tensor:
+    """x / √(mean x² + ε) · weight along the last dimension, shape (..., d)."""
+    normed = torch.empty_like(x)
+    torch.ops._C.rms_norm(normed, x, weight, epsilon)
+    return normed
+
+
+def add_rms_norm(
+    x: torch.Tensor,
+    x_residual: torch.Tensor,
+    weight: torch.Tensor | None,
+    epsilon: float,
+    variance_size: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The norm of the sum, and the sum; in place."""
+    torch.ops._C.fused_add_rms_norm(x, x_residual, weight, epsilon)
+    return x, x_residual
+
+
+def _can_norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None) -> bool:
+    return variance_size is None and weight is not None and weight.dtype == x.dtype and x.is_contiguous()
+
+
+def _can_add(
+    x: torch.Tensor,
+    x_residual: torch.Tensor,
+    weight: torch.Tensor | None,
+    epsilon: float,
+    variance_size: int | None = None,
+) -> bool:
+    same = x_residual.dtype == x.dtype and x_residual.is_contiguous()
+    return same and _can_norm(x, weight, epsilon, variance_size)
+
+
+def _there() -> bool:
+    current_platform.import_kernels()
+    return hasattr(torch.ops._C, "rms_norm") and hasattr(torch.ops._C, "fused_add_rms_norm")
+
+
+def _priority(_platform: type, vllm_config: Any) -> IrOpPriorityConfig:
+    default = ["native"]
+    if vllm_config.compilation_config.mode != CompilationMode.NONE:
+        return IrOpPriorityConfig.with_default(default)
+    ours = [PROVIDER, *default]
+    return IrOpPriorityConfig.with_default(default, rms_norm=ours, fused_add_rms_norm=ours)
