@@ -200,7 +200,7 @@ def vllm_command(model: Path, dtype: str, port: int) -> list[str]:
 def start_servers(
     options: argparse.Namespace, model: Path, store: Path, experts: Sequence[str], children: Children
 ) -> dict[str, Server]:
-    """vLLM without LoRA, with its own, and with ours."""
+    """vLLM without LoRA, with its own, with ours, and without LoRA but with what our plugin does for the base."""
     lora = ["--enable-lora", "--max-lora-rank", str(options.rank)]
     paths = [f"{expert}={store / name}" for expert in experts[:8] for name in folder_of(store, expert)]
     variants = {
@@ -210,10 +210,11 @@ def start_servers(
             [*lora, "--max-loras", "32"],
             plugin_environment(store, len(experts)),
         ),
+        "kernels": ([], plugin_environment(store, len(experts))),
     }
     servers = {}
     for name, (arguments, extra) in variants.items():
-        if name == "stock" and (options.no_stock or options.grow):
+        if (name == "stock" and options.no_stock) or (name in ("stock", "kernels") and options.grow):
             continue
         say(f"starting vLLM, {name}")
         port = free_port()
@@ -242,6 +243,7 @@ def cases_of(experts: Sequence[str], options: argparse.Namespace) -> list[Case]:
         ks = [Case(f"ours, Arrow over 8, k={k}", "ours", (gate.replace("k=4", f"k={k}"),)) for k in (1, 2, 4, 8)]
         return [*in_batch, *ks]
     cases = [
+        Case("LoRA off, with our plugin's kernels", "kernels", ("base",)),
         Case("ours, no adapter used", "ours", ("base",)),
         Case("ours, one expert", "ours", (experts[0],)),
         Case("ours, 8 experts", "ours", eight),

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from server.vllm_plugin.plans import Plan
-from server.vllm_plugin.products import can_pack
-
-Rows: TypeAlias = slice | torch.Tensor
+from server.vllm_plugin.products import ALL_ROWS, Rows, can_pack
 
 MAX_DENSE_ROWS = 64
 """More rows than this are computed in segments, where no product is masked away."""
@@ -34,7 +31,7 @@ class Segment:
     """Rows that share a recipe; several segments may have the same one.
 
     Attributes:
-        rows: A slice if they are contiguous, else indices.
+        rows: `ALL_ROWS`, a slice if they are contiguous, else indices.
         plan: What to do with them.
     """
 
@@ -102,6 +99,7 @@ class Batch:
         self.gated: list[tuple[torch.Tensor, Plan]] = []
         self.dense = False
         self.row_weights = torch.empty(0, 0)
+        self._repeated: dict[int, torch.Tensor] = {}
 
     def update(self, recipe_ids: Sequence[int], plans: Mapping[int, Plan], ranks: Mapping[str, int]) -> None:
         """Take a new step.
@@ -112,7 +110,8 @@ class Batch:
             ranks: Largest rank of every resident expert.
         """
         groups = group_rows(recipe_ids)
-        self.segments = [Segment(rows, plans[recipe]) for recipe, rows in groups]
+        whole = slice(0, len(recipe_ids))
+        self.segments = [Segment(rows if rows != whole else ALL_ROWS, plans[recipe]) for recipe, rows in groups]
         self.gated = []
         self.dense = len(recipe_ids) <= MAX_DENSE_ROWS and len({recipe for recipe, _ in groups}) > 1
         if self.dense:
@@ -131,6 +130,14 @@ class Batch:
                 start = layout.offsets[expert]
                 table[segment.rows, start : start + layout.ranks[expert]] = weight
         self.row_weights = table
+        self._repeated = {1: table}
+
+    def weights_for(self, num_slices: int) -> torch.Tensor:
+        """`row_weights` for several slices side by side, shape (num_rows, num_slices * capacity); not to be changed."""
+        weights = self._repeated.get(num_slices)
+        if weights is None:
+            weights = self._repeated[num_slices] = self.row_weights.repeat(1, num_slices)
+        return weights
 
     def forget(self, expert: str) -> None:
         """An expert is not resident any more: its place must not be used for another version of its weights."""

@@ -16,10 +16,20 @@ from itertools import chain
 
 import torch
 
-from server.vllm_plugin.batch import MAX_DENSE_ROWS, Batch, Rows
+from server.vllm_plugin.batch import MAX_DENSE_ROWS, Batch
 from server.vllm_plugin.gating import Gating
 from server.vllm_plugin.plans import FIXED, GateSpec, Plan
-from server.vllm_plugin.products import Output, Product, add_outputs, are_ready, outputs_of, product_with, times
+from server.vllm_plugin.products import (
+    ALL_ROWS,
+    Output,
+    Product,
+    Rows,
+    add_outputs,
+    are_ready,
+    outputs_of,
+    product_with,
+    times,
+)
 
 MAX_BUNDLES = 4
 """Recipes of several experts that a module keeps ready for prefill."""
@@ -96,6 +106,7 @@ class ExpertLinear:
         self._experts: dict[str, tuple[SliceWeights | None, ...]] = {}
         self._packed: dict[str, torch.Tensor] = {}
         self._bundles: OrderedDict[Plan, _Bundle] = OrderedDict()
+        self._newest: tuple[Plan, _Bundle] | None = None
         self._columns: dict[Plan, torch.Tensor] = {}
         self._dense_version = -1
         self._num_placed = 0
@@ -122,6 +133,7 @@ class ExpertLinear:
             self._forget_plans(expert)
 
     def _forget_plans(self, expert: str) -> None:
+        self._newest = None
         for plan in [plan for plan in self._bundles if expert in plan.experts]:
             del self._bundles[plan]
             self._columns.pop(plan, None)
@@ -148,16 +160,16 @@ class ExpertLinear:
 
     def _add_segment(self, y: torch.Tensor, x: torch.Tensor, rows: Rows, plan: Plan) -> None:
         bundle = self._bundle(plan, x.dtype)
-        if not len(bundle.a):
+        if not bundle.a.shape[0]:
             return
-        around = _window(rows, len(x)) if bundle.times_a is not None else rows
-        x_rows = x[around]
+        around = _window(rows, x.shape[0]) if bundle.times_a is not None else rows
+        x_rows = x if around is ALL_ROWS else x[around]
         inner = times(bundle.times_a, x_rows, bundle.a)
         if bundle.gating is not None:
             inner = bundle.gating.weigh(inner, x_rows)
         if around is not rows:
             _clear_outside(inner, rows, around)
-        is_few = len(x_rows) * self._d_out <= MAX_AT_ONCE * len(self._spans)
+        is_few = x_rows.shape[0] * self._d_out <= MAX_AT_ONCE * len(self._spans)
         if is_few and are_ready(bundle.outputs):
             add_outputs(y, around, inner, bundle.outputs)
             return
@@ -171,6 +183,9 @@ class ExpertLinear:
                 y[around, span] += ours @ part.b
 
     def _bundle(self, plan: Plan, dtype: torch.dtype) -> _Bundle:
+        newest = self._newest
+        if newest is not None and newest[0] is plan:
+            return newest[1]
         bundle = self._bundles.get(plan)
         if bundle is None:
             bundle = self._bundles[plan] = self._make_bundle(plan, dtype)
@@ -179,6 +194,7 @@ class ExpertLinear:
                 self._columns.pop(oldest, None)
         else:
             self._bundles.move_to_end(plan)
+        self._newest = plan, bundle
         return bundle
 
     def _make_bundle(self, plan: Plan, dtype: torch.dtype) -> _Bundle:
@@ -203,7 +219,7 @@ class ExpertLinear:
             ranks = [[len(expert.a) for _, expert, _ in chosen] for chosen in chosen_by_slice if chosen]
             gating = Gating.of(plan.gate, ranks, self._vectors(plan.gate, chosen_by_slice).to(dtype))
         placed = [(part.columns, span, part.b) for part, span in zip(parts, self._spans, strict=True) if part]
-        return _Bundle(a, tuple(parts), gating, product_with(a), outputs_of(placed))
+        return _Bundle(a, tuple(parts), gating, product_with(a), outputs_of(placed, self._d_out))
 
     def _chosen(self, plan: Plan, number: int) -> list[tuple[str, SliceWeights, float]]:
         """The plan's experts that adapt a slice."""
@@ -236,17 +252,16 @@ class ExpertLinear:
             return
         batch = self._batch
         inner = times(self._times_a, x, self._a)
-        by_slice = inner.view(len(x), len(self._spans), -1)
+        weights = batch.weights_for(len(self._spans))
         if batch.gated:
-            weights = batch.row_weights.repeat(1, len(self._spans))
+            weights = weights.clone()
             for rows, plan in batch.gated:
                 self._weigh_gated(inner, weights, x[rows], rows, plan)
-            inner *= weights
-        else:
-            by_slice *= batch.row_weights[:, None]
+        inner.mul_(weights)
         if are_ready(self._outputs):
-            add_outputs(y, slice(None), inner, self._outputs)
+            add_outputs(y, ALL_ROWS, inner, self._outputs)
             return
+        by_slice = inner.view(x.shape[0], len(self._spans), -1)
         for number, span in enumerate(self._spans):
             if self._is_used[number]:
                 y[:, span].addmm_(by_slice[:, number], self._b[number])
@@ -308,7 +323,7 @@ class ExpertLinear:
             self._times_a = product_with(self._a)
             starts = range(0, len(self._a), layout.capacity)
             columns = [slice(start, start + layout.capacity) for start in starts]
-            self._outputs = outputs_of(list(zip(columns, self._spans, self._b, strict=True)))
+            self._outputs = outputs_of(list(zip(columns, self._spans, self._b, strict=True)), self._d_out)
 
     def _place(self, name: str, start: int, num_ranks: int) -> None:
         slices = self._experts.get(name)
@@ -330,7 +345,7 @@ def _window(rows: Rows, num_rows: int) -> Rows:
 
     For every new number of rows oneDNN makes a kernel, which takes about a millisecond for each shape of matrix.
     """
-    if not isinstance(rows, slice) or rows.stop - rows.start <= MAX_DENSE_ROWS:
+    if rows is ALL_ROWS or not isinstance(rows, slice) or rows.stop - rows.start <= MAX_DENSE_ROWS:
         return rows
     length = min(num_rows, -(-(rows.stop - rows.start) // ROW_STEP) * ROW_STEP)
     start = min(rows.start, num_rows - length)

@@ -10,11 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn.functional import linear
 from vllm import _custom_ops as vllm_ops
+
+Rows: TypeAlias = slice | torch.Tensor
+
+ALL_ROWS = slice(None)
+"""Nothing has to be cut out, which takes as long as a small product does."""
 
 PACK_AFTER = 8
 """Uses before a matrix is packed: by then about as much has been lost as packing costs."""
@@ -22,7 +27,7 @@ PACK_AFTER = 8
 MAX_PACKED = 1 << 19
 """Elements of a matrix that is packed; larger ones gain little, and the packed copy takes memory."""
 
-MAX_ZEROS = 100_000
+MAX_ZEROS = 200_000
 """Between the B of several slices in one matrix: reading more takes longer than a product for each slice."""
 
 KERNELS = 32
@@ -56,18 +61,23 @@ class Product:
         self._matrix = matrix
         self._num_uses = 0
         self._packed: Any = None
+        self._handler: torch.Tensor | None = None
+        self._width = 0
 
     def is_ready(self) -> bool:
         """Whether M has been used so often that it is worth packing; asking counts as a use."""
+        if self._handler is not None:
+            return True
         self._num_uses += 1
         return self._num_uses > PACK_AFTER
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The product, shape (n, N); packs M if it is not yet."""
-        if self._packed is None:
+        if self._handler is None:
             self._packed = vllm_ops.create_onednn_mm(self._matrix(), KERNELS)
-        y = x.new_empty(len(x), self._packed.n)  # contiguous: the product writes where it would be if it were
-        torch.ops._C.onednn_mm(y, x, None, self._packed.handler_tensor)
+            self._handler, self._width = self._packed.handler_tensor, self._packed.n
+        y = x.new_empty((x.shape[0], self._width))  # contiguous: the product writes where it would be if it were
+        torch.ops._C.onednn_mm(y, x, None, self._handler)
         return y
 
 
@@ -79,11 +89,13 @@ class Output:
         columns: Of the product with A that it takes.
         span: Of the output that it adds to.
         times: The product.
+        is_all: Whether these are all columns, and the whole output.
     """
 
     columns: slice
     span: slice
     times: Product
+    is_all: bool = False
 
 
 def product_with(a: torch.Tensor) -> Product | None:
@@ -96,11 +108,12 @@ def times(product: Product | None, x: torch.Tensor, a: torch.Tensor) -> torch.Te
     return product(x) if product is not None and product.is_ready() else linear(x, a)
 
 
-def outputs_of(placed: Sequence[tuple[slice, slice, torch.Tensor]]) -> Sequence[Output]:
+def outputs_of(placed: Sequence[tuple[slice, slice, torch.Tensor]], width: int) -> Sequence[Output]:
     """Products with the B of each slice, in one matrix if few zeros are between them; none if they are not packed.
 
     Args:
         placed: Of each slice the columns that its B takes, the part of the output that it adds to, and B itself.
+        width: Of the whole output.
     """
     first = placed[0][2]
     if not can_pack(first.dtype, first.device) or max(b.numel() for _, _, b in placed) > MAX_PACKED:
@@ -114,7 +127,7 @@ def outputs_of(placed: Sequence[tuple[slice, slice, torch.Tensor]]) -> Sequence[
         return matrix
 
     if num_ranks * d_out - sum(b.numel() for _, _, b in placed) <= MAX_ZEROS:
-        return (Output(slice(0, num_ranks), slice(0, d_out), Product(all_of_them)),)
+        return (Output(slice(0, num_ranks), slice(0, d_out), Product(all_of_them), is_all=d_out == width),)
     return tuple(Output(columns, span, Product(partial(_same, b))) for columns, span, b in placed)
 
 
@@ -123,11 +136,13 @@ def are_ready(outputs: Sequence[Output]) -> bool:
     return bool(outputs) and outputs[0].times.is_ready()
 
 
-def add_outputs(y: torch.Tensor, rows: slice | torch.Tensor, inner: torch.Tensor, outputs: Sequence[Output]) -> None:
+def add_outputs(y: torch.Tensor, rows: Rows, inner: torch.Tensor, outputs: Sequence[Output]) -> None:
     """Add products with B, of `inner`, shape (num_rows, R), to some rows of y."""
     for output in outputs:
-        added = output.times(inner[:, output.columns])
-        if isinstance(rows, slice):
+        added = output.times(inner if output.is_all else inner[:, output.columns])
+        if rows is ALL_ROWS and output.is_all:
+            y.add_(added)
+        elif isinstance(rows, slice):
             y[rows, output.span].add_(added)
         else:
             y[:, output.span].index_add_(0, rows, added)

@@ -91,7 +91,8 @@ class ModuleWrapper:
         """Add our part in place; as `add_lora_linear`."""
         is_compiling = torch.compiler.is_compiling()
         if is_compiling or self._linear.has_rows:
-            y, x = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+            if y.ndim != 2:
+                y, x = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
             if is_compiling:
                 torch.ops.moergate.add_experts(y, x, self._name)
             else:
