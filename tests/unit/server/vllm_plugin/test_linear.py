@@ -36,6 +36,7 @@ RECIPES = [
     f"mix({A}*1.1,{C}*-0.4,{E}*0.25;agg=ab)",
     f"mix({A}*-0.5,{C}*0.75)",
 ]
+PLANS = {number: plan_of(parse(text)) for number, text in enumerate(RECIPES) if text}
 LEAVE_OUT_EXPERTS = {4, 5}
 """Gates that do not take all of their experts: which ones, may hang on a rounding."""
 
@@ -67,8 +68,7 @@ class World:
 
     def check(self, rows: Sequence[int]) -> None:
         """Compare all rows; `rows` has an index into RECIPES for each."""
-        plans = {n: plan_of(parse(text)) for n, text in enumerate(RECIPES) if text}
-        self.batch.update(rows, plans, {ident(name): rank for name, rank in self.ranks.items()})
+        self.batch.update(rows, PLANS, {ident(name): rank for name, rank in self.ranks.items()})
         x = self.tensor(self.rng.normal(size=(len(rows), D_IN))).double().numpy()
         before = self.tensor(self.rng.normal(size=(len(rows), sum(SLICES)))).double().numpy()
         y = self.tensor(before)
@@ -76,7 +76,7 @@ class World:
         expected = before.copy()
         for row, recipe in enumerate(rows):
             if recipe:
-                expected[row] += self.formula(plans[recipe], x[row])
+                expected[row] += self.formula(PLANS[recipe], x[row])
         atol = 2e-4 if self.dtype is torch.float32 else 0.02 * np.abs(expected).max()
         np.testing.assert_allclose(y.double().numpy(), expected, rtol=1e-4, atol=atol, err_msg=f"seed {self.seed}")
         for row, recipe in enumerate(rows):
