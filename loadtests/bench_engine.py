@@ -203,18 +203,17 @@ def start_servers(
     """vLLM without LoRA, with its own, with ours, and without LoRA but with what our plugin does for the base."""
     lora = ["--enable-lora", "--max-lora-rank", str(options.rank)]
     paths = [f"{expert}={store / name}" for expert in experts[:8] for name in folder_of(store, expert)]
+    plugin = plugin_environment(store, len(experts))
     variants = {
         "off": ([], {}),
         "stock": ([*lora, "--max-loras", "8", "--lora-modules", *paths], {}),
-        "ours": (
-            [*lora, "--max-loras", "32"],
-            plugin_environment(store, len(experts)),
-        ),
-        "kernels": ([], plugin_environment(store, len(experts))),
+        "ours": ([*lora, "--max-loras", "32"], plugin),
+        "kernels": ([], plugin),
     }
+    left_out = {"stock", "kernels"} if options.grow else {"stock"} if options.no_stock else set()
     servers = {}
     for name, (arguments, extra) in variants.items():
-        if (name == "stock" and options.no_stock) or (name in ("stock", "kernels") and options.grow):
+        if name in left_out:
             continue
         say(f"starting vLLM, {name}")
         port = free_port()

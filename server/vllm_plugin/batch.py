@@ -98,8 +98,7 @@ class Batch:
         self.segments: list[Segment] = []
         self.gated: list[tuple[torch.Tensor, Plan]] = []
         self.dense = False
-        self.row_weights = torch.empty(0, 0)
-        self._repeated: dict[int, torch.Tensor] = {}
+        self._row_weights: dict[int, torch.Tensor] = {}
 
     def update(self, recipe_ids: Sequence[int], plans: Mapping[int, Plan], ranks: Mapping[str, int]) -> None:
         """Take a new step.
@@ -129,14 +128,13 @@ class Batch:
             for expert, weight in zip(segment.plan.experts, segment.plan.weights, strict=True):
                 start = layout.offsets[expert]
                 table[segment.rows, start : start + layout.ranks[expert]] = weight
-        self.row_weights = table
-        self._repeated = {1: table}
+        self._row_weights = {1: table}
 
-    def weights_for(self, num_slices: int) -> torch.Tensor:
-        """`row_weights` for several slices side by side, shape (num_rows, num_slices * capacity); not to be changed."""
-        weights = self._repeated.get(num_slices)
+    def row_weights(self, num_slices: int) -> torch.Tensor:
+        """A dense step's weights, alike for all slices, shape (num_rows, num_slices * capacity); not to be changed."""
+        weights = self._row_weights.get(num_slices)
         if weights is None:
-            weights = self._repeated[num_slices] = self.row_weights.repeat(1, num_slices)
+            weights = self._row_weights[num_slices] = self._row_weights[1].repeat(1, num_slices)
         return weights
 
     def forget(self, expert: str) -> None:

@@ -252,7 +252,7 @@ class ExpertLinear:
             return
         batch = self._batch
         inner = times(self._times_a, x, self._a)
-        weights = batch.weights_for(len(self._spans))
+        weights = batch.row_weights(len(self._spans))
         if batch.gated:
             weights = weights.clone()
             for rows, plan in batch.gated:

@@ -13,6 +13,7 @@ import torch
 from vllm import ir
 from vllm.config.compilation import CompilationMode
 from vllm.config.kernel import IrOpPriorityConfig
+from vllm.kernels import vllm_c
 from vllm.platforms import current_platform
 
 PROVIDER = "moergate_cpu"
@@ -23,30 +24,10 @@ def install_norms() -> None:
     if not current_platform.is_cpu() or not _there():
         return
     if PROVIDER not in ir.ops.rms_norm.impls:
-        ir.ops.rms_norm.register_impl(PROVIDER, supports_args=_can_norm)(rms_norm)
-        ir.ops.fused_add_rms_norm.register_impl(PROVIDER, supports_args=_can_add, inplace=True)(add_rms_norm)
+        ir.ops.rms_norm.register_impl(PROVIDER, supports_args=_can_norm)(vllm_c.rms_norm.impl_fn)
+        add_norm = vllm_c.fused_add_rms_norm.impl_fn
+        ir.ops.fused_add_rms_norm.register_impl(PROVIDER, supports_args=_can_add, inplace=True)(add_norm)
     type(current_platform).get_default_ir_op_priority = classmethod(_priority)
-
-
-def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None
-) -> torch.Tensor:
-    """x / √(mean x² + ε) · weight along the last dimension, shape (..., d)."""
-    normed = torch.empty_like(x)
-    torch.ops._C.rms_norm(normed, x, weight, epsilon)
-    return normed
-
-
-def add_rms_norm(
-    x: torch.Tensor,
-    x_residual: torch.Tensor,
-    weight: torch.Tensor | None,
-    epsilon: float,
-    variance_size: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The norm of the sum, and the sum; in place."""
-    torch.ops._C.fused_add_rms_norm(x, x_residual, weight, epsilon)
-    return x, x_residual
 
 
 def _can_norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None) -> bool:
@@ -65,7 +46,6 @@ def _can_add(
 
 
 def _there() -> bool:
-    current_platform.import_kernels()
     return hasattr(torch.ops._C, "rms_norm") and hasattr(torch.ops._C, "fused_add_rms_norm")
 
 

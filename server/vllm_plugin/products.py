@@ -61,23 +61,21 @@ class Product:
         self._matrix = matrix
         self._num_uses = 0
         self._packed: Any = None
-        self._handler: torch.Tensor | None = None
-        self._width = 0
 
     def is_ready(self) -> bool:
         """Whether M has been used so often that it is worth packing; asking counts as a use."""
-        if self._handler is not None:
+        if self._packed is not None:
             return True
         self._num_uses += 1
         return self._num_uses > PACK_AFTER
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The product, shape (n, N); packs M if it is not yet."""
-        if self._handler is None:
-            self._packed = vllm_ops.create_onednn_mm(self._matrix(), KERNELS)
-            self._handler, self._width = self._packed.handler_tensor, self._packed.n
-        y = x.new_empty((x.shape[0], self._width))  # contiguous: the product writes where it would be if it were
-        torch.ops._C.onednn_mm(y, x, None, self._handler)
+        packed = self._packed
+        if packed is None:
+            packed = self._packed = vllm_ops.create_onednn_mm(self._matrix(), KERNELS)
+        y = x.new_empty((x.shape[0], packed.n))  # contiguous: the product writes where it would be if it were
+        torch.ops._C.onednn_mm(y, x, None, packed.handler_tensor)
         return y
 
 
