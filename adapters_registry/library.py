@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from adapters_registry import files
-from adapters_registry.archives import unpack_archive
+from adapters_registry.archives.unpack import unpack_archive
 from adapters_registry.base_spec import BaseSpec
 from adapters_registry.composing import compose
 from adapters_registry.errors import AdapterNotFound, InvalidAdapter, Problem, quote

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapters_registry.archives import unpack_archive
+from adapters_registry.archives.unpack import unpack_archive
 from adapters_registry.errors import BadArchive
 from adapters_registry.limits import AdapterLimits
 

@@ -22,9 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, cast
 
-from adapters_registry import archive_names, files
-from adapters_registry.archive_names import Member
-from adapters_registry.archive_readers import BoundedReader, LimitedXz, check_zip_directory
+from adapters_registry import files
+from adapters_registry.archives import member_names
+from adapters_registry.archives.bounded_readers import BoundedReader, LimitedXz, check_zip_directory
+from adapters_registry.archives.member_names import Member
 from adapters_registry.errors import BadArchive, Problem, quote
 from adapters_registry.limits import AdapterLimits
 
@@ -85,7 +86,7 @@ def _unpack(stream: BinaryIO, target: Path, limits: AdapterLimits) -> None:
 def _unpack_zip(stream: BinaryIO, target: Path, limits: AdapterLimits) -> None:
     check_zip_directory(stream, limits.max_archive_files)
     with zipfile.ZipFile(stream) as archive:
-        infos = [info for info in archive.infolist() if not archive_names.is_litter(info.filename)]
+        infos = [info for info in archive.infolist() if not member_names.is_litter(info.filename)]
         problems = [problem for info in infos if (problem := _zip_problem(info)) is not None]
         members = [Member(info.filename, info.is_dir(), info.file_size) for info in infos]
         paths = _plan(members, limits, problems)
@@ -133,7 +134,7 @@ def _unpack_tar(stream: BinaryIO, target: Path, limits: AdapterLimits) -> None:
         for info in archive:
             if len(infos) > limits.max_archive_files:
                 raise _too_many(limits)
-            if archive_names.is_litter(info.name) or (info.isdir() and info.name in (".", "./")):
+            if member_names.is_litter(info.name) or (info.isdir() and info.name in (".", "./")):
                 continue
             if not (info.isreg() or info.isdir()) or info.issparse():
                 problems.append(Problem(quote(info.name), "is a link, a device or sparse", "Pack plain files."))
@@ -159,7 +160,7 @@ def _plan(members: list[Member], limits: AdapterLimits, problems: list[Problem])
         raise _too_many(limits)
     if sum(member.size_bytes for member in members) > limits.max_unpacked_bytes:
         raise _too_large(limits)
-    paths, more = archive_names.plan_paths(members)
+    paths, more = member_names.plan_paths(members)
     if problems or more:
         raise BadArchive([*problems, *more])
     if not any(not member.is_folder for member in members):

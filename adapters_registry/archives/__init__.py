@@ -1,0 +1,1 @@
+"""Uploaded archives, which may be hostile: unpacked within bounds."""

@@ -1,0 +1,1 @@
+"""Files on disk: safe reading and writing, locks, and the layout of the library's folder."""

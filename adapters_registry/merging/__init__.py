@@ -1,0 +1,1 @@
+"""Merging stored adapters into one, and the Arrow prototypes of an adapter."""
