@@ -26,13 +26,13 @@ from typing import Any, BinaryIO, cast
 import orjson
 
 from adapters_registry import files
+from adapters_registry.checks.supported_peft import CONFIG_FILE
+from adapters_registry.checks.tensors import WEIGHTS_FILE
+from adapters_registry.checks.validation import validate_adapter
 from adapters_registry.errors import BadBackup
 from adapters_registry.library import Library
 from adapters_registry.locks import file_lock
-from adapters_registry.peft_support import CONFIG_FILE
 from adapters_registry.states import AdapterState
-from adapters_registry.tensors import WEIGHTS_FILE
-from adapters_registry.validation import validate_adapter
 
 FORMAT = 1
 INDEX = "backup.json"

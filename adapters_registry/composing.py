@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from adapters_registry.checks.supported_peft import CONFIG_FILE
+from adapters_registry.checks.tensors import WEIGHTS_FILE
 from adapters_registry.errors import CannotMerge
 from adapters_registry.merge_methods import Method
 from adapters_registry.merging import Factors, MergeOptions, merge
-from adapters_registry.peft_support import CONFIG_FILE
 from adapters_registry.prototypes import read_factors
-from adapters_registry.tensors import WEIGHTS_FILE
 
 
 def compose(

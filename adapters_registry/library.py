@@ -19,7 +19,9 @@ import structlog
 
 from adapters_registry import files
 from adapters_registry.archives.unpack import unpack_archive
-from adapters_registry.base_spec import BaseSpec
+from adapters_registry.checks.base_spec import BaseSpec
+from adapters_registry.checks.safetensors_header import HeaderError
+from adapters_registry.checks.validation import AdapterFacts, check_listing, validate_adapter
 from adapters_registry.composing import compose
 from adapters_registry.errors import AdapterNotFound, InvalidAdapter, Problem, quote
 from adapters_registry.limits import AdapterLimits
@@ -37,7 +39,6 @@ from adapters_registry.records import (
     parse_examples,
     utc_now,
 )
-from adapters_registry.safetensors_header import HeaderError
 from adapters_registry.states import OFFERED, OVER, AdapterState
 from adapters_registry.storage import AdapterStorage
 from adapters_registry.stores.base import (
@@ -54,7 +55,6 @@ from adapters_registry.stores.sql_backup import SqlBackup
 from adapters_registry.stores.sql_decisions import SqlDecisionStore
 from adapters_registry.stores.sql_keys import SqlKeyStore
 from adapters_registry.stores.sql_usage import SqlUsageStore
-from adapters_registry.validation import AdapterFacts, check_listing, validate_adapter
 
 DATABASE_FILE = "registry.sqlite3"
 ADAPTERS_FOLDER = "adapters"

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from adapters_registry.safetensors_header import TensorEntry, read_header
-from adapters_registry.tensors import pair_tensors
+from adapters_registry.checks.safetensors_header import TensorEntry, read_header
+from adapters_registry.checks.tensors import pair_tensors
 
 _MAX_HEADER_BYTES = 100 * 2**20
 

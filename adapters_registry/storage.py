@@ -22,12 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapters_registry import files, prototypes
+from adapters_registry.checks.supported_peft import CONFIG_FILE
+from adapters_registry.checks.tensors import WEIGHTS_FILE
+from adapters_registry.checks.validation import AdapterFacts
 from adapters_registry.content import content_hash
 from adapters_registry.errors import InvalidAdapter, Problem, StorageUnwritable
 from adapters_registry.limits import AdapterLimits
-from adapters_registry.peft_support import CONFIG_FILE
-from adapters_registry.tensors import WEIGHTS_FILE
-from adapters_registry.validation import AdapterFacts
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -19,7 +19,7 @@ import aiohttp
 import orjson
 import structlog
 
-from adapters_registry.base_spec import BaseSpec
+from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.errors import RegistryError
 from adapters_registry.library import ADAPTERS_FOLDER, LEFTOVER_AGE_S, Library
 from adapters_registry.limits import AdapterLimits

@@ -20,12 +20,12 @@ from pathlib import Path
 import structlog
 
 from adapters_registry import files
+from adapters_registry.checks.supported_peft import CONFIG_FILE
+from adapters_registry.checks.tensors import WEIGHTS_FILE
 from adapters_registry.errors import BadInput, BadSource, Problem
 from adapters_registry.limits import AdapterLimits
 from adapters_registry.locks import file_lock
-from adapters_registry.peft_support import CONFIG_FILE
 from adapters_registry.sources import Provenance, Source
-from adapters_registry.tensors import WEIGHTS_FILE
 from adapters_registry.unbroken import in_thread
 from server.errors import PermissionDenied
 from server.sources.config import Credential, SourceSettings

@@ -11,10 +11,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from adapters_registry import files
+from adapters_registry.checks.supported_peft import CONFIG_FILE
+from adapters_registry.checks.tensors import WEIGHTS_FILE
 from adapters_registry.errors import BadSource, Problem
-from adapters_registry.peft_support import CONFIG_FILE
 from adapters_registry.sources import Source
-from adapters_registry.tensors import WEIGHTS_FILE
 
 
 def digest_of(path: Path, read: Callable[[int], None] = lambda num_bytes: None) -> str:

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from adapters_registry import backup
-from adapters_registry.base_spec import BaseSpec
+from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.errors import BadBackup, InvalidAdapter, NotEmpty
 from adapters_registry.keys import new_key
 from adapters_registry.library import Library

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import adapters_registry
-from adapters_registry.base_spec import BaseSpec
+from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.library import Library
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql import SqlAdapterStore

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from adapters_registry import files
-from adapters_registry.base_spec import BaseSpec
+from adapters_registry.checks.base_spec import BaseSpec
+from adapters_registry.checks.validation import AdapterFacts
 from adapters_registry.errors import (
     AdapterNotFound,
     BadArchive,
@@ -29,7 +30,6 @@ from adapters_registry.library import Library
 from adapters_registry.limits import AdapterLimits
 from adapters_registry.records import Card, Manifest
 from adapters_registry.states import AdapterState
-from adapters_registry.validation import AdapterFacts
 
 Write = Callable[..., Path]
 

@@ -13,11 +13,11 @@ import pytest
 
 import adapters_registry
 from adapters_registry import files
-from adapters_registry.base_spec import BaseSpec
+from adapters_registry.checks.base_spec import BaseSpec
+from adapters_registry.checks.validation import AdapterFacts, validate_adapter
 from adapters_registry.errors import InvalidAdapter, StorageFull, StorageUnwritable
 from adapters_registry.limits import AdapterLimits
 from adapters_registry.storage import AdapterStorage
-from adapters_registry.validation import AdapterFacts, validate_adapter
 
 Write = Callable[..., Path]
 
@@ -137,11 +137,11 @@ def test_an_unwritable_store(storage: AdapterStorage, monkeypatch: pytest.Monkey
 SMALL_DISK = """
 import resource, sys
 from pathlib import Path
-from adapters_registry.base_spec import BaseSpec
+from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.errors import StorageFull
 from adapters_registry.limits import AdapterLimits
 from adapters_registry.storage import AdapterStorage
-from adapters_registry.validation import validate_adapter
+from adapters_registry.checks.validation import validate_adapter
 folder, root = map(Path, sys.argv[1:])
 facts = validate_adapter(folder, None, AdapterLimits())
 storage = AdapterStorage(root)

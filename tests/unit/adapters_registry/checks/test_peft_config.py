@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters_registry.peft_config import LoraSettings, base_name, normalised_config, read_config
-from adapters_registry.peft_support import find_unsupported
+from adapters_registry.checks.peft_config import LoraSettings, base_name, normalised_config, read_config
+from adapters_registry.checks.supported_peft import find_unsupported
 
 
 @pytest.mark.parametrize(

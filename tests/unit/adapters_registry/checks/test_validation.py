@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapters_registry.base_spec import BaseSpec
+from adapters_registry.checks.base_spec import BaseSpec
+from adapters_registry.checks.validation import AdapterFacts, validate_adapter
 from adapters_registry.errors import InvalidAdapter
 from adapters_registry.limits import AdapterLimits
-from adapters_registry.validation import AdapterFacts, validate_adapter
 
 Make = Callable[..., Any]
 Write = Callable[..., Path]

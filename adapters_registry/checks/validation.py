@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
-from adapters_registry.base_spec import BaseSpec
+from adapters_registry.checks.base_spec import BaseSpec
+from adapters_registry.checks.module_patterns import PatternError, resolve_patterns, select_modules
+from adapters_registry.checks.peft_config import LoraSettings, normalised_config, read_config
+from adapters_registry.checks.safetensors_header import HeaderError, TensorEntry, read_header
+from adapters_registry.checks.supported_peft import CONFIG_FILE
+from adapters_registry.checks.tensors import WEIGHTS_FILE, LoraPair, check_shapes, check_values, pair_tensors
 from adapters_registry.content import content_hash
 from adapters_registry.errors import InvalidAdapter, Problem, quote
 from adapters_registry.files import NotRegular, SourceFolder, digest
 from adapters_registry.limits import AdapterLimits
-from adapters_registry.module_patterns import PatternError, resolve_patterns, select_modules
-from adapters_registry.peft_config import LoraSettings, normalised_config, read_config
-from adapters_registry.peft_support import CONFIG_FILE
-from adapters_registry.safetensors_header import HeaderError, TensorEntry, read_header
-from adapters_registry.tensors import WEIGHTS_FILE, LoraPair, check_shapes, check_values, pair_tensors
 
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adapters_registry.base_spec import BaseSpec
+from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.errors import BadBaseModel
 
 CONFIG = {

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from adapters_registry import module_patterns
-from adapters_registry.module_patterns import PatternError, TargetRule, resolve_patterns, select_modules
+from adapters_registry.checks import module_patterns
+from adapters_registry.checks.module_patterns import PatternError, TargetRule, resolve_patterns, select_modules
 
 NAMES = [f"model.layers.{layer}.{short}" for layer in (0, 1, 11) for short in ("self_attn.q_proj", "mlp.up_proj")]
 Q = {name for name in NAMES if name.endswith("q_proj")}

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapters_registry.checks.safetensors_header import HeaderError, TensorEntry, read_header
 from adapters_registry.errors import BadBaseModel, Problem, quote
-from adapters_registry.safetensors_header import HeaderError, TensorEntry, read_header
 
 _MAX_BASE_HEADER_BYTES = 64 * 1024 * 1024
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapters_registry.checks.module_patterns import TargetRule
+from adapters_registry.checks.supported_peft import CONFIG_FILE, TRAIN_ANEW, find_unsupported, find_warnings
 from adapters_registry.errors import Problem, quote
-from adapters_registry.module_patterns import TargetRule
-from adapters_registry.peft_support import CONFIG_FILE, TRAIN_ANEW, find_unsupported, find_warnings
 
 _PLAIN_NAME = re.compile(r"[\w.]+", re.ASCII)
 _MAX_BASE_NAME_CHARS = 200

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters_registry.safetensors_header import HeaderError, read_header
+from adapters_registry.checks.safetensors_header import HeaderError, read_header
 
 Frame = Callable[[Any, bytes], bytes]
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from adapters_registry.base_spec import BaseSpec
+from adapters_registry.checks.base_spec import BaseSpec
+from adapters_registry.checks.safetensors_header import TensorEntry
 from adapters_registry.errors import Problem, quote
-from adapters_registry.safetensors_header import TensorEntry
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
