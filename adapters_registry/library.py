@@ -22,12 +22,12 @@ from adapters_registry.archives.unpack import unpack_archive
 from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.checks.safetensors_header import HeaderError
 from adapters_registry.checks.validation import AdapterFacts, check_listing, validate_adapter
-from adapters_registry.composing import compose
 from adapters_registry.errors import AdapterNotFound, InvalidAdapter, Problem, quote
 from adapters_registry.limits import AdapterLimits
 from adapters_registry.locks import file_lock
-from adapters_registry.merge_methods import Method
-from adapters_registry.merging import MergeOptions
+from adapters_registry.merging.compose import compose
+from adapters_registry.merging.formulas import MergeOptions
+from adapters_registry.merging.method_names import Method
 from adapters_registry.names import nearest, split_expert_id
 from adapters_registry.recipe_texts import RecipeTexts
 from adapters_registry.records import (
@@ -157,7 +157,7 @@ class Library:
         actor: str = "",
         offer: bool = True,
     ) -> AdapterRecord:
-        """Merge offered adapters, each with its weight, and register the result; see `adapters_registry.merging`.
+        """Merge offered adapters, each with its weight, and register the result; see `adapters_registry.merging.formulas`.
 
         Raises CannotMerge, and what `register_folder` raises.
         """

@@ -21,13 +21,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters_registry import files, prototypes
+from adapters_registry import files
 from adapters_registry.checks.supported_peft import CONFIG_FILE
 from adapters_registry.checks.tensors import WEIGHTS_FILE
 from adapters_registry.checks.validation import AdapterFacts
 from adapters_registry.content import content_hash
 from adapters_registry.errors import InvalidAdapter, Problem, StorageUnwritable
 from adapters_registry.limits import AdapterLimits
+from adapters_registry.merging import arrow_prototypes
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -153,7 +154,7 @@ class AdapterStorage:
         """Compute the prototypes of a stored content unless they are there, whole or not at all; returns their file."""
         target = self.prototypes / f"{sha256}.safetensors"
         if not target.exists():
-            derived = prototypes.encode(prototypes.prototypes_of(self.path_of(sha256) / WEIGHTS_FILE))
+            derived = arrow_prototypes.encode(arrow_prototypes.prototypes_of(self.path_of(sha256) / WEIGHTS_FILE))
             with self.waiting_room() as room, files.storage_errors(self.root, len(derived)):
                 files.write_new(room / target.name, derived)
                 (room / target.name).rename(target)

@@ -18,8 +18,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.types import Message
 
 from adapters_registry.library import Library
-from adapters_registry.merge_methods import USES_DENSITY, USES_SEED, Method
-from adapters_registry.merging import MergeOptions
+from adapters_registry.merging.formulas import MergeOptions
+from adapters_registry.merging.method_names import USES_DENSITY, USES_SEED, Method
 from adapters_registry.records import AdapterRecord, Card, Composition, Manifest, parse_manifest
 from adapters_registry.sources import Provenance
 from adapters_registry.states import AdapterState

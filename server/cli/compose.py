@@ -7,7 +7,7 @@ from typing import Annotated
 import orjson
 import typer
 
-from adapters_registry.merge_methods import METHODS
+from adapters_registry.merging.method_names import METHODS
 from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, print_json
 
 HELP = "Merge experts into one ordinary PEFT adapter and register it, for engines without the plugin or other formulas."

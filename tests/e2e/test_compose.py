@@ -7,7 +7,7 @@ import httpx
 import numpy as np
 import pytest
 
-from adapters_registry.prototypes import read_factors
+from adapters_registry.merging.arrow_prototypes import read_factors
 from tests.e2e.conftest import register_examples
 from tests.support.adapters import make_adapter, manifest
 from tests.support.processes import run_cli

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from adapters_registry.prototypes import top_right_singular_vector
+from adapters_registry.merging.arrow_prototypes import top_right_singular_vector
 from server.engine.recipes import Base, Gate, Mix, Recipe, Single
 
 # Scores closer than this, in units of the input's root mean square, are within float32's noise: over 350 tokens in

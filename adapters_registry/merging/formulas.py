@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters_registry.errors import CannotMerge
-from adapters_registry.merge_methods import Method
+from adapters_registry.merging.method_names import Method
 
 Array = NDArray[np.float64]
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapters_registry.composing import compose
 from adapters_registry.errors import CannotMerge
-from adapters_registry.merge_methods import METHODS, Method
-from adapters_registry.merging import Factors, MergeOptions, merge
-from adapters_registry.prototypes import read_factors
+from adapters_registry.merging.arrow_prototypes import read_factors
+from adapters_registry.merging.compose import compose
+from adapters_registry.merging.formulas import Factors, MergeOptions, merge
+from adapters_registry.merging.method_names import METHODS, Method
 from tests.support.adapters import make_adapter
 
 

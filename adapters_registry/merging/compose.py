@@ -17,9 +17,9 @@ from safetensors.numpy import save_file
 from adapters_registry.checks.supported_peft import CONFIG_FILE
 from adapters_registry.checks.tensors import WEIGHTS_FILE
 from adapters_registry.errors import CannotMerge
-from adapters_registry.merge_methods import Method
-from adapters_registry.merging import Factors, MergeOptions, merge
-from adapters_registry.prototypes import read_factors
+from adapters_registry.merging.arrow_prototypes import read_factors
+from adapters_registry.merging.formulas import Factors, MergeOptions, merge
+from adapters_registry.merging.method_names import Method
 
 
 def compose(
@@ -30,7 +30,7 @@ def compose(
     Args:
         sources: Stored folders with normalised configs, each with its weight.
         target: The folder to write; it must not exist.
-        method: See `adapters_registry.merging`.
+        method: See `adapters_registry.merging.formulas`.
         options: As there.
         max_rank: Largest rank that the engine takes.
 

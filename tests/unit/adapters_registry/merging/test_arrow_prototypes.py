@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from adapters_registry.prototypes import encode, prototypes_of, top_right_singular_vector
+from adapters_registry.merging.arrow_prototypes import encode, prototypes_of, top_right_singular_vector
 from tests.support.adapters import LAYERS, make_adapter
 
 
