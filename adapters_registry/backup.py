@@ -25,13 +25,13 @@ from typing import Any, BinaryIO, cast
 
 import orjson
 
-from adapters_registry import files
 from adapters_registry.checks.supported_peft import CONFIG_FILE
 from adapters_registry.checks.tensors import WEIGHTS_FILE
 from adapters_registry.checks.validation import validate_adapter
+from adapters_registry.disk import safe_files
+from adapters_registry.disk.file_lock import file_lock
 from adapters_registry.errors import BadBackup
 from adapters_registry.library import Library
-from adapters_registry.locks import file_lock
 from adapters_registry.states import AdapterState
 
 FORMAT = 1
@@ -97,7 +97,7 @@ def _write(
     partial = target.with_name(f".{target.name}.partial")
     index = orjson.dumps({"format": FORMAT, "tables": rows, "contents": kept})
     try:
-        with files.storage_errors(target.parent), partial.open("wb") as sink:
+        with safe_files.storage_errors(target.parent), partial.open("wb") as sink:
             partial.chmod(0o600)
             with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as tar:
                 _add(tar, INDEX, index)
@@ -107,9 +107,9 @@ def _write(
                         tar.add(library.storage.path_of(sha256) / name, f"adapters/{sha256}/{name}", recursive=False)
                 for name, path in extra.items():
                     _add(tar, name, path.read_bytes())
-            files.flush(sink)
+            safe_files.flush(sink)
         partial.replace(target)
-        files.fsync_path(target.parent)
+        safe_files.fsync_path(target.parent)
         progress(len(kept), len(kept))
     finally:
         partial.unlink(missing_ok=True)
@@ -156,7 +156,7 @@ def _read_members(tar: tarfile.TarFile, library: Library, extra_root: Path, prog
             raise BadBackup(f"it has an unexpected entry {member.name[:80]!r}")
         place = extra_root / member.name
         place.parent.mkdir(parents=True, exist_ok=True)
-        files.replace_file(place, _bytes_of(tar, member))
+        safe_files.replace_file(place, _bytes_of(tar, member))
     return rows, total
 
 
@@ -174,9 +174,9 @@ def _receive_content(tar: tarfile.TarFile, room: Path, library: Library) -> str:
             raise BadBackup("contents are missing, or not in their order")
         found = match[1]
         try:
-            with files.storage_errors(library.storage.root):
-                files.copy_hashed(cast(BinaryIO, stream), room / name, max_bytes)
-        except files.TooLarge as error:
+            with safe_files.storage_errors(library.storage.root):
+                safe_files.copy_hashed(cast(BinaryIO, stream), room / name, max_bytes)
+        except safe_files.TooLarge as error:
             raise BadBackup(f"{name} of {found[:8]} {error}") from None
     return found
 

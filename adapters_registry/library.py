@@ -17,19 +17,19 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from adapters_registry import files
 from adapters_registry.archives.unpack import unpack_archive
 from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.checks.safetensors_header import HeaderError
 from adapters_registry.checks.validation import AdapterFacts, check_listing, validate_adapter
+from adapters_registry.disk import safe_files
+from adapters_registry.disk.file_lock import file_lock
+from adapters_registry.disk.recipe_texts import RecipeTexts
 from adapters_registry.errors import AdapterNotFound, InvalidAdapter, Problem, quote
 from adapters_registry.limits import AdapterLimits
-from adapters_registry.locks import file_lock
 from adapters_registry.merging.compose import compose
 from adapters_registry.merging.formulas import MergeOptions
 from adapters_registry.merging.method_names import Method
 from adapters_registry.names import nearest, split_expert_id
-from adapters_registry.recipe_texts import RecipeTexts
 from adapters_registry.records import (
     AdapterRecord,
     AuditEntry,
@@ -188,8 +188,8 @@ class Library:
     def _store_folder(self, folder: Path) -> AdapterFacts:
         """Copy, judge the copy, keep it. Blocks."""
         try:
-            source = files.SourceFolder(folder)
-        except (files.NotRegular, OSError) as error:
+            source = safe_files.SourceFolder(folder)
+        except (safe_files.NotRegular, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             fix = "Give an existing folder (not a link) that the server may read."
             raise InvalidAdapter([Problem("source.path", f"{quote(folder)}: {reason}", fix)]) from None

@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters_registry import files
 from adapters_registry.checks.supported_peft import CONFIG_FILE
 from adapters_registry.checks.tensors import WEIGHTS_FILE
 from adapters_registry.checks.validation import AdapterFacts
-from adapters_registry.content import content_hash
+from adapters_registry.disk import safe_files
+from adapters_registry.disk.layout import content_hash
 from adapters_registry.errors import InvalidAdapter, Problem, StorageUnwritable
 from adapters_registry.limits import AdapterLimits
 from adapters_registry.merging import arrow_prototypes
@@ -45,7 +45,7 @@ class AdapterStorage:
 
     def prepare(self) -> None:
         """Create the folders and check that they can be written."""
-        with files.storage_errors(self.root):
+        with safe_files.storage_errors(self.root):
             try:
                 self.incoming.mkdir(parents=True, exist_ok=True)
                 self.prototypes.mkdir(exist_ok=True)
@@ -71,7 +71,7 @@ class AdapterStorage:
         folder = self.path_of(sha256)
         try:
             config = (folder / CONFIG_FILE).read_bytes()
-            return content_hash(config, files.sha256_of(folder / WEIGHTS_FILE)) == sha256
+            return content_hash(config, safe_files.sha256_of(folder / WEIGHTS_FILE)) == sha256
         except OSError:
             return False
 
@@ -83,13 +83,13 @@ class AdapterStorage:
         self.prepare()
         folder = self.incoming / uuid.uuid4().hex
         try:
-            with files.storage_errors(self.root):
+            with safe_files.storage_errors(self.root):
                 folder.mkdir()
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def receive(self, source: files.SourceFolder, folder: Path, limits: AdapterLimits) -> str | None:
+    def receive(self, source: safe_files.SourceFolder, folder: Path, limits: AdapterLimits) -> str | None:
         """Copy an adapter's two files into a waiting room; returns the SHA-256 of the weights as they were copied.
 
         A missing file is left for validation to report. Raises InvalidAdapter for one that is too large, not regular
@@ -98,22 +98,22 @@ class AdapterStorage:
         self._copy(source, CONFIG_FILE, folder, limits.max_config_bytes)
         return self._copy(source, WEIGHTS_FILE, folder, limits.max_adapter_bytes)
 
-    def _copy(self, source: files.SourceFolder, name: str, folder: Path, max_bytes: int) -> str | None:
+    def _copy(self, source: safe_files.SourceFolder, name: str, folder: Path, max_bytes: int) -> str | None:
         try:
             stream = source.open(name)
         except FileNotFoundError:
             return None
-        except (files.NotRegular, OSError) as error:
+        except (safe_files.NotRegular, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             fix = "Put the file itself there, readable for the server; links are not followed."
             raise InvalidAdapter([Problem(name, str(reason), fix)]) from None
         size_bytes = os.fstat(stream.fileno()).st_size
-        with stream, files.storage_errors(self.root, size_bytes):
+        with stream, safe_files.storage_errors(self.root, size_bytes):
             try:
                 if size_bytes > max_bytes:  # the copy checks again: the file may grow
-                    raise files.TooLarge(f"has {size_bytes} bytes, more than the {max_bytes} allowed")
-                return files.copy_hashed(stream, folder / name, max_bytes)
-            except files.TooLarge as error:
+                    raise safe_files.TooLarge(f"has {size_bytes} bytes, more than the {max_bytes} allowed")
+                return safe_files.copy_hashed(stream, folder / name, max_bytes)
+            except safe_files.TooLarge as error:
                 fix = "Train with a smaller rank or fewer modules, or raise the limit."
                 raise InvalidAdapter([Problem(name, str(error), fix)]) from None
 
@@ -123,27 +123,27 @@ class AdapterStorage:
         The config is replaced by the normalised one. If the content is there already and whole, the copy is dropped.
         """
         target = self.path_of(facts.sha256)
-        with files.storage_errors(self.root, len(facts.config)):
+        with safe_files.storage_errors(self.root, len(facts.config)):
             if target.exists() and not self.is_whole(facts.sha256):
                 self._set_aside(target)
             if not target.exists():
                 (folder / CONFIG_FILE).unlink(missing_ok=True)
-                files.write_new(folder / CONFIG_FILE, facts.config)
+                safe_files.write_new(folder / CONFIG_FILE, facts.config)
                 for file in folder.iterdir():
                     file.chmod(0o444)
                 folder.chmod(0o755)
-                files.fsync_path(folder)
+                safe_files.fsync_path(folder)
                 try:
                     folder.rename(target)
                 except OSError:
                     if not self.is_whole(facts.sha256):  # else another process was faster with the same content
                         raise
-            files.fsync_path(self.root)
+            safe_files.fsync_path(self.root)
         return target
 
     def put(self, folder: Path, facts: AdapterFacts, limits: AdapterLimits | None = None) -> Path:
         """Store the adapter in `folder`, which must still have exactly the weights that `facts` were found in."""
-        with files.SourceFolder(folder) as source, self.waiting_room() as room:
+        with safe_files.SourceFolder(folder) as source, self.waiting_room() as room:
             weights_sha256 = self.receive(source, room, limits or AdapterLimits())
             if weights_sha256 != facts.weights_sha256:
                 what = "changed between validation and storing"
@@ -155,8 +155,8 @@ class AdapterStorage:
         target = self.prototypes / f"{sha256}.safetensors"
         if not target.exists():
             derived = arrow_prototypes.encode(arrow_prototypes.prototypes_of(self.path_of(sha256) / WEIGHTS_FILE))
-            with self.waiting_room() as room, files.storage_errors(self.root, len(derived)):
-                files.write_new(room / target.name, derived)
+            with self.waiting_room() as room, safe_files.storage_errors(self.root, len(derived)):
+                safe_files.write_new(room / target.name, derived)
                 (room / target.name).rename(target)
         return target
 
@@ -165,12 +165,12 @@ class AdapterStorage:
     def remove(self, sha256: str) -> bool:
         """Remove a content; False if it was not there. The caller makes sure that nobody needs it."""
         target = self.path_of(sha256)
-        with files.storage_errors(self.root):
+        with safe_files.storage_errors(self.root):
             (self.prototypes / f"{sha256}.safetensors").unlink(missing_ok=True)
             if not target.exists():
                 return False
             self._set_aside(target)
-            files.fsync_path(self.root)
+            safe_files.fsync_path(self.root)
         return True
 
     def age_s(self, sha256: str) -> float:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from adapters_registry.files import flush, fsync_path, replace_file
+from adapters_registry.disk.safe_files import flush, fsync_path, replace_file
 from routers.base import Artefact
 from routers.errors import BadArtefact
 

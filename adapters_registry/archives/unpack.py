@@ -22,10 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, cast
 
-from adapters_registry import files
 from adapters_registry.archives import member_names
 from adapters_registry.archives.bounded_readers import BoundedReader, LimitedXz, check_zip_directory
 from adapters_registry.archives.member_names import Member
+from adapters_registry.disk import safe_files
 from adapters_registry.errors import BadArchive, Problem, quote
 from adapters_registry.limits import AdapterLimits
 
@@ -48,7 +48,7 @@ _WHOLE_FIX = "Pack it again and send it completely."
 
 def unpack_archive(archive: Path, target: Path, limits: AdapterLimits) -> None:
     """Unpack into the new folder `target`. Raises BadArchive, StorageFull, StorageUnwritable; then `target` is gone."""
-    with files.storage_errors(target.parent):
+    with safe_files.storage_errors(target.parent):
         target.mkdir()
         try:
             with archive.open("rb") as stream:
@@ -115,7 +115,7 @@ def _unpack_compressed(stream: BinaryIO, target: Path, limits: AdapterLimits) ->
     """Decompress to a nameless file first: then a tar's sizes can be judged without decompressing what they claim."""
     with stream, tempfile.TemporaryFile(dir=target.parent) as plain:
         left = limits.max_unpacked_bytes + 1024 * limits.max_archive_files
-        while piece := stream.read(files.CHUNK_BYTES):
+        while piece := stream.read(safe_files.CHUNK_BYTES):
             left -= len(piece)
             if left < 0:
                 raise _too_large(limits)
@@ -175,7 +175,7 @@ def _write(source: IO[bytes], target: Path, path: PurePosixPath, budget: int, si
     written = 0
     with place.open("xb") as sink:
         while size is None or written < size:
-            wanted = files.CHUNK_BYTES if size is None else min(files.CHUNK_BYTES, size - written)
+            wanted = safe_files.CHUNK_BYTES if size is None else min(safe_files.CHUNK_BYTES, size - written)
             piece = source.read(wanted)
             if not piece:
                 break

@@ -22,9 +22,9 @@ from adapters_registry.checks.peft_config import LoraSettings, normalised_config
 from adapters_registry.checks.safetensors_header import HeaderError, TensorEntry, read_header
 from adapters_registry.checks.supported_peft import CONFIG_FILE
 from adapters_registry.checks.tensors import WEIGHTS_FILE, LoraPair, check_shapes, check_values, pair_tensors
-from adapters_registry.content import content_hash
+from adapters_registry.disk.layout import content_hash
+from adapters_registry.disk.safe_files import NotRegular, SourceFolder, digest
 from adapters_registry.errors import InvalidAdapter, Problem, quote
-from adapters_registry.files import NotRegular, SourceFolder, digest
 from adapters_registry.limits import AdapterLimits
 
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)

@@ -23,10 +23,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from adapters_registry.disk.uncancelled import to_its_end
 from adapters_registry.errors import DatabaseBroken, DatabaseBusy
 from adapters_registry.stores.faults import translate
 from adapters_registry.stores.tables import library
-from adapters_registry.unbroken import to_its_end
 
 Result = TypeVar("Result")
 Work = Callable[[AsyncConnection], Awaitable[Result]]

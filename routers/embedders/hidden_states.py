@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from adapters_registry.files import sha256_of
+from adapters_registry.disk.safe_files import sha256_of
 from routers.base import Matrix
 from routers.embedders.base import clean_text, unit_rows
 from routers.errors import EmbedderError

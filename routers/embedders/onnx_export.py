@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters_registry.files import publish_folder, sha256_of
+from adapters_registry.disk.safe_files import publish_folder, sha256_of
 from routers.base import Matrix, Progress
 from routers.embedders.bert_graph import BertGraph, BertShape, Precision
 from routers.errors import EmbedderError

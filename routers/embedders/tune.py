@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from adapters_registry.files import publish_folder
+from adapters_registry.disk.safe_files import publish_folder
 from routers.base import Matrix, Progress, no_progress
 from routers.embedders.base import clean_text, unit_rows
 from routers.embedders.factory import DEFAULT

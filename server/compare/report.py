@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from adapters_registry.files import replace_file
+from adapters_registry.disk.safe_files import replace_file
 from routers.base import BASE
 from server.compare.run import ORACLE, Outcome
 from server.compare.stats import Comparison, Figures, Interval

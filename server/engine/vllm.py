@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 import aiohttp
 from yarl import URL
 
-from adapters_registry.recipe_texts import RecipeTexts
+from adapters_registry.disk.recipe_texts import RecipeTexts
 from server.engine.base import EngineHealth, EngineRequest, Residency
 from server.engine.errors import EngineBroke, EngineUnreachable
 from server.engine.recipes import LONG_TEXT_CHARS, Base, Recipe, digest_of

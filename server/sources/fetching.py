@@ -19,14 +19,14 @@ from pathlib import Path
 
 import structlog
 
-from adapters_registry import files
 from adapters_registry.checks.supported_peft import CONFIG_FILE
 from adapters_registry.checks.tensors import WEIGHTS_FILE
+from adapters_registry.disk import safe_files
+from adapters_registry.disk.file_lock import file_lock
+from adapters_registry.disk.uncancelled import in_thread
 from adapters_registry.errors import BadInput, BadSource, Problem
 from adapters_registry.limits import AdapterLimits
-from adapters_registry.locks import file_lock
 from adapters_registry.sources import Provenance, Source
-from adapters_registry.unbroken import in_thread
 from server.errors import PermissionDenied
 from server.sources.config import Credential, SourceSettings
 from server.sources.http import HttpFetcher, Route
@@ -229,7 +229,7 @@ class SourceFetcher:
     def _lock_of(self, name: str) -> Path:
         """One of a few locks, so that the same source is never fetched twice at once. Blocks."""
         locks = self._folder / "locks"
-        with files.storage_errors(self._folder):
+        with safe_files.storage_errors(self._folder):
             locks.mkdir(parents=True, exist_ok=True)
         return locks / str(int(name[:8], 16) % _NUM_LOCKS)
 
@@ -243,7 +243,7 @@ def _assemble(folder: Path, names: tuple[str, ...]) -> Path:
     """Link the parts to where they can be registered from; the archive itself, or the folder of two files."""
     whole = folder / "whole"
     shutil.rmtree(whole, ignore_errors=True)
-    with files.storage_errors(folder):
+    with safe_files.storage_errors(folder):
         whole.mkdir()
         for name in names:
             os.link(folder / f"{name}.part", whole / name)
@@ -252,7 +252,7 @@ def _assemble(folder: Path, names: tuple[str, ...]) -> Path:
 
 def _check_hubs_own(path: Path, wanted: str | None, name: str) -> None:
     """Compare a file with the SHA-256 that the hub has told. Raises BadSource."""
-    if wanted is not None and files.sha256_of(path) != wanted:
+    if wanted is not None and safe_files.sha256_of(path) != wanted:
         path.unlink(missing_ok=True)
         what = "is not what the hub says of it (SHA-256 differs)"
         raise BadSource([Problem(name, what, "Send the request again; if it stays so, do not use this repository.")])

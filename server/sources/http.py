@@ -20,7 +20,7 @@ from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 from yarl import URL
 
-from adapters_registry.unbroken import in_thread
+from adapters_registry.disk.uncancelled import in_thread
 from server.sources.addresses import CheckedResolver, check_host
 from server.sources.answers import (
     BrokenOff,

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from adapters_registry.disk.uncancelled import in_thread
 from adapters_registry.errors import BadSource, Problem
-from adapters_registry.unbroken import in_thread
 from server.sources.http import Progress
 from server.sources.locations import Location
 from server.sources.partial import PartialFile, Version

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from adapters_registry import files
+from adapters_registry.disk import safe_files
 from adapters_registry.errors import StorageFull
 
 
@@ -72,25 +72,25 @@ class PartialFile:
 
     def begin(self, version: Version) -> None:
         """Start from nothing. Raises StorageFull (also if its copy in the library would not fit), StorageUnwritable."""
-        with files.storage_errors(self.path.parent):
+        with safe_files.storage_errors(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             needed, free = 2 * (version.total or 0), shutil.disk_usage(self.path.parent).free
             if needed > free:  # said now, and not when nothing else in the home folder can be written either
                 raise StorageFull(self.path.parent, needed, free)
             self._note.unlink(missing_ok=True)  # first, so that old bytes never go under a new note
             self.path.write_bytes(b"")
-            files.replace_file(self._note, orjson.dumps(asdict(version)))
+            safe_files.replace_file(self._note, orjson.dumps(asdict(version)))
 
     def append(self, piece: bytes) -> None:
         """Add bytes at the end. Raises StorageFull, StorageUnwritable."""
-        with files.storage_errors(self.path.parent, len(piece)), self.path.open("ab") as sink:
+        with safe_files.storage_errors(self.path.parent, len(piece)), self.path.open("ab") as sink:
             sink.write(piece)
 
     def finish(self, version: Version) -> int:
         """Note that it is whole; returns its size."""
         size = self.path.stat().st_size
-        with files.storage_errors(self.path.parent), self.path.open("rb+") as sink:
-            files.flush(sink)
+        with safe_files.storage_errors(self.path.parent), self.path.open("rb+") as sink:
+            safe_files.flush(sink)
             complete = asdict(version) | {"total": size}
-            files.replace_file(self._note, orjson.dumps(complete))
+            safe_files.replace_file(self._note, orjson.dumps(complete))
         return size

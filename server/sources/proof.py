@@ -10,9 +10,9 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from adapters_registry import files
 from adapters_registry.checks.supported_peft import CONFIG_FILE
 from adapters_registry.checks.tensors import WEIGHTS_FILE
+from adapters_registry.disk import safe_files
 from adapters_registry.errors import BadSource, Problem
 from adapters_registry.sources import Source
 
@@ -24,8 +24,8 @@ def digest_of(path: Path, read: Callable[[int], None] = lambda num_bytes: None) 
     so that it covers both files. `read` is told the bytes as they are read. Raises OSError.
     """
     if path.is_file():
-        return files.sha256_of(path, read)
-    lines = [f"{files.sha256_of(path / name, read)}  {name}\n" for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        return safe_files.sha256_of(path, read)
+    lines = [f"{safe_files.sha256_of(path / name, read)}  {name}\n" for name in (CONFIG_FILE, WEIGHTS_FILE)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

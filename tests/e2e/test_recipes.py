@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from adapters_registry.recipe_texts import RecipeTexts
+from adapters_registry.disk.recipe_texts import RecipeTexts
 from server.engine.fake import FakeEngine
 from server.engine.recipes import LONG_TEXT_CHARS
 from tests.e2e.conftest import register_examples

@@ -237,15 +237,15 @@ async def test_a_few_run_and_some_wait_and_a_waiting_one_can_be_cancelled(tmp_pa
             for each in accepted[3:]:
                 await client.delete(each.json()["status_url"])
             assert (await ended(client, accepted[3]))["state"] == "cancelled"
-            files.release.set()
+            safe_files.release.set()
             assert [(await ended(client, each))["state"] for each in accepted[:3]] == ["succeeded"] * 3
 
 
 async def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: PartialFile, piece: bytes) -> None:
-        from adapters_registry import files
+        from adapters_registry.disk import safe_files
 
-        with files.storage_errors(tmp_path):
+        with safe_files.storage_errors(tmp_path):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(PartialFile, "append", full)

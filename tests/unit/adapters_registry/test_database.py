@@ -15,8 +15,8 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import adapters_registry
+from adapters_registry.disk.safe_files import sha256_of
 from adapters_registry.errors import DatabaseBroken, DatabaseBusy, StorageUnwritable
-from adapters_registry.files import sha256_of
 from adapters_registry.keys import new_key
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql import SqlAdapterStore

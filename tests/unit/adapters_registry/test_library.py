@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from adapters_registry import files
 from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.checks.validation import AdapterFacts
 from adapters_registry.errors import (

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import pytest
 
 import adapters_registry
-from adapters_registry import files
 from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.checks.validation import AdapterFacts, validate_adapter
+from adapters_registry.disk import safe_files
 from adapters_registry.errors import InvalidAdapter, StorageFull, StorageUnwritable
 from adapters_registry.limits import AdapterLimits
 from adapters_registry.storage import AdapterStorage
@@ -192,8 +192,8 @@ def test_paths_are_made_of_hashes_only(storage: AdapterStorage, sha256: str) -> 
 def test_a_source_that_grows_while_it_is_copied(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(bytes(1000))
-    with source.open("rb") as stream, pytest.raises(files.TooLarge):
-        files.copy_hashed(stream, tmp_path / "target", 999)
+    with source.open("rb") as stream, pytest.raises(safe_files.TooLarge):
+        safe_files.copy_hashed(stream, tmp_path / "target", 999)
 
 
 def test_copies_never_follow_or_overwrite(tmp_path: Path) -> None:
@@ -202,13 +202,13 @@ def test_copies_never_follow_or_overwrite(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "source", tmp_path / "taken")
     for name in ("link", "taken"):
         with (tmp_path / "source").open("rb") as stream, pytest.raises(FileExistsError):
-            files.copy_hashed(stream, tmp_path / name, 10)
+            safe_files.copy_hashed(stream, tmp_path / name, 10)
     assert not (tmp_path / "outside").exists()
 
 
 def test_other_errors_pass(tmp_path: Path) -> None:
     def interrupted() -> Any:
-        with files.storage_errors(tmp_path):
+        with safe_files.storage_errors(tmp_path):
             raise OSError(errno.EIO, "Input/output error")
 
     with pytest.raises(OSError, match="Input/output"):

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 import pytest
 
-from adapters_registry import files
+from adapters_registry.disk import safe_files
 from routers import artefacts
 from routers.artefacts import ArtefactStore, load_artefact, save_artefact
 from routers.base import Artefact
@@ -112,7 +112,7 @@ def test_the_name_tells_whether_an_artefact_is_worth_reading(tmp_path: Path) -> 
 def test_a_write_that_fails_leaves_the_old_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ArtefactStore(tmp_path)
     store.publish("auto", artefact(1))
-    real = files.flush
+    real = safe_files.flush
 
     for file in ("artefact.safetensors", "artefact.json", ".current-" + str(os.getpid())):
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("vllm.entrypoints.openai.models.serving", reason="vLLM is not installed")
 
-from adapters_registry.content import content_hash
+from adapters_registry.disk.layout import content_hash
 from adapters_registry.merging.arrow_prototypes import encode, prototypes_of
 from server.engine.recipes import digest_of
 from server.vllm_plugin.plans import RecipeRefused

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from adapters_registry.unbroken import in_thread, to_its_end
+from adapters_registry.disk.uncancelled import in_thread, to_its_end
 
 
 async def test_a_result_and_an_error_come_through() -> None:

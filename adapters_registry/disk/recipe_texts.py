@@ -13,7 +13,7 @@ import uuid
 from collections import OrderedDict
 from pathlib import Path
 
-from adapters_registry import files
+from adapters_registry.disk import safe_files
 
 FOLDER = ".recipes"
 MAX_REMEMBERED = 4096
@@ -40,12 +40,12 @@ class RecipeTexts:
             return digest
         target = self._folder / digest
         if not target.exists():
-            with files.storage_errors(self._root, len(text)):
+            with safe_files.storage_errors(self._root, len(text)):
                 self._folder.mkdir(exist_ok=True)
                 scratch = self._folder / f".{uuid.uuid4().hex}"
-                files.write_new(scratch, text.encode())
+                safe_files.write_new(scratch, text.encode())
                 scratch.rename(target)
-                files.fsync_path(self._folder)
+                safe_files.fsync_path(self._folder)
         self._remember(digest, text)
         return digest
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters_registry.files import CHUNK_BYTES, digest, publish_folder, replace_file, sha256_of
+from adapters_registry.disk.safe_files import CHUNK_BYTES, digest, publish_folder, replace_file, sha256_of
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from adapters_registry.files import storage_errors
+from adapters_registry.disk.safe_files import storage_errors
 
 _RETRY_S = 0.02
 
