@@ -15,10 +15,10 @@ import secrets
 from collections.abc import Iterable
 from datetime import datetime
 
+from adapters_registry.key_limits import NO_LIMITS, KeyLimits
 from adapters_registry.records import KeyRecord, utc_now
-from adapters_registry.sight import Sight
 from adapters_registry.stores.base import KeyStore
-from adapters_registry.usage import NO_LIMITS, KeyLimits
+from adapters_registry.visibility import Sight
 
 _KEY = re.compile(r"mg-([0-9a-f]{8})-[A-Za-z0-9_-]{43}")
 

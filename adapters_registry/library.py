@@ -21,6 +21,7 @@ from adapters_registry.archives.unpack import unpack_archive
 from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.checks.safetensors_header import HeaderError
 from adapters_registry.checks.validation import AdapterFacts, check_listing, validate_adapter
+from adapters_registry.content_store import AdapterStorage
 from adapters_registry.disk import safe_files
 from adapters_registry.disk.file_lock import file_lock
 from adapters_registry.disk.recipe_texts import RecipeTexts
@@ -40,7 +41,6 @@ from adapters_registry.records import (
     utc_now,
 )
 from adapters_registry.states import OFFERED, OVER, AdapterState
-from adapters_registry.storage import AdapterStorage
 from adapters_registry.stores.base import (
     AdapterStore,
     DecisionStore,
@@ -157,7 +157,7 @@ class Library:
         actor: str = "",
         offer: bool = True,
     ) -> AdapterRecord:
-        """Merge offered adapters, each with its weight, and register the result; see `adapters_registry.merging.formulas`.
+        """Merge offered adapters by weight and register the result; see `adapters_registry.merging.formulas`.
 
         Raises CannotMerge, and what `register_folder` raises.
         """

@@ -22,11 +22,11 @@ from pydantic import (
 )
 
 from adapters_registry.errors import BadManifest, Problem
+from adapters_registry.key_limits import NO_LIMITS, KeyLimits
 from adapters_registry.names import check_name
-from adapters_registry.sight import EVERYTHING, Audience, Sight
 from adapters_registry.sources import Provenance, Source
 from adapters_registry.states import AdapterState
-from adapters_registry.usage import NO_LIMITS, KeyLimits
+from adapters_registry.visibility import EVERYTHING, Audience, Sight
 
 MAX_EXAMPLES = 2000
 MAX_EXAMPLE_CHARS = 8000

@@ -15,11 +15,11 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from adapters_registry.key_limits import NO_LIMITS, KeyLimits
 from adapters_registry.keys import find_key
 from adapters_registry.records import KeyRecord
-from adapters_registry.sight import EVERYTHING, Sight
 from adapters_registry.stores.base import KeyStore
-from adapters_registry.usage import NO_LIMITS, KeyLimits
+from adapters_registry.visibility import EVERYTHING, Sight
 from server.errors import AuthenticationFailed, PermissionDenied
 
 MAX_REMEMBERED = 10_000

@@ -1,4 +1,4 @@
-"""Limits of keys: a request is counted before it runs, and settled when it has ended (see `adapters_registry.usage`).
+"""Limits of keys: a request is counted before it runs and settled when it ends; see `adapters_registry.key_limits`.
 
 Keys without limits cost nothing here. What a request may take is estimated before: its text at four bytes a token, and
 the longest answer that it allows, or a usual one if it sets no bound.
@@ -13,9 +13,9 @@ import time
 import structlog
 
 from adapters_registry.errors import RegistryError
+from adapters_registry.key_limits import KeyLimits, OverLimit, Reservation, TooManyAtOnce, Used
 from adapters_registry.records import utc_now
 from adapters_registry.stores.base import UsageStore
-from adapters_registry.usage import KeyLimits, OverLimit, Reservation, TooManyAtOnce, Used
 from server.auth import Principal
 from server.body import JsonBody
 from server.errors import QuotaExceeded, RateLimited

@@ -19,7 +19,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 
-from adapters_registry.usage import KeyLimits, Used
+from adapters_registry.key_limits import KeyLimits, Used
 from server.drift import PolicyDrift, Profile
 from server.settings import Price
 

@@ -23,7 +23,7 @@ import numpy as np
 import structlog
 
 from adapters_registry.records import AdapterRecord
-from adapters_registry.sight import EVERYBODY, Audience
+from adapters_registry.visibility import EVERYBODY, Audience
 from routers.artefacts import ArtefactStore, code_version
 from routers.base import (
     Artefact,

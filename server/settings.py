@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from adapters_registry.sight import Audience
+from adapters_registry.visibility import Audience
 from routers.subset_config import SubsetConfig
 from server.sources.config import SourceSettings
 

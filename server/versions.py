@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from adapters_registry.records import AdapterRecord
-from adapters_registry.sight import Sight
 from adapters_registry.states import AdapterState
+from adapters_registry.visibility import Sight
 from server.catalog import Catalog
 from server.conversations import Choice, Conversation, ConversationMemory
 from server.engine.recipes import Recipe, bind, experts_of

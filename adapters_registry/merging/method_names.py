@@ -1,4 +1,4 @@
-"""Names of the formulas of `adapters_registry.merging.formulas`, for those who only name them: that module loads numpy."""
+"""Names of the formulas in `adapters_registry.merging.formulas`, apart from them because that module loads numpy."""
 
 from __future__ import annotations
 

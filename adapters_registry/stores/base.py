@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from adapters_registry.decisions import DecisionPage, DecisionQuery, DecisionRecord, Feedback
+from adapters_registry.key_limits import KeyLimits, Reservation, Used
 from adapters_registry.records import NOBODY, AdapterRecord, AuditEntry, Change, KeyRecord, LibraryChanges
 from adapters_registry.states import AdapterState
-from adapters_registry.usage import KeyLimits, Reservation, Used
 
 
 class AdapterReader(Protocol):

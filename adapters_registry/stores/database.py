@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from adapters_registry.disk.uncancelled import to_its_end
 from adapters_registry.errors import DatabaseBroken, DatabaseBusy
-from adapters_registry.stores.faults import translate
+from adapters_registry.stores.database_errors import translate
 from adapters_registry.stores.tables import library
 
 Result = TypeVar("Result")

@@ -26,7 +26,7 @@ from adapters_registry.records import (
     utc_now,
 )
 from adapters_registry.states import OVER, TRANSITIONS, AdapterState, may_become
-from adapters_registry.stores.changes import note_change
+from adapters_registry.stores.audit import note_change
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.tables import adapters, audit, examples, library
 

@@ -8,12 +8,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters_registry.errors import KeyNotFound, NameTaken
+from adapters_registry.key_limits import KeyLimits
 from adapters_registry.records import KeyRecord, utc_now
-from adapters_registry.sight import Sight
-from adapters_registry.stores.changes import note_change
+from adapters_registry.stores.audit import note_change
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.tables import api_keys
-from adapters_registry.usage import KeyLimits
+from adapters_registry.visibility import Sight
 
 
 class SqlKeyStore:

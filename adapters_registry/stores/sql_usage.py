@@ -22,11 +22,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters_registry.errors import RegistryError
-from adapters_registry.stores import sql_running
-from adapters_registry.stores.database import Database, insertion
-from adapters_registry.stores.sql_running import RunningRequests
-from adapters_registry.stores.tables import usage
-from adapters_registry.usage import (
+from adapters_registry.key_limits import (
     KeyLimits,
     OverLimit,
     Period,
@@ -37,6 +33,10 @@ from adapters_registry.usage import (
     check,
     windows_of,
 )
+from adapters_registry.stores import sql_running
+from adapters_registry.stores.database import Database, insertion
+from adapters_registry.stores.sql_running import RunningRequests
+from adapters_registry.stores.tables import usage
 
 MAX_BATCH = 500
 

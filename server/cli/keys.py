@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from adapters_registry.errors import KeyNotFound
+from adapters_registry.key_limits import KeyLimits, Used
 from adapters_registry.keys import generate_key, new_key
 from adapters_registry.records import MAX_CARD_ITEM_CHARS, KeyRecord, utc_now
-from adapters_registry.sight import Sight
-from adapters_registry.usage import KeyLimits, Used
+from adapters_registry.visibility import Sight
 from server.cli.client import AsJson, ClientError, print_json, print_table
 from server.cli.home import Home, with_library
 from server.settings import load_settings

@@ -15,11 +15,11 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters_registry.errors import DatabaseBusy
+from adapters_registry.key_limits import KeyLimits, Reservation, TooManyAtOnce
 from adapters_registry.stores import sql_running
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql_running import BEAT_S, KEPT_S
 from adapters_registry.stores.sql_usage import SqlUsageStore
-from adapters_registry.usage import KeyLimits, Reservation, TooManyAtOnce
 
 NOON = datetime(2026, 2, 28, 12, 0, 30, tzinfo=UTC)
 NewGateway = Callable[[], Coroutine[Any, Any, SqlUsageStore]]

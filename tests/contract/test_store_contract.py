@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters_registry.errors import AdapterNotFound, DatabaseBusy, KeyNotFound, NameTaken, NotRetired, WrongState
+from adapters_registry.key_limits import KeyLimits, OverLimit, Reservation
 from adapters_registry.keys import new_key
 from adapters_registry.records import AdapterRecord, Card, Change, LibraryChanges, utc_now
 from adapters_registry.states import SERVING, TRANSITIONS, AdapterState
@@ -21,7 +22,6 @@ from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql import SqlAdapterStore
 from adapters_registry.stores.sql_keys import SqlKeyStore
 from adapters_registry.stores.sql_usage import SqlUsageStore
-from adapters_registry.usage import KeyLimits, OverLimit, Reservation
 
 
 @pytest.fixture

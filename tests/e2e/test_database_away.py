@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
+from adapters_registry.key_limits import KeyLimits
 from adapters_registry.keys import new_key
-from adapters_registry.usage import KeyLimits
 from tests.e2e.conftest import EXAMPLES, register_examples
 from tests.support.adapters import make_adapter, manifest
 from tests.support.servers import running_gateway

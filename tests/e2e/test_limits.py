@@ -14,8 +14,8 @@ import openai
 import orjson
 import pytest
 
+from adapters_registry.key_limits import KeyLimits, Used
 from adapters_registry.keys import new_key
-from adapters_registry.usage import KeyLimits, Used
 from server.body import parse_body
 from server.engine.fake import FakeEngine
 from server.limits import ANSWER_TOKENS, longest_answer

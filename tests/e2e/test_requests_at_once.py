@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters_registry.key_limits import KeyLimits
 from adapters_registry.keys import new_key
 from adapters_registry.stores import sql_running
-from adapters_registry.usage import KeyLimits
 from server.engine.fake import FakeEngine
 from tests.support.processes import free_port, serving
 from tests.support.servers import Running, http_server, running_gateway

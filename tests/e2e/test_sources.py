@@ -237,7 +237,7 @@ async def test_a_few_run_and_some_wait_and_a_waiting_one_can_be_cancelled(tmp_pa
             for each in accepted[3:]:
                 await client.delete(each.json()["status_url"])
             assert (await ended(client, accepted[3]))["state"] == "cancelled"
-            safe_files.release.set()
+            files.release.set()
             assert [(await ended(client, each))["state"] for each in accepted[:3]] == ["succeeded"] * 3
 
 

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from adapters_registry.key_limits import KeyLimits
 from adapters_registry.keys import new_key
-from adapters_registry.usage import KeyLimits
 from server.drift import MIN_DECISIONS
 from server.engine.fake import FakeEngine
 from tests.e2e.conftest import EXAMPLES, register_examples

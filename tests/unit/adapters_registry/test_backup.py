@@ -14,12 +14,12 @@ import pytest
 from adapters_registry import backup
 from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.errors import BadBackup, InvalidAdapter, NotEmpty
+from adapters_registry.key_limits import KeyLimits
 from adapters_registry.keys import new_key
 from adapters_registry.library import Library
 from adapters_registry.limits import AdapterLimits
 from adapters_registry.records import Card, Change, Manifest, Publication
 from adapters_registry.states import AdapterState
-from adapters_registry.usage import KeyLimits
 
 Write = Callable[..., Path]
 

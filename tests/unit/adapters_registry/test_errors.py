@@ -18,7 +18,7 @@ from adapters_registry.errors import (
     StorageFull,
     quote,
 )
-from adapters_registry.stores.faults import translate
+from adapters_registry.stores.database_errors import translate
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:

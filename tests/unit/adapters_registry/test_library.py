@@ -299,7 +299,7 @@ async def test_a_store_that_cannot_be_written(
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "flush", fail)
+        patch.setattr(safe_files, "flush", fail)
         with pytest.raises(expected):
             await library.register_folder(manifest(), write_adapter())
     assert await library.list() == ()

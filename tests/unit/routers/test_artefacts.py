@@ -121,7 +121,7 @@ def test_a_write_that_fails_leaves_the_old_version(tmp_path: Path, monkeypatch: 
                 raise OSError(28, "No space left on device")
             real(sink)
 
-        for module in (artefacts, files):
+        for module in (artefacts, safe_files):
             monkeypatch.setattr(module, "flush", full_disk)
         with pytest.raises(OSError, match="No space"):
             store.publish("auto", artefact(2))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from adapters_registry.records import AdapterRecord, Card, Composition
-from adapters_registry.sight import EVERYBODY, Sight
 from adapters_registry.states import AdapterState
+from adapters_registry.visibility import EVERYBODY, Sight
 from server.auth import Principal
 from server.catalog import MAX_VIEWS, Catalog
 from server.conversations import Conversation, ConversationMemory

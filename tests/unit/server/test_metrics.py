@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from adapters_registry.usage import KeyLimits, Used, Window
+from adapters_registry.key_limits import KeyLimits, Used, Window
 from server.drift import PolicyDrift, Profile
 from server.metrics import BoundedLabel, Metrics, Outcome
 from server.settings import Price

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from adapters_registry.sight import EVERYBODY, Audience
+from adapters_registry.visibility import EVERYBODY, Audience
 from routers.artefacts import ArtefactStore
 from routers.base import Artefact, FitData, Matrix, Progress, RouteQuery
 from routers.classifier import ClassifierRouter

@@ -14,10 +14,10 @@ import pytest
 import adapters_registry
 from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.checks.validation import AdapterFacts, validate_adapter
+from adapters_registry.content_store import AdapterStorage
 from adapters_registry.disk import safe_files
 from adapters_registry.errors import InvalidAdapter, StorageFull, StorageUnwritable
 from adapters_registry.limits import AdapterLimits
-from adapters_registry.storage import AdapterStorage
 
 Write = Callable[..., Path]
 
@@ -98,7 +98,7 @@ def test_a_full_disk_leaves_nothing(
         target.write_bytes(source.read(10))
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(files, "copy_hashed", fail)
+    monkeypatch.setattr(safe_files, "copy_hashed", fail)
     with pytest.raises(StorageFull) as caught:
         storage.put(adapter, facts)
     assert caught.value.needed_bytes is not None
@@ -115,7 +115,7 @@ def test_a_disk_that_fills_up_at_any_step(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, step, fail)
+        patch.setattr(safe_files, step, fail)
         with pytest.raises(StorageFull):
             storage.put(adapter, facts)
     assert all(storage.is_whole(sha256) for sha256 in storage.iter_all())
@@ -140,7 +140,7 @@ from pathlib import Path
 from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.errors import StorageFull
 from adapters_registry.limits import AdapterLimits
-from adapters_registry.storage import AdapterStorage
+from adapters_registry.content_store import AdapterStorage
 from adapters_registry.checks.validation import validate_adapter
 folder, root = map(Path, sys.argv[1:])
 facts = validate_adapter(folder, None, AdapterLimits())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters_registry.sight import EVERYBODY, EVERYTHING, Audience, Sight
+from adapters_registry.visibility import EVERYBODY, EVERYTHING, Audience, Sight
 
 TAGS, TENANTS = st.sampled_from("xyz"), st.sampled_from(["", "a", "b"])
 NAMES = st.sampled_from(["sql", "sql-old", "dates"])
