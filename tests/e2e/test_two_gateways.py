@@ -16,7 +16,7 @@ import pytest
 from adapters_registry.keys import new_key
 from adapters_registry.records import parse_manifest
 from routers.base import Artefact
-from routers.knn import KnnRouter
+from routers.methods.knn import KnnRouter
 from server.engine.fake import FakeEngine
 from tests.e2e.conftest import EXAMPLES
 from tests.support.adapters import make_adapter, manifest

@@ -8,7 +8,7 @@ import numpy as np
 
 from routers.base import FitData, LibraryExpert, Matrix, Router, no_progress
 from routers.fitting import fit_data
-from routers.knn import KnnConfig, KnnRouter
+from routers.methods.knn import KnnConfig, KnnRouter
 
 
 def unit(rows: Matrix) -> Matrix:

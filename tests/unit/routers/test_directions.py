@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from routers.base import FitData, LibraryExpert, RouteQuery
-from routers.centroid import CentroidConfig, CentroidRouter
-from routers.classifier import ClassifierConfig, ClassifierRouter
 from routers.directions import MOST, closeness, directions_of
 from routers.evaluate import auroc
 from routers.examples import Examples, examples_of
+from routers.methods.centroid import CentroidConfig, CentroidRouter
+from routers.methods.classifier import ClassifierConfig, ClassifierRouter
 from routers.scoring import to_unit
 
 

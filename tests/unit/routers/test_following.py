@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from routers import pair_tfidf, templates, tfidf, two_part
+from routers import pair_tfidf, templates
 from routers.base import Artefact, FitData, LibraryExpert, Matrix, RouteQuery, Router, no_progress
 from routers.embedders.hashing import HashingEncoder
 from routers.fitting import fit_data
+from routers.methods import tfidf, two_part
 from routers.registry import make_config, router_class
 from routers.segments import parts_of
 from routers.templates import bare_texts

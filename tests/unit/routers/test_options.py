@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from routers.adapter_soup import AdapterSoupRouter
-from routers.airoboros import AiroborosRouter
-from routers.arrow import ArrowRouter
 from routers.base import RouteQuery, no_progress
-from routers.centroid import CentroidRouter
-from routers.classifier import ClassifierRouter
-from routers.dynamic_adapter_merging import DynamicAdapterMergingRouter
-from routers.lora_retriever import LoraRetrieverRouter
-from routers.molora import MoLoraRouter
-from routers.retrieval_of_experts import RetrievalOfExpertsRouter
-from routers.tfidf import TfidfRouter
-from routers.what_the_weight import WhatTheWeightRouter
+from routers.methods.adapter_soup import AdapterSoupRouter
+from routers.methods.airoboros import AiroborosRouter
+from routers.methods.arrow import ArrowRouter
+from routers.methods.centroid import CentroidRouter
+from routers.methods.classifier import ClassifierRouter
+from routers.methods.dynamic_adapter_merging import DynamicAdapterMergingRouter
+from routers.methods.lora_retriever import LoraRetrieverRouter
+from routers.methods.molora import MoLoraRouter
+from routers.methods.retrieval_of_experts import RetrievalOfExpertsRouter
+from routers.methods.tfidf import TfidfRouter
+from routers.methods.what_the_weight import WhatTheWeightRouter
 from tests.unit.routers.builders import centres, clustered
 
 USES: dict[Any, list[dict[str, object]]] = {

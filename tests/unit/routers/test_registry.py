@@ -11,11 +11,11 @@ import pytest
 
 from routers import registry
 from routers.errors import BadRouter, BadRouterConfig, UnknownRouter
-from routers.knn import KnnConfig, KnnRouter
+from routers.methods.knn import KnnConfig, KnnRouter
 from routers.registry import GROUP, make_config, router_class, router_names
 
 ENTRIES = {
-    "knn": "routers.knn:KnnRouter",
+    "knn": "routers.methods.knn:KnnRouter",
     "absent": "no_such_module:Router",
     "function": "routers.registry:router_names",
     "not-a-router": "routers.artefacts:ArtefactStore",
@@ -65,7 +65,9 @@ def test_what_does_not_fit_says_why(entries: dict[str, str], name: str, problem:
 
 
 def test_two_packages_may_not_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = EntryPoints(EntryPoint("knn", value, GROUP) for value in ("routers.knn:KnnRouter", "elsewhere:Router"))
+    pair = EntryPoints(
+        EntryPoint("knn", value, GROUP) for value in ("routers.methods.knn:KnnRouter", "elsewhere:Router")
+    )
     monkeypatch.setattr(registry, "entry_points", lambda **wanted: pair.select(**wanted))
     with pytest.raises(BadRouter, match="elsewhere:Router"):
         router_class("knn")

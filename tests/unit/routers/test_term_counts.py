@@ -13,10 +13,10 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from routers.base import Artefact
 from routers.calibration import Calibration
 from routers.examples import Examples
+from routers.methods.tfidf import TfidfRouter
 from routers.registry import make_config
 from routers.scoring import Learned
 from routers.term_counts import TermCounts
-from routers.tfidf import TfidfRouter
 
 TEXTS = st.lists(st.text("abcd  ", max_size=30), max_size=12)
 

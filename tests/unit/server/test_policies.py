@@ -14,11 +14,11 @@ import pytest
 from adapters_registry.visibility import EVERYBODY, Audience
 from routers.artefacts import ArtefactStore
 from routers.base import Artefact, FitData, Matrix, Progress, RouteQuery
-from routers.classifier import ClassifierRouter
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
 from routers.errors import BadRouterConfig, NotFittable, UnknownRouter
-from routers.knn import KnnConfig, KnnRouter
+from routers.methods.classifier import ClassifierRouter
+from routers.methods.knn import KnnConfig, KnnRouter
 from routers.subset_config import SubsetConfig
 from server.embedders import Embedders
 from server.errors import BadRequest, NotFound

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
-from routers.centroid import CentroidRouter, MeanConfig
+from routers.methods.centroid import CentroidRouter, MeanConfig
 from routers.scoring import ScoringConfig
 
 

@@ -9,7 +9,7 @@ import pytest
 from sklearn.preprocessing import FunctionTransformer, StandardScaler, normalize
 
 from routers.base import Decision, GateChoice, RouteQuery, no_progress
-from routers.dynamic_adapter_merging import DynamicAdapterMergingConfig, DynamicAdapterMergingRouter
+from routers.methods.dynamic_adapter_merging import DynamicAdapterMergingConfig, DynamicAdapterMergingRouter
 from tests.unit.routers.builders import around, centres, expert_id, library_of, unit
 
 

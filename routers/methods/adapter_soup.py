@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
-from routers.centroid import CentroidConfig, CentroidRouter
 from routers.examples import Examples, evenly
+from routers.methods.centroid import CentroidConfig, CentroidRouter
 from routers.mixture import Mixture, fit_mixture
 from routers.scoring import Closeness, Learned, Prompts, Scores, ScoringConfig
 

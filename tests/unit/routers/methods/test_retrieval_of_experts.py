@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from routers.base import Artefact, FitData, RouteQuery, TaskWindow, no_progress
 from routers.errors import BadArtefact
-from routers.retrieval_of_experts import RetrievalOfExpertsConfig, RetrievalOfExpertsRouter
+from routers.methods.retrieval_of_experts import RetrievalOfExpertsConfig, RetrievalOfExpertsRouter
 from tests.unit.routers.builders import expert_id, ids, library_of, unit
 
 

@@ -9,9 +9,9 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
-from routers.adapter_soup import AdapterSoupConfig, AdapterSoupRouter
 from routers.base import Decision, FitData, GateChoice, RouteQuery, TaskWindow, no_progress
 from routers.errors import BadArtefact
+from routers.methods.adapter_soup import AdapterSoupConfig, AdapterSoupRouter
 from routers.mixture import RIDGE, Mixture, fit_mixture
 from tests.unit.routers.builders import around, centres, clustered, expert_id, ids, library_of, unit
 

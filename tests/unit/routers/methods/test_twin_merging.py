@@ -14,8 +14,8 @@ from routers.base import FitData, RouteQuery, ScoredExpert, no_progress
 from routers.calibration import Calibration
 from routers.errors import BadArtefact
 from routers.evaluate import auroc
+from routers.methods.twin_merging import TwinMergingConfig, TwinMergingRouter
 from routers.scoring import Learned, Prompts
-from routers.twin_merging import TwinMergingConfig, TwinMergingRouter
 from tests.unit.routers.builders import around, centres, clustered, expert_id, ids, library_of, unit
 
 SMALL = {"hidden_size": 12, "max_candidates": 99, "threshold": -9.0}

@@ -10,7 +10,7 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 from routers.base import RouteQuery, no_progress
 from routers.errors import NotFittable
-from routers.routoo import RoutooRouter, fit_ridge, price_for
+from routers.methods.routoo import RoutooRouter, fit_ridge, price_for
 from tests.unit.routers.builders import expert_id
 from tests.unit.routers.tables import ask, fitted, random_table, table_data
 

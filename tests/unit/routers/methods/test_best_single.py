@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from routers.base import Artefact, FitData, LibraryExpert, RouteQuery, Sample, ScoreTable, no_progress
-from routers.best_single import BestSingleConfig, BestSingleRouter
 from routers.errors import BadArtefact, NotFittable
 from routers.fitting import fit_data
+from routers.methods.best_single import BestSingleConfig, BestSingleRouter
 from tests.unit.routers.builders import expert_id, ids
 
 

@@ -6,7 +6,7 @@ The weak model is the base or a cheap expert; the strong one is the expert whose
 mean's direction) or a dear recipe, the equal mix of several experts. Preference rows come from the table of scores: on
 each labelled prompt the strong model's score is compared with the weak one's. Under ``routed`` that is the score of the
 expert that would be chosen for this prompt; a mix is not in the table, and the mean score of its experts stands for it.
-`routers.win_rates` has the estimators of P.
+`routers.methods.route_llm_win_rates` has the estimators of P.
 
 τ is the query's own (a caller's ``policy:0.3``), or the option, or calibrated: the (1 - strong_share) quantile of P
 over the table's prompts, so that this share of prompts like these is routed to the strong model. τ ≤ 0 always takes the
@@ -42,9 +42,9 @@ from routers.base import (
 )
 from routers.errors import BadArtefact, NotFittable
 from routers.examples import examples_of
+from routers.methods.route_llm_win_rates import Estimator, learn_win_rates, win_rates
 from routers.score_table import Floats, Scored, scored_of
 from routers.scoring import MAX_CHOSEN, to_unit
-from routers.win_rates import Estimator, learn_win_rates, win_rates
 
 _SAME_SCORE = 1e-9
 

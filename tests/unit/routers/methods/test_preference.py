@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from routers.base import Decision, GateChoice, LibraryExpert, RouteQuery, no_progress
 from routers.fitting import fit_data
-from routers.preference import PreferenceConfig, PreferenceRouter
+from routers.methods.preference import PreferenceConfig, PreferenceRouter
 from tests.unit.routers.builders import ids
 
 EXPERTS = ("cook@00000001", "math@00000002", "sail@00000003")

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from routers.base import MethodCard
-from routers.centroid import CentroidConfig, CentroidRouter
+from routers.methods.centroid import CentroidConfig, CentroidRouter
 from routers.scoring import ScoringConfig
 
 

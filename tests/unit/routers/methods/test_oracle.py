@@ -8,7 +8,7 @@ import pytest
 from routers.base import Artefact, FitData, LibraryExpert, RouteQuery, no_progress
 from routers.errors import BadArtefact
 from routers.fitting import fit_data
-from routers.oracle import OracleConfig, OracleRouter
+from routers.methods.oracle import OracleConfig, OracleRouter
 from tests.unit.routers.builders import ids
 
 EXPERTS = (

@@ -22,8 +22,8 @@ from pydantic import Field
 from sklearn.cluster import KMeans
 
 from routers.base import MethodCard
-from routers.centroid import CentroidRouter, SelectionConfig
 from routers.examples import Examples
+from routers.methods.centroid import CentroidRouter, SelectionConfig
 from routers.scoring import Learned, Prompts, Scores, ScoringConfig, to_unit
 
 MAX_KEPT = 8192

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from routers import molora
-from routers.molora import Clusters
+from routers.methods import molora
+from routers.methods.molora import Clusters
 
 
 @pytest.fixture

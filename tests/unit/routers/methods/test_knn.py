@@ -14,7 +14,7 @@ from routers.base import Decision, FitData, LibraryExpert, RouteQuery, no_progre
 from routers.errors import BadArtefact, NotFittable
 from routers.evaluate import decide, evaluate
 from routers.fitting import fit_data
-from routers.knn import KnnConfig, KnnRouter
+from routers.methods.knn import KnnConfig, KnnRouter
 from tests.unit.routers.builders import around, centres, clustered, expert_id, fitted_knn, ids, library_of, unit
 
 

@@ -17,8 +17,8 @@ from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 
 from routers.base import MethodCard
-from routers.centroid import CentroidRouter
 from routers.examples import Examples
+from routers.methods.centroid import CentroidRouter
 from routers.scoring import Closeness, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 
 

@@ -11,7 +11,7 @@ import pytest
 from routers.base import LibraryExpert, Question, RouteQuery, no_progress
 from routers.errors import BadArtefact
 from routers.fitting import fit_data
-from routers.llm_selector import LlmSelectorConfig, LlmSelectorRouter
+from routers.methods.llm_selector import LlmSelectorConfig, LlmSelectorRouter
 from tests.unit.routers.builders import ids
 
 SKILLS = {

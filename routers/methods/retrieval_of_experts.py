@@ -35,9 +35,9 @@ from routers.base import (
     RouterConfig,
     ScoredExpert,
 )
-from routers.centroid import CentroidRouter
 from routers.errors import BadArtefact
 from routers.examples import Examples, evenly, examples_of
+from routers.methods.centroid import CentroidRouter
 from routers.scoring import asked, equal_weights
 
 

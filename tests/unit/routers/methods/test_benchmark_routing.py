@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from routers.base import RouteQuery, no_progress
-from routers.benchmark_routing import (
+from routers.errors import BadArtefact
+from routers.methods.benchmark_routing import (
     BenchmarkRoutingRouter,
     Neighbours,
     held_out_tasks,
     scotts_rule,
     smooth,
 )
-from routers.errors import BadArtefact
 from routers.score_table import scored_of
 from tests.unit.routers.builders import around, centres, expert_id, unit
 from tests.unit.routers.tables import ask, fitted, random_table, table_data, window

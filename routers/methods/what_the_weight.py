@@ -48,10 +48,10 @@ from routers.base import (
     ScoreTable,
     WeightedExpert,
 )
-from routers.centroid import CentroidRouter
 from routers.errors import BadArtefact, NotFittable
 from routers.examples import evenly, examples_of
 from routers.fitting import SUPPLIED_BY
+from routers.methods.centroid import CentroidRouter
 from routers.pair_tfidf import PairTfidf, count_terms
 from routers.scoring import MAX_CHOSEN, WEIGHTED_FUSION, Learned, asked
 

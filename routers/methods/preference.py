@@ -32,7 +32,7 @@ from routers.base import (
     WeightedExpert,
     name_of,
 )
-from routers.baselines import BaseRouter
+from routers.methods.baselines import BaseRouter
 from routers.scoring import MAX_CHOSEN
 
 

@@ -26,8 +26,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
-from routers.centroid import CentroidRouter, MeanConfig
 from routers.examples import Examples
+from routers.methods.centroid import CentroidRouter, MeanConfig
 from routers.scoring import WEIGHTED_FUSION, Closeness, Learned, Prompts, Scores, ScoringConfig, softmax_weights
 from routers.state_scale import StateScale
 

@@ -1,0 +1,1 @@
+"""The routing methods, one file each."""
