@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from routers.base import BASE, FitData, ScoreTable
 from routers.errors import NotFittable
 from routers.examples import examples_of
+from routers.families.scoring import to_unit
 from routers.fitting import SUPPLIED_BY
-from routers.scoring import to_unit
 from routers.subset_config import SubsetConfig
 
 

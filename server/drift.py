@@ -2,7 +2,7 @@
 
 *Fitting* is how often the policy would choose each expert if requests came like its examples: an expert's part of all
 examples, less the part for which the policy chose no expert when examples were left out to calibrate it
-(`routers.calibration.LeftOut`). *Traffic* is the first choice of its last `WINDOW` decisions on this gateway. Between
+(`routers.families.calibration.LeftOut`). *Traffic* is the first choice of its last `WINDOW` decisions on this gateway. Between
 both stands the population stability index, over bins b of the shares t of traffic and f of fitting:
 
     PSI = Σ_b (t_b − f_b) · ln(t_b / f_b)          shares below 1 / 2n, half a decision of n, count as that
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from routers.base import BASE, Decision, LibraryExpert, name_of
-from routers.calibration import LeftOut
+from routers.families.calibration import LeftOut
 
 WINDOW = 2000
 MAX_POLICIES = 256

@@ -34,9 +34,9 @@ from pydantic import Field
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
 from routers.examples import Examples, evenly
+from routers.families.scoring import Closeness, Learned, Prompts, Scores, ScoringConfig
 from routers.methods.centroid import CentroidConfig, CentroidRouter
 from routers.mixture import Mixture, fit_mixture
-from routers.scoring import Closeness, Learned, Prompts, Scores, ScoringConfig
 
 MAX_CLUSTERS = 256
 MAX_EXAMPLES = 100

@@ -18,9 +18,9 @@ from pydantic import Field
 
 from routers.base import MethodCard
 from routers.examples import Examples, evenly
+from routers.families.scoring import Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 from routers.methods.centroid import CentroidRouter
 from routers.per_expert import nearest_mean, places_of
-from routers.scoring import Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 
 
 class AiroborosConfig(ScoringConfig):

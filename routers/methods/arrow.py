@@ -15,8 +15,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
+from routers.families.scoring import ScoringConfig
 from routers.methods.centroid import CentroidRouter, MeanConfig
-from routers.scoring import ScoringConfig
 
 
 class ArrowConfig(MeanConfig):

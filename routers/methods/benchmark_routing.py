@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from routers.base import Matrix, MethodCard, Progress, RouteQuery
-from routers.score_table import Floats, Mask, Scored, TableConfig, TableRouter, Values, tags_of
-from routers.scoring import Learned, asked
+from routers.families.score_table import Floats, Mask, Scored, TableConfig, TableRouter, Values, tags_of
+from routers.families.scoring import Learned, asked
 from routers.spacing import evenly_spaced
 
 _MAX_HELD_OUT = 256

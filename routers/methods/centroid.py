@@ -20,7 +20,7 @@ from pydantic import Field
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
 from routers.examples import Examples, evenly
-from routers.scoring import (
+from routers.families.scoring import (
     FUSION,
     Closeness,
     Learned,

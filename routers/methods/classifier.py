@@ -18,8 +18,8 @@ from sklearn.linear_model import LogisticRegression
 
 from routers.base import MethodCard
 from routers.examples import Examples
+from routers.families.scoring import Closeness, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 from routers.methods.centroid import CentroidRouter
-from routers.scoring import Closeness, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 
 
 class ClassifierConfig(ScoringConfig):

@@ -1,7 +1,7 @@
 """Router `dynamic_adapter_merging`: the two experts whose data the base sees most alike, merged (Cheng et al. 2024).
 
     h(x)     = mean of the base's hidden states over x's tokens, standardised over the
-               library's examples (`routers.state_scale`), as a unit vector              (d,)
+               library's examples (`routers.families.standardised_states`), as a unit vector              (d,)
     score(e) = h(q) · c_e,   c_e = mean of h over e's examples, as a unit vector         (E,)
     weight   = softmax(score / T) over the k = 2 best,   T = 0.01
 
@@ -27,9 +27,17 @@ from pydantic import Field
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
 from routers.examples import Examples
+from routers.families.scoring import (
+    WEIGHTED_FUSION,
+    Closeness,
+    Learned,
+    Prompts,
+    Scores,
+    ScoringConfig,
+    softmax_weights,
+)
+from routers.families.standardised_states import StateScale
 from routers.methods.centroid import CentroidRouter, MeanConfig
-from routers.scoring import WEIGHTED_FUSION, Closeness, Learned, Prompts, Scores, ScoringConfig, softmax_weights
-from routers.state_scale import StateScale
 
 
 class DynamicAdapterMergingConfig(MeanConfig):

@@ -22,7 +22,7 @@ from pydantic import Field
 from scipy.special import softmax
 
 from routers.base import MethodCard
-from routers.static_mix import MeanLoss, StaticMixConfig, StaticMixRouter, Weights, search
+from routers.families.static_mix import MeanLoss, StaticMixConfig, StaticMixRouter, Weights, search
 
 _MAX_LOGIT = 5.0
 

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import Field
 
 from routers.base import MethodCard
-from routers.static_mix import MeanLoss, StaticMixConfig, StaticMixRouter, Weights, search
+from routers.families.static_mix import MeanLoss, StaticMixConfig, StaticMixRouter, Weights, search
 
 
 class LoraHubConfig(StaticMixConfig):

@@ -18,8 +18,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from routers.base import MethodCard
+from routers.families.scoring import ScoringConfig
 from routers.methods.centroid import CentroidConfig, CentroidRouter
-from routers.scoring import ScoringConfig
 
 
 class LoraRetrieverConfig(CentroidConfig):

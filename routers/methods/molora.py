@@ -23,8 +23,8 @@ from sklearn.cluster import KMeans
 
 from routers.base import MethodCard
 from routers.examples import Examples
+from routers.families.scoring import Learned, Prompts, Scores, ScoringConfig, to_unit
 from routers.methods.centroid import CentroidRouter, SelectionConfig
-from routers.scoring import Learned, Prompts, Scores, ScoringConfig, to_unit
 
 MAX_KEPT = 8192
 

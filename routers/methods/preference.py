@@ -32,8 +32,8 @@ from routers.base import (
     WeightedExpert,
     name_of,
 )
+from routers.families.scoring import MAX_CHOSEN
 from routers.methods.baselines import BaseRouter
-from routers.scoring import MAX_CHOSEN
 
 
 class PreferenceConfig(RouterConfig):

@@ -37,8 +37,8 @@ from routers.base import (
 )
 from routers.errors import BadArtefact
 from routers.examples import Examples, evenly, examples_of
+from routers.families.scoring import asked, equal_weights
 from routers.methods.centroid import CentroidRouter
-from routers.scoring import asked, equal_weights
 
 
 class RetrievalOfExpertsConfig(RouterConfig):

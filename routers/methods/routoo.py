@@ -31,8 +31,8 @@ from pydantic import Field
 
 from routers.base import MethodCard, Progress, RouteQuery, name_of
 from routers.errors import NotFittable
-from routers.score_table import Floats, Mask, Scored, TableConfig, TableRouter, Values
-from routers.scoring import Learned
+from routers.families.score_table import Floats, Mask, Scored, TableConfig, TableRouter, Values
+from routers.families.scoring import Learned
 
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

@@ -23,8 +23,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from routers.base import MethodCard
 from routers.examples import Examples
+from routers.families.scoring import Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 from routers.methods.centroid import CentroidRouter
-from routers.scoring import Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 from routers.term_counts import TermCounts
 
 

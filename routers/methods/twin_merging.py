@@ -17,7 +17,7 @@ leaky ReLU by ReLU (scikit-learn's MLPClassifier). They are stored as plain laye
 standardisation folded in.
 
 Whether any expert fits is asked of the cosine to the mean of the first expert's examples, all on the library's scale
-(`routers.state_scale`): a stranger is far from every mean, but the MLP names an expert for it no less surely.
+(`routers.families.standardised_states`): a stranger is far from every mean, but the MLP names an expert for it no less surely.
 
 Differs besides: the twins are exact, where the code cuts them to rank 8 (LoRA) or masks small entries, which loses
 quality; the states are the base's and not those of base + shared; small libraries train for at least `min_steps`, since
@@ -42,9 +42,18 @@ from sklearn.neural_network import MLPClassifier
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
 from routers.examples import Examples
-from routers.scoring import MAX_CHOSEN, Judgement, Learned, Prompts, Scores, ScoringConfig, ScoringRouter, to_unit
-from routers.state_scale import StateScale
-from routers.static_mix import NEGLIGIBLE
+from routers.families.scoring import (
+    MAX_CHOSEN,
+    Judgement,
+    Learned,
+    Prompts,
+    Scores,
+    ScoringConfig,
+    ScoringRouter,
+    to_unit,
+)
+from routers.families.standardised_states import StateScale
+from routers.families.static_mix import NEGLIGIBLE
 
 
 class TwinMergingConfig(ScoringConfig):

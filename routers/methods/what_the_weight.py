@@ -50,10 +50,10 @@ from routers.base import (
 )
 from routers.errors import BadArtefact, NotFittable
 from routers.examples import evenly, examples_of
+from routers.families.scoring import MAX_CHOSEN, WEIGHTED_FUSION, Learned, asked
 from routers.fitting import SUPPLIED_BY
 from routers.methods.centroid import CentroidRouter
 from routers.pair_tfidf import PairTfidf, count_terms
-from routers.scoring import MAX_CHOSEN, WEIGHTED_FUSION, Learned, asked
 
 Floats = NDArray[np.float64]
 

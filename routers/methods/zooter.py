@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from routers.base import MethodCard, Progress, RouteQuery
-from routers.score_table import (
+from routers.families.score_table import (
     NUM_CLUSTERS,
     Floats,
     Mask,
@@ -36,7 +36,7 @@ from routers.score_table import (
     Values,
     tags_of,
 )
-from routers.scoring import Learned
+from routers.families.scoring import Learned
 from routers.soft_labels import fit_softmax, log_softmax
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from routers.base import FitData, RouteQuery, Router, Sample, ScoreTable, TaskWindow, no_progress
-from routers.score_table import TableRouter
+from routers.families.score_table import TableRouter
 from tests.unit.routers.builders import expert_id, library_of, unit
 
 

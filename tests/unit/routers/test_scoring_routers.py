@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from routers.base import Artefact, Decision, FitData, GateChoice, LibraryExpert, RouteQuery, Router, no_progress
+from routers.families.scoring import Prompts
 from routers.fitting import fit_data
 from routers.methods.two_part import TwoPartRouter
 from routers.registry import make_config, router_class
-from routers.scoring import Prompts
 from tests.unit.routers.builders import around, centres, clustered, expert_id, ids, library_of, unit
 
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from routers.base import Artefact
-from routers.calibration import Calibration
 from routers.examples import Examples
+from routers.families.calibration import Calibration
+from routers.families.scoring import Learned
 from routers.methods.tfidf import TfidfRouter
 from routers.registry import make_config
-from routers.scoring import Learned
 from routers.term_counts import TermCounts
 
 TEXTS = st.lists(st.text("abcd  ", max_size=30), max_size=12)

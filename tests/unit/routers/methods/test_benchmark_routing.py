@@ -9,6 +9,7 @@ import pytest
 
 from routers.base import RouteQuery, no_progress
 from routers.errors import BadArtefact
+from routers.families.score_table import scored_of
 from routers.methods.benchmark_routing import (
     BenchmarkRoutingRouter,
     Neighbours,
@@ -16,7 +17,6 @@ from routers.methods.benchmark_routing import (
     scotts_rule,
     smooth,
 )
-from routers.score_table import scored_of
 from tests.unit.routers.builders import around, centres, expert_id, unit
 from tests.unit.routers.tables import ask, fitted, random_table, table_data, window
 

@@ -11,10 +11,10 @@ from sklearn.linear_model import LogisticRegression
 
 from routers.base import FitData, RouteQuery, no_progress
 from routers.errors import BadArtefact, NotFittable
+from routers.families.score_table import scored_of
 from routers.methods import route_llm_win_rates as estimators
 from routers.methods.route_llm import RouteLlmConfig, RouteLlmRouter, calibrated, preference_rows
 from routers.methods.route_llm_win_rates import Factors, factorise, gradients, learn_win_rates, sigmoid, win_rates
-from routers.score_table import scored_of
 from tests.unit.routers.builders import around, centres, expert_id, unit
 from tests.unit.routers.tables import fitted, random_table, table_data
 

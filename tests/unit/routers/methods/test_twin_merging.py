@@ -11,11 +11,11 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler, normalize
 
 from routers.base import FitData, RouteQuery, ScoredExpert, no_progress
-from routers.calibration import Calibration
 from routers.errors import BadArtefact
 from routers.evaluate import auroc
+from routers.families.calibration import Calibration
+from routers.families.scoring import Learned, Prompts
 from routers.methods.twin_merging import TwinMergingConfig, TwinMergingRouter
-from routers.scoring import Learned, Prompts
 from tests.unit.routers.builders import around, centres, clustered, expert_id, ids, library_of, unit
 
 SMALL = {"hidden_size": 12, "max_candidates": 99, "threshold": -9.0}

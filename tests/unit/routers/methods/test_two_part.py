@@ -8,10 +8,10 @@ import pytest
 
 from routers.base import FitData, LibraryExpert, Matrix, RouteQuery, Router, no_progress
 from routers.embedders.hashing import HashingEncoder
+from routers.families.scoring import Prompts
 from routers.fitting import fit_data
 from routers.methods.two_part import TwoPartRouter
 from routers.registry import make_config
-from routers.scoring import Prompts
 from routers.segments import parts_of
 from routers.templates import bare_texts
 

@@ -12,10 +12,10 @@ import pytest
 
 from routers.base import Decision, FitData, GateChoice, LibraryExpert, RouteQuery, Sample, no_progress
 from routers.errors import BadArtefact, FitCancelled, NotFittable
+from routers.families.static_mix import MeanLoss, drawn
 from routers.fitting import fit_data
 from routers.methods.learned_mix import LearnedMixConfig, LearnedMixRouter
 from routers.methods.lora_hub import LoraHubConfig, LoraHubRouter
-from routers.static_mix import MeanLoss, drawn
 from tests.unit.routers.builders import expert_id, ids
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from routers.base import FitData, LibraryExpert, RouteQuery
-from routers.directions import MOST, closeness, directions_of
 from routers.evaluate import auroc
 from routers.examples import Examples, examples_of
+from routers.families.closeness import MOST, closeness, directions_of
+from routers.families.scoring import to_unit
 from routers.methods.centroid import CentroidConfig, CentroidRouter
 from routers.methods.classifier import ClassifierConfig, ClassifierRouter
-from routers.scoring import to_unit
 
 
 def library(*rows: np.ndarray) -> FitData:

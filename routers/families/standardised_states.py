@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from routers.base import Matrix
 from routers.examples import Examples
-from routers.scoring import to_unit
+from routers.families.scoring import to_unit
 
 _LEAST_SPREAD = 1e-6
 

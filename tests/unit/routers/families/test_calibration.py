@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from routers.base import LibraryExpert, no_progress
-from routers.calibration import Calibration, _logistic, calibrate, marks_of
+from routers.families.calibration import Calibration, _logistic, calibrate, marks_of
 from routers.registry import make_config, router_class
 from tests.unit.routers.builders import clustered
 

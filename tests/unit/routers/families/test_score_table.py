@@ -10,9 +10,9 @@ import pytest
 
 from routers.base import MethodCard, RouteQuery, no_progress
 from routers.errors import BadArtefact, NotFittable
+from routers.families.score_table import Scored, TableConfig, TableRouter, Values, scored_of, tags_of
+from routers.families.scoring import Learned
 from routers.methods.zooter import ZooterRouter
-from routers.score_table import Scored, TableConfig, TableRouter, Values, scored_of, tags_of
-from routers.scoring import Learned
 from tests.unit.routers.builders import expert_id, unit
 from tests.unit.routers.tables import fitted, random_table, table_data
 

@@ -39,7 +39,7 @@ from routers.base import (
     WeightedExpert,
 )
 from routers.errors import BadArtefact, NotFittable
-from routers.scoring import WEIGHTED_FUSION
+from routers.families.scoring import WEIGHTED_FUSION
 from routers.spacing import evenly_spaced
 
 Weights = NDArray[np.float64]

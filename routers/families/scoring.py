@@ -20,10 +20,10 @@ The best score wins. Whether the winner fits is asked of its *evidence*, which m
 usual(e) being what e scores for its own examples when they are left out, on average, drawn towards the mean of all
 experts by three examples' worth of it. Examples that are all alike score high, those that are about anything score low,
 and strangers resemble the former. Methods that know of an expert's examples only a mean or a border take evidence from
-their directions too (`closeness`, `routers.directions`): half of it, or all where scores are no similarities. Where a
+their directions too (`closeness`, `routers.families.closeness`): half of it, or all where scores are no similarities. Where a
 method has an evidence of its own, that takes the score's place.
 
-Threshold and confidence come from the examples themselves (`routers.calibration`): the method learns five times from
+Threshold and confidence come from the examples themselves (`routers.families.calibration`): the method learns five times from
 four fifths of each expert's examples and scores the rest, without their template (`routers.templates`). *Known* is the
 winner's evidence for a left-out example, *unknown* that of the winner among the other experts. Scores must grow with
 evidence; their scale is the method's own. A method whose card says ``reads_task`` decides by the mean score of the
@@ -56,10 +56,10 @@ from routers.base import (
     Vector,
     WeightedExpert,
 )
-from routers.calibration import CROWD_WEIGHT, IN_LIBRARY_SHARE, Calibration, calibrate, marks_of, still_holding
-from routers.directions import closeness, directions_of
 from routers.errors import BadArtefact
 from routers.examples import Examples, examples_of
+from routers.families.calibration import CROWD_WEIGHT, IN_LIBRARY_SHARE, Calibration, calibrate, marks_of, still_holding
+from routers.families.closeness import closeness, directions_of
 from routers.spacing import evenly_spaced
 
 Floats = NDArray[np.float64]

@@ -45,7 +45,7 @@ from routers.base import (
     WeightedExpert,
 )
 from routers.errors import BadArtefact, NotFittable
-from routers.scoring import Learned
+from routers.families.scoring import Learned
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
