@@ -37,8 +37,8 @@ from routers.base import (
 from routers.embedders.base import Embedder
 from routers.errors import BadArtefact, FitCancelled, NotFittable, RouterError
 from routers.fitting import fit_policy, unmet_needs
+from routers.library.subset import restrict, select
 from routers.registry import make_config, router_class
-from routers.subset import restrict, select
 from server.drift import Profile, fitting_profile
 from server.embedders import Embedders
 from server.errors import BadRequest, NotFound

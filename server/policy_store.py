@@ -23,7 +23,7 @@ from adapters_registry.disk.safe_files import replace_file
 from routers.artefacts import CURRENT
 from routers.base import Sample
 from routers.errors import BadSamples
-from routers.samples import parse_samples
+from routers.library.samples import parse_samples
 from server.settings import PolicySettings
 
 _DEFINITION, _SAMPLES = "policy.json", "samples"

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from adapters_registry.visibility import Audience
-from routers.subset_config import SubsetConfig
+from routers.library.subset_config import SubsetConfig
 from server.sources.config import SourceSettings
 
 ENV_PREFIX = "MOERGATE_"

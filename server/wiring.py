@@ -33,7 +33,7 @@ from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.factory import make_encoder
 from routers.embedders.hidden_states import HiddenStateEncoder
 from routers.errors import BadSamples, RouterError
-from routers.samples import read_samples
+from routers.library.samples import read_samples
 from server.admission import Admission
 from server.answer import Limits
 from server.auth import LOOPBACK_NAMES, Authenticator

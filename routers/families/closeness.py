@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.base import Matrix
-from routers.examples import Examples
+from routers.library.examples import Examples
 
 MOST = 8
 

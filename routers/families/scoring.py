@@ -57,9 +57,9 @@ from routers.base import (
     WeightedExpert,
 )
 from routers.errors import BadArtefact
-from routers.examples import Examples, examples_of
 from routers.families.calibration import CROWD_WEIGHT, IN_LIBRARY_SHARE, Calibration, calibrate, marks_of, still_holding
 from routers.families.closeness import closeness, directions_of
+from routers.library.examples import Examples, examples_of
 from routers.spacing import evenly_spaced
 
 Floats = NDArray[np.float64]

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.base import Matrix
-from routers.examples import Examples
 from routers.families.scoring import to_unit
+from routers.library.examples import Examples
 
 _LEAST_SPREAD = 1e-6
 

@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
-from routers.examples import Examples, evenly
 from routers.families.scoring import Closeness, Learned, Prompts, Scores, ScoringConfig
+from routers.library.examples import Examples, evenly
 from routers.methods.centroid import CentroidConfig, CentroidRouter
 from routers.mixture import Mixture, fit_mixture
 

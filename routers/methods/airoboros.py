@@ -17,8 +17,8 @@ import numpy as np
 from pydantic import Field
 
 from routers.base import MethodCard
-from routers.examples import Examples, evenly
 from routers.families.scoring import Learned, Prompts, Scores, ScoringConfig, ScoringRouter
+from routers.library.examples import Examples, evenly
 from routers.methods.centroid import CentroidRouter
 from routers.per_expert import nearest_mean, places_of
 

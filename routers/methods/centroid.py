@@ -19,7 +19,6 @@ import numpy as np
 from pydantic import Field
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
-from routers.examples import Examples, evenly
 from routers.families.scoring import (
     FUSION,
     Closeness,
@@ -32,6 +31,7 @@ from routers.families.scoring import (
     softmax_weights,
     to_unit,
 )
+from routers.library.examples import Examples, evenly
 
 
 class SelectionConfig(ScoringConfig):

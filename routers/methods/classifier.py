@@ -17,8 +17,8 @@ from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 
 from routers.base import MethodCard
-from routers.examples import Examples
 from routers.families.scoring import Closeness, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
+from routers.library.examples import Examples
 from routers.methods.centroid import CentroidRouter
 
 

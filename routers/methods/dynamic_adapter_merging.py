@@ -26,7 +26,6 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
-from routers.examples import Examples
 from routers.families.scoring import (
     WEIGHTED_FUSION,
     Closeness,
@@ -37,6 +36,7 @@ from routers.families.scoring import (
     softmax_weights,
 )
 from routers.families.standardised_states import StateScale
+from routers.library.examples import Examples
 from routers.methods.centroid import CentroidRouter, MeanConfig
 
 

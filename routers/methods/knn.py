@@ -57,9 +57,9 @@ from routers.base import (
     WeightedExpert,
 )
 from routers.errors import BadArtefact
-from routers.example_index import ExampleIndex, Near
-from routers.examples import examples_of
 from routers.families.calibration import CROWD_WEIGHT, IN_LIBRARY_SHARE, Calibration, calibrate, marks_of, still_holding
+from routers.library.example_index import ExampleIndex, Near
+from routers.library.examples import examples_of
 from routers.per_expert import nearest_own
 from routers.spacing import evenly_spaced
 

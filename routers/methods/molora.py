@@ -22,8 +22,8 @@ from pydantic import Field
 from sklearn.cluster import KMeans
 
 from routers.base import MethodCard
-from routers.examples import Examples
 from routers.families.scoring import Learned, Prompts, Scores, ScoringConfig, to_unit
+from routers.library.examples import Examples
 from routers.methods.centroid import CentroidRouter, SelectionConfig
 
 MAX_KEPT = 8192

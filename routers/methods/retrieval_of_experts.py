@@ -36,8 +36,8 @@ from routers.base import (
     ScoredExpert,
 )
 from routers.errors import BadArtefact
-from routers.examples import Examples, evenly, examples_of
 from routers.families.scoring import asked, equal_weights
+from routers.library.examples import Examples, evenly, examples_of
 from routers.methods.centroid import CentroidRouter
 
 

@@ -41,9 +41,9 @@ from routers.base import (
     WeightedExpert,
 )
 from routers.errors import BadArtefact, NotFittable
-from routers.examples import examples_of
 from routers.families.score_table import Floats, Scored, scored_of
 from routers.families.scoring import MAX_CHOSEN, to_unit
+from routers.library.examples import examples_of
 from routers.methods.route_llm_win_rates import Estimator, learn_win_rates, win_rates
 
 _SAME_SCORE = 1e-9

@@ -22,8 +22,8 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from routers.base import MethodCard
-from routers.examples import Examples
 from routers.families.scoring import Learned, Prompts, Scores, ScoringConfig, ScoringRouter
+from routers.library.examples import Examples
 from routers.methods.centroid import CentroidRouter
 from routers.term_counts import TermCounts
 

@@ -41,7 +41,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
-from routers.examples import Examples
 from routers.families.scoring import (
     MAX_CHOSEN,
     Judgement,
@@ -54,6 +53,7 @@ from routers.families.scoring import (
 )
 from routers.families.standardised_states import StateScale
 from routers.families.static_mix import NEGLIGIBLE
+from routers.library.examples import Examples
 
 
 class TwinMergingConfig(ScoringConfig):

@@ -51,9 +51,9 @@ from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 
 from routers.base import Matrix, MethodCard, Vector
-from routers.examples import Examples, evenly, rows_by_expert
 from routers.families.calibration import CROWD_WEIGHT
 from routers.families.scoring import BLOCK, Judgement, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
+from routers.library.examples import Examples, evenly, rows_by_expert
 from routers.per_expert import nearest_mean, nearest_mean_and_rows, nearest_own, places_of
 from routers.segments import parts_of
 from routers.templates import take_apart

@@ -49,9 +49,9 @@ from routers.base import (
     WeightedExpert,
 )
 from routers.errors import BadArtefact, NotFittable
-from routers.examples import evenly, examples_of
 from routers.families.scoring import MAX_CHOSEN, WEIGHTED_FUSION, Learned, asked
 from routers.fitting import SUPPLIED_BY
+from routers.library.examples import evenly, examples_of
 from routers.methods.centroid import CentroidRouter
 from routers.pair_tfidf import PairTfidf, count_terms
 

@@ -100,7 +100,7 @@ def _subset(text: str) -> dict[str, Any]:
 
 
 def _samples(path: Path, skip_bad: bool) -> list[dict[str, Any]]:
-    from routers.samples import read_samples
+    from routers.library.samples import read_samples
 
     samples, bad = read_samples(path, skip_bad=skip_bad)
     for row in bad[:5]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from routers.base import Sample
 from routers.errors import BadSamples
-from routers.samples import read_samples
+from routers.library.samples import read_samples
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from adapters_registry.keys import new_key
-from routers.samples import read_samples
+from routers.library.samples import read_samples
 from tests.e2e.conftest import EXAMPLES, register_examples, routed_to
 from tests.support.processes import run_cli
 from tests.support.servers import Running, running_gateway

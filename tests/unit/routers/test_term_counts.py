@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from routers.base import Artefact
-from routers.examples import Examples
 from routers.families.calibration import Calibration
 from routers.families.scoring import Learned
+from routers.library.examples import Examples
 from routers.methods.tfidf import TfidfRouter
 from routers.registry import make_config
 from routers.term_counts import TermCounts

@@ -17,9 +17,9 @@ from routers.base import Artefact, FitData, Matrix, Progress, RouteQuery
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
 from routers.errors import BadRouterConfig, NotFittable, UnknownRouter
+from routers.library.subset_config import SubsetConfig
 from routers.methods.classifier import ClassifierRouter
 from routers.methods.knn import KnnConfig, KnnRouter
-from routers.subset_config import SubsetConfig
 from server.embedders import Embedders
 from server.errors import BadRequest, NotFound
 from server.jobs import Job

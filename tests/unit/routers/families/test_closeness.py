@@ -7,9 +7,9 @@ import pytest
 
 from routers.base import FitData, LibraryExpert, RouteQuery
 from routers.evaluate import auroc
-from routers.examples import Examples, examples_of
 from routers.families.closeness import MOST, closeness, directions_of
 from routers.families.scoring import to_unit
+from routers.library.examples import Examples, examples_of
 from routers.methods.centroid import CentroidConfig, CentroidRouter
 from routers.methods.classifier import ClassifierConfig, ClassifierRouter
 

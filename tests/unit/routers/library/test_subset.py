@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from routers.base import FitData, LibraryExpert, Sample, ScoreTable
 from routers.errors import NotFittable
 from routers.fitting import fit_data
-from routers.subset import restrict, select
-from routers.subset_config import SubsetConfig
+from routers.library.subset import restrict, select
+from routers.library.subset_config import SubsetConfig
 from tests.unit.routers.builders import around, centres, clustered, expert_id, library_of, unit
 
 

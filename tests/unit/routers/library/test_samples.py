@@ -6,7 +6,7 @@ import pytest
 
 from routers.base import Sample
 from routers.errors import BadSamples
-from routers.samples import parse_samples, read_samples
+from routers.library.samples import parse_samples, read_samples
 
 GOOD = '{"prompt": "two plus two", "answer": "4"}'
 

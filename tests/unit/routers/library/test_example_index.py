@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from routers import example_index
-from routers.example_index import ExampleIndex
+from routers.library import example_index
+from routers.library.example_index import ExampleIndex
 from tests.unit.routers.builders import centres, unit
 
 
