@@ -78,7 +78,7 @@ class RouteQuery:
         candidates: Ids (``name@sha8``) of the experts that this caller may use; None means all of them. A router
             must never return, score or quote an expert outside this set.
         task_id: The request's own ``task_id``: what the caller says that this prompt belongs to.
-        parts: For methods whose card says ``reads_parts``: embeddings of the prompt's `routers.segments.parts_of`,
+        parts: For methods whose card says ``reads_parts``: embeddings of the prompt's `routers.text.segments.parts_of`,
             shape (4, dim).
         window: For methods whose card says ``reads_task``: the task's last prompts; None without a ``task_id``.
         preference: The request's own ``preference``: how much each expert, by name, is wanted; weights are positive.
@@ -254,7 +254,7 @@ class FitData:
         embeddings: For each expert id, shape (num_examples, dim), rows in the order of ``examples``.
         embedder: Name of the embedder, part of every artefact's provenance.
         version: Content hash of experts, examples and embedder: equal versions are equal data.
-        bare: As `embeddings`, of the examples without their template (`routers.templates`); an expert that is
+        bare: As `embeddings`, of the examples without their template (`routers.text.templates`); an expert that is
             missing counts as having none to leave out.
         scores: The table that ``moergate score`` filled, if there is one.
         samples: Labelled prompts that were given for this policy (``moergate fit --data``).

@@ -20,7 +20,7 @@ from routers.base import LibraryExpert, Matrix, Vector, name_of
 from routers.embedders.base import Embedder
 from routers.fitting import library_version
 from routers.spacing import evenly_spaced
-from routers.views import example_view
+from routers.text.request_views import example_view
 from server.vector_store import VectorStore
 
 MAX_POINTS = 3_000

@@ -14,8 +14,8 @@ import numpy as np
 from routers.base import FitData, LibraryExpert, Matrix, Sample, ScoreTable, Vector
 from routers.embedders.base import Embedder
 from routers.fitting import data_version, fit_data, library_version
-from routers.templates import bare_texts
-from routers.views import example_view
+from routers.text.request_views import example_view
+from routers.text.templates import bare_texts
 from server.jobs import Job
 from server.score_store import ScoreStore
 from server.vector_store import VectorStore

@@ -18,8 +18,8 @@ import structlog
 from adapters_registry.records import AdapterRecord
 from adapters_registry.states import AdapterState
 from routers.base import AsksBase, Decision, RouteQuery
-from routers.segments import parts_of
-from routers.views import View, excerpt, view_of
+from routers.text.request_views import View, excerpt, view_of
+from routers.text.segments import parts_of
 from server.auth import Principal
 from server.body import JsonBody
 from server.catalog import Catalog, Target

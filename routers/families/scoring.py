@@ -24,7 +24,7 @@ their directions too (`closeness`, `routers.families.closeness`): half of it, or
 method has an evidence of its own, that takes the score's place.
 
 Threshold and confidence come from the examples themselves (`routers.families.calibration`): the method learns five times from
-four fifths of each expert's examples and scores the rest, without their template (`routers.templates`). *Known* is the
+four fifths of each expert's examples and scores the rest, without their template (`routers.text.templates`). *Known* is the
 winner's evidence for a left-out example, *unknown* that of the winner among the other experts. Scores must grow with
 evidence; their scale is the method's own. A method whose card says ``reads_task`` decides by the mean score of the
 task's last prompts.
@@ -123,7 +123,7 @@ class Prompts:
     Attributes:
         texts: Shape (p,).
         embeddings: Shape (p, d).
-        parts: Of each prompt's `routers.segments.parts_of`, shape (p, 4, d); None if they are not known.
+        parts: Of each prompt's `routers.text.segments.parts_of`, shape (p, 4, d); None if they are not known.
     """
 
     texts: Sequence[str]

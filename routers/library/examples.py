@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from routers.base import FitData, Matrix
 from routers.errors import NotFittable
 from routers.spacing import evenly_spaced
-from routers.templates import bare_texts
+from routers.text.templates import bare_texts
 
 
 def _no_embedder(texts: Sequence[str]) -> Matrix:
@@ -30,7 +30,7 @@ class Examples:
         texts: The examples, duplicates within an expert left out.
         embeddings: Shape (n, d), float32, unit rows.
         owner: Shape (n,): the expert of each example, as an index into `experts`.
-        bare_texts, bare_embeddings: The examples without their template (`routers.templates`), which calibrate.
+        bare_texts, bare_embeddings: The examples without their template (`routers.text.templates`), which calibrate.
         embed: Embeds further texts, shape (k, d); blocking.
     """
 

@@ -7,7 +7,7 @@ Words and pairs of words, or pieces of words, with 1 + log tf and idf = log((1 +
 embedding blurs: markup, codes, the turn of phrase of a template. It does not see synonyms.
 
 A new expert changes the idf of its terms, and so every expert's mean. What a text's words are does not change: counts
-are remembered by text (`routers.term_counts`), and all the rest is sparse sums over them.
+are remembered by text (`routers.text.term_counts`), and all the rest is sparse sums over them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from routers.base import MethodCard
 from routers.families.scoring import Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 from routers.library.examples import Examples
 from routers.methods.centroid import CentroidRouter
-from routers.term_counts import TermCounts
+from routers.text.term_counts import TermCounts
 
 
 class TfidfConfig(ScoringConfig):

@@ -2,8 +2,8 @@
 
 People wrap the same content in other words than an expert's examples do ("serious or joking?" after a tweet), or
 leave the instruction away. Whole prompts are then far from whole examples. So the prompt's first and last segment
-(`routers.segments`) are each asked whether they are an instruction, and what is left is compared with examples without
-their template (`routers.templates`).
+(`routers.text.segments`) are each asked whether they are an instruction, and what is left is compared with examples without
+their template (`routers.text.templates`).
 
     cues(e)      instructions of e: templates, and first and last segments, of at least a fiftieth of its examples
     i(s)         P(segment s is an instruction) = σ(w₁ · largest cosine to a cue + w₂ · mean of the 3 largest cosines
@@ -55,8 +55,8 @@ from routers.families.calibration import CROWD_WEIGHT
 from routers.families.scoring import BLOCK, Judgement, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 from routers.library.examples import Examples, evenly, rows_by_expert
 from routers.per_expert import nearest_mean, nearest_mean_and_rows, nearest_own, places_of
-from routers.segments import parts_of
-from routers.templates import take_apart
+from routers.text.segments import parts_of
+from routers.text.templates import take_apart
 
 NEAREST = 3
 CUE_SHARE, MIN_CUE_EXAMPLES, MIN_CUE_WORDS = 0.02, 3, 2

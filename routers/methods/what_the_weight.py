@@ -4,7 +4,7 @@ With the t prompts q of the task, up to 100 examples x of expert e, and up to 10
 
     uniform    score(e) = 1, for all experts
     sent_sim   score(e) = mean over q and x of their cosine, at least 0
-    tfidf      score(e) = cosine of tf-idf of all q as one text and of all x as one text (`routers.pair_tfidf`)
+    tfidf      score(e) = cosine of tf-idf of all q as one text and of all x as one text (`routers.text.pair_tfidf`)
     prior      score(e) = moving average over s of P(e | s),  P(e | s) ∝ exp(-loss_e(s)),  new = 0.3 P + 0.7 old
     entropy    score(e) = -u_e, u_e being the mean entropy of the next token over s
     weight(e)  = score(e) / Σ over the k best, or for entropy (Σu - u_e) / ((k - 1) Σu) over the k best
@@ -53,7 +53,7 @@ from routers.families.scoring import MAX_CHOSEN, WEIGHTED_FUSION, Learned, asked
 from routers.fitting import SUPPLIED_BY
 from routers.library.examples import evenly, examples_of
 from routers.methods.centroid import CentroidRouter
-from routers.pair_tfidf import PairTfidf, count_terms
+from routers.text.pair_tfidf import PairTfidf, count_terms
 
 Floats = NDArray[np.float64]
 

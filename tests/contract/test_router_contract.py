@@ -35,7 +35,7 @@ from routers.embedders.hashing import HashingEncoder
 from routers.errors import BadArtefact, BadRouterConfig
 from routers.fitting import SUPPLIED_BY, fit_data, fit_policy
 from routers.registry import make_config, router_class, router_names
-from routers.segments import parts_of
+from routers.text.segments import parts_of
 
 ENCODER = HashingEncoder(64)
 

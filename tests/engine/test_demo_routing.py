@@ -8,7 +8,7 @@ from routers.base import LibraryExpert, Matrix, RouteQuery, no_progress
 from routers.embedders.factory import make_encoder
 from routers.fitting import fit_data
 from routers.methods.knn import KnnConfig, KnnRouter
-from routers.templates import bare_texts
+from routers.text.templates import bare_texts
 from server.base_model import default_cache_dir
 from tests.engine.conftest import LIBRARY
 

@@ -9,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from routers import pair_tfidf, templates
 from routers.base import Artefact, FitData, LibraryExpert, Matrix, RouteQuery, Router, no_progress
 from routers.embedders.hashing import HashingEncoder
 from routers.fitting import fit_data
 from routers.methods import tfidf, two_part
 from routers.registry import make_config, router_class
-from routers.segments import parts_of
-from routers.templates import bare_texts
+from routers.text import pair_tfidf, templates
+from routers.text.segments import parts_of
+from routers.text.templates import bare_texts
 
 ENCODER = HashingEncoder(48)
 CASES: list[tuple[str, dict[str, object]]] = [

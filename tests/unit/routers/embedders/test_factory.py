@@ -124,7 +124,7 @@ def test_missing_sentence_transformers_is_named(tmp_path: Path, monkeypatch: pyt
 
 def test_importing_the_factory_imports_no_model_library() -> None:
     heavy = ("torch", "onnxruntime", "sentence_transformers", "transformers", "faiss")
-    script = "import sys, routers.embedders.factory, routers.methods.knn, routers.views; " + (
+    script = "import sys, routers.embedders.factory, routers.methods.knn, routers.text.request_views; " + (
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

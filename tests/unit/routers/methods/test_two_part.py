@@ -12,8 +12,8 @@ from routers.families.scoring import Prompts
 from routers.fitting import fit_data
 from routers.methods.two_part import TwoPartRouter
 from routers.registry import make_config
-from routers.segments import parts_of
-from routers.templates import bare_texts
+from routers.text.segments import parts_of
+from routers.text.templates import bare_texts
 
 ENCODER = HashingEncoder(256)
 WORDS = "rain team bus coffee holiday phone shoes keys late cold lost new signal today won again".split()

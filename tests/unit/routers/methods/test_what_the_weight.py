@@ -23,7 +23,7 @@ from routers.base import (
 from routers.errors import BadArtefact, NotFittable
 from routers.fitting import fit_data
 from routers.methods.what_the_weight import WhatTheWeightConfig, WhatTheWeightRouter
-from routers.pair_tfidf import PairTfidf, count_terms
+from routers.text.pair_tfidf import PairTfidf, count_terms
 from tests.unit.routers.builders import around, centres, expert_id, ids, library_of, unit
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from routers.segments import Parts, parts_of
+from routers.text.segments import Parts, parts_of
 
 
 @pytest.mark.parametrize(

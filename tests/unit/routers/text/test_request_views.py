@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routers import views
-from routers.views import (
+from routers.text import request_views
+from routers.text.request_views import (
     EMPTY,
     MAX_CHARS,
     View,
@@ -209,7 +209,7 @@ json_values = st.recursive(
 
 @given(body=json_values | st.dictionaries(st.sampled_from(WORDS), json_values))
 @settings(deadline=None, max_examples=300)
-@pytest.mark.parametrize("path", sorted(views._VIEWS))
+@pytest.mark.parametrize("path", sorted(request_views._VIEWS))
 def test_any_json_has_a_view(path: str, body: Any) -> None:
     view = view_of(path, body)
     assert isinstance(view, View)

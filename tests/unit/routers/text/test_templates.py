@@ -8,7 +8,7 @@ import pytest
 from routers.base import LibraryExpert, RouteQuery, no_progress
 from routers.fitting import fit_data
 from routers.methods.knn import KnnConfig, KnnRouter
-from routers.templates import Example, bare_texts, take_apart
+from routers.text.templates import Example, bare_texts, take_apart
 from tests.unit.routers.builders import centres, expert_id, unit
 
 

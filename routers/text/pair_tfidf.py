@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 
-from routers.term_counts import TermCounts
+from routers.text.term_counts import TermCounts
 
 Floats = NDArray[np.float64]
 

@@ -16,7 +16,7 @@ from routers.families.scoring import Learned
 from routers.library.examples import Examples
 from routers.methods.tfidf import TfidfRouter
 from routers.registry import make_config
-from routers.term_counts import TermCounts
+from routers.text.term_counts import TermCounts
 
 TEXTS = st.lists(st.text("abcd  ", max_size=30), max_size=12)
 

@@ -1,0 +1,1 @@
+"""Text that routers read: the view of a request, its parts, templates, term counts."""
