@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from adapters_registry.decisions import DecisionQuery, DecisionRecord
 from adapters_registry.stores.base import DecisionStore
 from routers.base import Matrix, RouteQuery, Vector
-from routers.spacing import evenly_spaced
+from routers.maths.even_sample import evenly_spaced
 from server.policies import LivePolicy
 
 MAX_ROWS = 5000

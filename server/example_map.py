@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from routers.base import LibraryExpert, Matrix, Vector, name_of
 from routers.embedders.base import Embedder
 from routers.fitting import library_version
-from routers.spacing import evenly_spaced
+from routers.maths.even_sample import evenly_spaced
 from routers.text.request_views import example_view
 from server.vector_store import VectorStore
 

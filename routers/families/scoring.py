@@ -60,7 +60,7 @@ from routers.errors import BadArtefact
 from routers.families.calibration import CROWD_WEIGHT, IN_LIBRARY_SHARE, Calibration, calibrate, marks_of, still_holding
 from routers.families.closeness import closeness, directions_of
 from routers.library.examples import Examples, examples_of
-from routers.spacing import evenly_spaced
+from routers.maths.even_sample import evenly_spaced
 
 Floats = NDArray[np.float64]
 Scores = NDArray[np.float64]

@@ -40,7 +40,7 @@ from routers.base import (
 )
 from routers.errors import BadArtefact, NotFittable
 from routers.families.scoring import WEIGHTED_FUSION
-from routers.spacing import evenly_spaced
+from routers.maths.even_sample import evenly_spaced
 
 Weights = NDArray[np.float64]
 """Shape (k,), one of each expert that takes part."""

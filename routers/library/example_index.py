@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from routers.base import Matrix, Neighbour, Vector
 from routers.errors import NotFittable
-from routers.spacing import evenly_spaced
+from routers.maths.even_sample import evenly_spaced
 
 
 class Near(NamedTuple):

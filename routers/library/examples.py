@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from routers.base import FitData, Matrix
 from routers.errors import NotFittable
-from routers.spacing import evenly_spaced
+from routers.maths.even_sample import evenly_spaced
 from routers.text.templates import bare_texts
 
 

@@ -10,7 +10,7 @@ By a mixture of Gaussians (``gmm``), fitted to up to 100 examples of each expert
     score(e)    = mean of share(c(q), e) over the prompts q, c(q) being q's cluster
 
 so that experts win whose examples fill the clusters that are hit most; one with no example in a cluster that is hit is
-left out of the soup. Embeddings are projected on their principal components first (`routers.mixture`), and every
+left out of the soup. Embeddings are projected on their principal components first (`routers.maths.gaussian_mixture`), and every
 expert counts as if all had as many examples. Clusters know no strangers: a prompt unlike all others still falls into
 one, so by ``gmm`` prompts are left to the base only where a cluster belongs to several experts.
 
@@ -35,8 +35,8 @@ from pydantic import Field
 from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
 from routers.families.scoring import Closeness, Learned, Prompts, Scores, ScoringConfig
 from routers.library.examples import Examples, evenly
+from routers.maths.gaussian_mixture import Mixture, fit_mixture
 from routers.methods.centroid import CentroidConfig, CentroidRouter
-from routers.mixture import Mixture, fit_mixture
 
 MAX_CLUSTERS = 256
 MAX_EXAMPLES = 100

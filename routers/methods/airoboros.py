@@ -19,8 +19,8 @@ from pydantic import Field
 from routers.base import MethodCard
 from routers.families.scoring import Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 from routers.library.examples import Examples, evenly
+from routers.maths.nearest_rows import nearest_mean, places_of
 from routers.methods.centroid import CentroidRouter
-from routers.per_expert import nearest_mean, places_of
 
 
 class AiroborosConfig(ScoringConfig):

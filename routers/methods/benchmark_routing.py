@@ -35,7 +35,7 @@ from pydantic import Field
 from routers.base import Matrix, MethodCard, Progress, RouteQuery
 from routers.families.score_table import Floats, Mask, Scored, TableConfig, TableRouter, Values, tags_of
 from routers.families.scoring import Learned, asked
-from routers.spacing import evenly_spaced
+from routers.maths.even_sample import evenly_spaced
 
 _MAX_HELD_OUT = 256
 _BLOCK = 64

@@ -60,8 +60,8 @@ from routers.errors import BadArtefact
 from routers.families.calibration import CROWD_WEIGHT, IN_LIBRARY_SHARE, Calibration, calibrate, marks_of, still_holding
 from routers.library.example_index import ExampleIndex, Near
 from routers.library.examples import examples_of
-from routers.per_expert import nearest_own
-from routers.spacing import evenly_spaced
+from routers.maths.even_sample import evenly_spaced
+from routers.maths.nearest_rows import nearest_own
 
 _NEAR_DUPLICATE = 0.95
 _ALIKE, _SAME_PROMPT = 0.8, 0.9

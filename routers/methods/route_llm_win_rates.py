@@ -35,7 +35,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.soft_labels import fit_softmax, log_softmax
+from routers.maths.softmax_regression import fit_softmax, log_softmax
 
 Floats = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[Any]]

@@ -54,7 +54,7 @@ from routers.base import Matrix, MethodCard, Vector
 from routers.families.calibration import CROWD_WEIGHT
 from routers.families.scoring import BLOCK, Judgement, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 from routers.library.examples import Examples, evenly, rows_by_expert
-from routers.per_expert import nearest_mean, nearest_mean_and_rows, nearest_own, places_of
+from routers.maths.nearest_rows import nearest_mean, nearest_mean_and_rows, nearest_own, places_of
 from routers.text.segments import parts_of
 from routers.text.templates import take_apart
 

@@ -37,7 +37,7 @@ from routers.families.score_table import (
     tags_of,
 )
 from routers.families.scoring import Learned
-from routers.soft_labels import fit_softmax, log_softmax
+from routers.maths.softmax_regression import fit_softmax, log_softmax
 
 
 class ZooterConfig(TableConfig):

@@ -69,7 +69,7 @@ def add(
     """Register an adapter, or a new version of one; it can be routed to seconds later."""
     examples = [*(example or []), *(_read_examples(examples_file) if examples_file else [])]
     if max_examples is not None:
-        from routers.spacing import evenly_spaced
+        from routers.maths.even_sample import evenly_spaced
 
         examples = [examples[row] for row in evenly_spaced(len(examples), max_examples).tolist()]
     manifest: dict[str, Any] = {

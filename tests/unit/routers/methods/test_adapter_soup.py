@@ -11,8 +11,8 @@ from sklearn.mixture import GaussianMixture
 
 from routers.base import Decision, FitData, GateChoice, RouteQuery, TaskWindow, no_progress
 from routers.errors import BadArtefact
+from routers.maths.gaussian_mixture import RIDGE, Mixture, fit_mixture
 from routers.methods.adapter_soup import AdapterSoupConfig, AdapterSoupRouter
-from routers.mixture import RIDGE, Mixture, fit_mixture
 from tests.unit.routers.builders import around, centres, clustered, expert_id, ids, library_of, unit
 
 

@@ -7,8 +7,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from routers.base import RouteQuery, no_progress
+from routers.maths.softmax_regression import fit_softmax, log_softmax
 from routers.methods.zooter import ZooterRouter, smoothed_targets
-from routers.soft_labels import fit_softmax, log_softmax
 from tests.unit.routers.builders import around, centres, expert_id
 from tests.unit.routers.tables import ask, fitted, random_table, table_data
 

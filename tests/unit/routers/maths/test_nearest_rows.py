@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from routers import per_expert
-from routers.per_expert import nearest_mean, nearest_mean_and_rows, nearest_own, places_of
+from routers.maths.nearest_rows import nearest_mean, nearest_mean_and_rows, nearest_own, places_of
 
 
 @pytest.mark.parametrize("seed", range(20))

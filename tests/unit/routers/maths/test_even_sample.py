@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routers.spacing import evenly_spaced
+from routers.maths.even_sample import evenly_spaced
 
 
 @given(st.integers(0, 5000), st.integers(0, 5000))
