@@ -198,7 +198,7 @@ class Sample:
 
     Attributes:
         task: Which task it belongs to; in-library tasks bear the name of their expert.
-        metric: Name of the metric that compares an answer with `answer` (`routers.metrics`).
+        metric: Name of the metric that compares an answer with `answer` (`routers.evaluation.answer_metrics`).
     """
 
     prompt: str

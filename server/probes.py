@@ -27,8 +27,8 @@ from typing import Any
 
 from adapters_registry.errors import Problem
 from adapters_registry.records import AdapterRecord, QualityGate, utc_now
+from routers.evaluation.answer_metrics import metric
 from routers.maths.even_sample import evenly_spaced
-from routers.metrics import metric
 from server.engine.asking import ask
 from server.engine.errors import EngineFault, EngineRefused
 from server.engine.pool import EnginePool

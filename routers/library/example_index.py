@@ -4,7 +4,7 @@ What `knn` and other example-based routers stand on. Shapes: n examples together
 
 The search is exact up to `MAX_EXACT` examples. Beyond, the examples lie in about √n cells around centres (k-means on
 an even sample), and a search looks into the nearest: a sixteenth of them, at least `MIN_CELLS`. `python -m
-routers.bench` measures what that saves and what it misses.
+routers.evaluation.bench` measures what that saves and what it misses.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from routers.base import Sample
 from routers.errors import BadSamples
-from routers.metrics import metric_names
+from routers.evaluation.answer_metrics import metric_names
 
 MAX_PROMPT_CHARS = 400_000
 MAX_ANSWER_CHARS = 100_000

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from routers.base import BASE, Sample
-from routers.metrics import metric
+from routers.evaluation.answer_metrics import metric
 from server.compare.client import GatewayClient, Generation, Refused, losses_as_dict
 from server.compare.tasks import Task
 from server.results import ResultCache, key_of

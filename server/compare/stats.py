@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.base import BASE
-from routers.evaluate import auroc
+from routers.evaluation.routing_figures import auroc
 from server.compare.run import ORACLE, Outcome
 from server.engine.recipes import experts_of, parse
 

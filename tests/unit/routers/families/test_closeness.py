@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from routers.base import FitData, LibraryExpert, RouteQuery
-from routers.evaluate import auroc
+from routers.evaluation.routing_figures import auroc
 from routers.families.closeness import MOST, closeness, directions_of
 from routers.families.scoring import to_unit
 from routers.library.examples import Examples, examples_of

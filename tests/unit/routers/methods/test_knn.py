@@ -12,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from routers.base import Decision, FitData, LibraryExpert, RouteQuery, no_progress
 from routers.errors import BadArtefact, NotFittable
-from routers.evaluate import decide, evaluate
+from routers.evaluation.routing_figures import decide, evaluate
 from routers.fitting import fit_data
 from routers.methods.knn import KnnConfig, KnnRouter
 from tests.unit.routers.builders import around, centres, clustered, expert_id, fitted_knn, ids, library_of, unit

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 from routers.base import FitData, RouteQuery, ScoredExpert, no_progress
 from routers.errors import BadArtefact
-from routers.evaluate import auroc
+from routers.evaluation.routing_figures import auroc
 from routers.families.calibration import Calibration
 from routers.families.scoring import Learned, Prompts
 from routers.methods.twin_merging import TwinMergingConfig, TwinMergingRouter

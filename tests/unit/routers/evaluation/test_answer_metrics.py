@@ -5,7 +5,7 @@ import random
 import pytest
 
 from routers.errors import UnknownMetric
-from routers.metrics import metric, metric_names
+from routers.evaluation.answer_metrics import metric, metric_names
 
 WORDS = "the a quick brown fox jumps over lazy dog 12 3.5 it's SELECT name, where".split()
 

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from routers.base import Decision, ScoredExpert, WeightedExpert
-from routers.evaluate import auroc, evaluate, first_expert
+from routers.evaluation.routing_figures import auroc, evaluate, first_expert
 
 
 def decision(expert: str | None, confidence: float = 0.5, ranked: str = "a") -> Decision:

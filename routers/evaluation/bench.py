@@ -1,4 +1,4 @@
-"""What routing costs on top of the embedding: ``python -m routers.bench [--experts 12 100 10000] [--routers knn ...]``.
+"""What routing costs on top of the embedding: ``python -m routers.evaluation.bench [--experts 12 100 10000] [--routers knn ...]``.
 
 Libraries are synthetic: unit vectors around one random direction for each expert, and texts of its own templates with
 words of its own subject and common ones. Reported are the median and 99th percentile of one decision on one thread, the
@@ -117,7 +117,7 @@ def measure(name: str, grown: FitData, directions: Matrix, num_queries: int) -> 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(prog="python -m routers.bench", description="What routing costs.")
+    parser = argparse.ArgumentParser(prog="python -m routers.evaluation.bench", description="What routing costs.")
     parser.add_argument("--experts", type=int, nargs="+", default=[12, 100, 1000, 10_000])
     parser.add_argument("--examples", type=int, default=20)
     parser.add_argument("--routers", nargs="+", default=["knn", "centroid"])

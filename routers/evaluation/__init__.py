@@ -1,0 +1,1 @@
+"""How good answers and decisions are, and what a decision costs."""
