@@ -2,8 +2,8 @@
 
 *Fitting* is how often the policy would choose each expert if requests came like its examples: an expert's part of all
 examples, less the part for which the policy chose no expert when examples were left out to calibrate it
-(`routers.families.calibration.LeftOut`). *Traffic* is the first choice of its last `WINDOW` decisions on this gateway. Between
-both stands the population stability index, over bins b of the shares t of traffic and f of fitting:
+(`routers.families.calibration.LeftOut`). *Traffic* is the first choice of its last `WINDOW` decisions on this gateway.
+Between both stands the population stability index, over bins b of the shares t of traffic and f of fitting:
 
     PSI = Σ_b (t_b − f_b) · ln(t_b / f_b)          shares below 1 / 2n, half a decision of n, count as that
 

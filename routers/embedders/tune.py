@@ -9,8 +9,8 @@ two prompts of one expert e_i, and u(·) the encoder's unit vector,
 The experts take turns in a batch, so that up to as many pairs as there are experts each has one; where an expert has
 several, they are no negatives of each other. The authors tune INSTRUCTOR with an instruction in front of each prompt;
 here it is any model that sentence-transformers opens, without instruction. And half of the prompts are shown without
-their expert's template (`routers.text.templates`), which by itself would tell the experts apart: the encoder would learn the
-template's words and lose those of people who write their own.
+their expert's template (`routers.text.templates`), which by itself would tell the experts apart: the encoder would
+learn the template's words and lose those of people who write their own.
 
 What is written is a sentence-transformers folder, whole or not at all, which `make_encoder` opens, and in it
 `tune.json` with the report. Needs torch and sentence-transformers, imported when something is tuned. A seed gives the

@@ -1,4 +1,5 @@
-"""What routing costs on top of the embedding: ``python -m routers.evaluation.bench [--experts 12 100 10000] [--routers knn ...]``.
+"""What routing costs on top of the embedding: ``python -m routers.evaluation.bench [--experts 12 100 10000] [--routers
+knn ...]``.
 
 Libraries are synthetic: unit vectors around one random direction for each expert, and texts of its own templates with
 words of its own subject and common ones. Reported are the median and 99th percentile of one decision on one thread, the

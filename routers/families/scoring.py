@@ -20,14 +20,14 @@ The best score wins. Whether the winner fits is asked of its *evidence*, which m
 usual(e) being what e scores for its own examples when they are left out, on average, drawn towards the mean of all
 experts by three examples' worth of it. Examples that are all alike score high, those that are about anything score low,
 and strangers resemble the former. Methods that know of an expert's examples only a mean or a border take evidence from
-their directions too (`closeness`, `routers.families.closeness`): half of it, or all where scores are no similarities. Where a
-method has an evidence of its own, that takes the score's place.
+their directions too (`closeness`, `routers.families.closeness`): half of it, or all where scores are no similarities.
+Where a method has an evidence of its own, that takes the score's place.
 
-Threshold and confidence come from the examples themselves (`routers.families.calibration`): the method learns five times from
-four fifths of each expert's examples and scores the rest, without their template (`routers.text.templates`). *Known* is the
-winner's evidence for a left-out example, *unknown* that of the winner among the other experts. Scores must grow with
-evidence; their scale is the method's own. A method whose card says ``reads_task`` decides by the mean score of the
-task's last prompts.
+Threshold and confidence come from the examples themselves (`routers.families.calibration`): the method learns five
+times from four fifths of each expert's examples and scores the rest, without their template (`routers.text.templates`).
+*Known* is the winner's evidence for a left-out example, *unknown* that of the winner among the other experts. Scores
+must grow with evidence; their scale is the method's own. A method whose card says ``reads_task`` decides by the mean
+score of the task's last prompts.
 """
 
 from __future__ import annotations

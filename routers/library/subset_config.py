@@ -1,4 +1,5 @@
-"""What is said of a subset in settings and definitions; `routers.library.subset` chooses it, and loads numpy for that."""
+"""What is said of a subset in settings and definitions; `routers.library.subset` chooses it, and loads numpy for
+that."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ By a mixture of Gaussians (``gmm``), fitted to up to 100 examples of each expert
     score(e)    = mean of share(c(q), e) over the prompts q, c(q) being q's cluster
 
 so that experts win whose examples fill the clusters that are hit most; one with no example in a cluster that is hit is
-left out of the soup. Embeddings are projected on their principal components first (`routers.maths.gaussian_mixture`), and every
-expert counts as if all had as many examples. Clusters know no strangers: a prompt unlike all others still falls into
-one, so by ``gmm`` prompts are left to the base only where a cluster belongs to several experts.
+left out of the soup. Embeddings are projected on their principal components first (`routers.maths.gaussian_mixture`),
+and every expert counts as if all had as many examples. Clusters know no strangers: a prompt unlike all others still
+falls into one, so by ``gmm`` prompts are left to the base only where a cluster belongs to several experts.
 
 The prompts are the last ones of the caller's ``task_id``, or the present one alone without a ``task_id``; the paper
 takes 100 of a new domain. The weights of the best experts are averaged, A and B each by itself: ``fusion``. The

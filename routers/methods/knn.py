@@ -22,8 +22,8 @@ found by each of them. On the task data this changes nothing.
 
 Threshold and confidence come from the library's own examples (`calibration`): each example, or an even sample of them,
 is scored as if it were a prompt, with itself left out, and again with its whole expert left out. Examples of one expert
-are often one template with the blanks filled differently, and then leaving one out is too rosy: its siblings answer
-for it. So the prompt is the example without its template (`routers.text.templates`). Where it has none, the nearest quarter
+are often one template with the blanks filled differently, and then leaving one out is too rosy: its siblings answer for
+it. So the prompt is the example without its template (`routers.text.templates`). Where it has none, the nearest quarter
 of its expert's examples are left out with it, and near-duplicates (cosine > 0.95) in any case: about what a new
 phrasing would meet.
 

@@ -1,8 +1,8 @@
 """How probably a strong model beats a weak one on a prompt: the estimators of RouteLLM (Ong et al., 2024).
 
 Each learns from preference rows, that is, prompts with an outcome for the strong model: 1 a win, 1/2 a tie, 0 a loss.
-They do not choose; `routers.methods.route_llm` does. Shapes: x (n, d) embeddings of the prompts, y (n,) outcomes, q (d,) a
-prompt.
+They do not choose; `routers.methods.route_llm` does. Shapes: x (n, d) embeddings of the prompts, y (n,) outcomes, q
+(d,) a prompt.
 
 ``mf``, matrix factorisation. Models have embeddings p, here two of them, the strong s and the weak w:
 

@@ -17,7 +17,8 @@ leaky ReLU by ReLU (scikit-learn's MLPClassifier). They are stored as plain laye
 standardisation folded in.
 
 Whether any expert fits is asked of the cosine to the mean of the first expert's examples, all on the library's scale
-(`routers.families.standardised_states`): a stranger is far from every mean, but the MLP names an expert for it no less surely.
+(`routers.families.standardised_states`): a stranger is far from every mean, but the MLP names an expert for it no less
+surely.
 
 Differs besides: the twins are exact, where the code cuts them to rank 8 (LoRA) or masks small entries, which loses
 quality; the states are the base's and not those of base + shared; small libraries train for at least `min_steps`, since

@@ -1,9 +1,9 @@
 """Router `two_part`: an instruction and its content speak for an expert each by itself.
 
-People wrap the same content in other words than an expert's examples do ("serious or joking?" after a tweet), or
-leave the instruction away. Whole prompts are then far from whole examples. So the prompt's first and last segment
-(`routers.text.segments`) are each asked whether they are an instruction, and what is left is compared with examples without
-their template (`routers.text.templates`).
+People wrap the same content in other words than an expert's examples do ("serious or joking?" after a tweet), or leave
+the instruction away. Whole prompts are then far from whole examples. So the prompt's first and last segment
+(`routers.text.segments`) are each asked whether they are an instruction, and what is left is compared with examples
+without their template (`routers.text.templates`).
 
     cues(e)      instructions of e: templates, and first and last segments, of at least a fiftieth of its examples
     i(s)         P(segment s is an instruction) = σ(w₁ · largest cosine to a cue + w₂ · mean of the 3 largest cosines

@@ -17,7 +17,7 @@ from typing import Self
 
 import torch
 
-from server.vllm_plugin.gates.base import GATES, top_k_weights
+from routers.gates.base import GATES, top_k_weights
 from server.vllm_plugin.plans import FIXED, GateSpec
 from server.vllm_plugin.products import Product, product_with, times
 

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from adapters_registry.disk.layout import content_hash
+from routers.gates.base import GATES
 from server.engine.recipes import EXPERT_ID, Recipe, RecipeError, SetRef, digest_of, parse
-from server.vllm_plugin.gates.base import GATES
 from server.vllm_plugin.plans import FIXED, Plan, RecipeRefused, plan_of
 
 RECIPES_FOLDER = ".recipes"

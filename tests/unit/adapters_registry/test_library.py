@@ -14,6 +14,7 @@ import pytest
 
 from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.checks.validation import AdapterFacts
+from adapters_registry.disk import safe_files
 from adapters_registry.errors import (
     AdapterNotFound,
     BadArchive,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from routers.maths import nearest_rows
 from routers.maths.nearest_rows import nearest_mean, nearest_mean_and_rows, nearest_own, places_of
 
 
@@ -36,7 +37,7 @@ def test_rows_must_lie_by_expert() -> None:
 
 @pytest.mark.parametrize("most_cosines", [4, 90, 10_000])
 def test_nearest_own_is_that_of_each_row_by_itself(most_cosines: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(per_expert, "MOST_COSINES", most_cosines)
+    monkeypatch.setattr(nearest_rows, "MOST_COSINES", most_cosines)
     rng = np.random.default_rng(most_cosines)
     owner = rng.permutation(np.repeat(np.arange(8), [1, 2, 3, 3, 4, 11, 11, 0])).astype(np.int32)
     asked, among = rng.normal(size=(2, len(owner), 6)).astype(np.float32)

@@ -15,5 +15,5 @@ class Uniform:
     artefact = ".prototypes"
 
     def scores(self, x: torch.Tensor, dots: torch.Tensor) -> torch.Tensor:
-        """Zeros; see `server.vllm_plugin.gates.base.Gate`."""
+        """Zeros; see `routers.gates.base.Gate`."""
         return torch.zeros_like(dots, dtype=torch.float32)

@@ -18,5 +18,5 @@ class Arrow:
     artefact = ".prototypes"
 
     def scores(self, x: torch.Tensor, dots: torch.Tensor) -> torch.Tensor:
-        """|x Vᵀ|; see `server.vllm_plugin.gates.base.Gate`."""
+        """|x Vᵀ|; see `routers.gates.base.Gate`."""
         return dots.abs().float()

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import torch
 
-from server.vllm_plugin.gates.arrow import Arrow
-from server.vllm_plugin.gates.uniform import Uniform
+from routers.gates.arrow import Arrow
+from routers.gates.uniform import Uniform
 
 MANY_TOKENS = 128
 
