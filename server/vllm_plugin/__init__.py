@@ -27,13 +27,13 @@ def register() -> None:
     from server.vllm_plugin.requirements import check_vllm
 
     check_vllm()
-    from server.vllm_plugin.manager import install_manager
+    from server.vllm_plugin.api_server.resolver import install_resolver
+    from server.vllm_plugin.engine_core.fork import fork_engine_core
+    from server.vllm_plugin.engine_core.scheduler import install_scheduler
     from server.vllm_plugin.norms import install_norms
-    from server.vllm_plugin.op import install_splitting
-    from server.vllm_plugin.resolver import install_resolver
-    from server.vllm_plugin.scheduler import install_scheduler
-    from server.vllm_plugin.startup import fork_engine_core
     from server.vllm_plugin.stats import install_stats
+    from server.vllm_plugin.worker.slots import install_manager
+    from server.vllm_plugin.worker.torch_op import install_splitting
 
     install_resolver(adapters_dir)
     install_manager()

@@ -12,7 +12,7 @@ from server.engine.recipes import parse  # noqa: E402
 from server.vllm_plugin.batch import Batch  # noqa: E402
 from server.vllm_plugin.linear import ExpertLinear, SliceWeights  # noqa: E402
 from server.vllm_plugin.plans import plan_of  # noqa: E402
-from server.vllm_plugin.punica import BatchWrapper, ModuleWrapper, forward_over, split_recipes  # noqa: E402
+from server.vllm_plugin.worker.layer_adapters import BatchWrapper, ModuleWrapper, forward_over, split_recipes  # noqa: E402
 
 A, B = "a@00000000", "b@00000000"
 PLANS = {1: plan_of(parse(A)), 2: plan_of(parse(f"mix({A}*0.5,{B}*0.5)")), 3: plan_of(parse(B))}

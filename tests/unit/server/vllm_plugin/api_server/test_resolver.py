@@ -11,8 +11,8 @@ pytest.importorskip("vllm.entrypoints.openai.models.serving", reason="vLLM is no
 from adapters_registry.disk.layout import content_hash
 from adapters_registry.merging.arrow_prototypes import encode, prototypes_of
 from server.engine.recipes import digest_of
+from server.vllm_plugin.api_server.resolver import RecipeResolver
 from server.vllm_plugin.plans import RecipeRefused
-from server.vllm_plugin.resolver import RecipeResolver
 from server.vllm_plugin.store import ExpertStore
 from tests.support.adapters import make_adapter
 

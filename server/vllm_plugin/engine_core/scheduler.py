@@ -1,7 +1,8 @@
 """In vLLM's engine core: requests whose experts do not fit into the slots wait, and those of one expert go together.
 
-vLLM's scheduler counts recipes; this one also counts experts, before each step: it takes out of the queue what may
-not join now (`server.vllm_plugin.admission` decides), lets vLLM schedule the rest, and puts it back by arrival.
+vLLM's scheduler counts recipes; this one also counts experts, before each step: it takes out of the queue what may not
+join now (`server.vllm_plugin.engine_core.slot_admission` decides), lets vLLM schedule the rest, and puts it back by
+arrival.
 
 Experts of those that may join are loaded first. One whose files went bad since the request came in ends its request
 with an error, before anything of it is computed or cached; everybody else goes on.
@@ -19,10 +20,10 @@ from vllm.config.scheduler import SchedulerConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from server.vllm_plugin.admission import SlotAdmission, Waiting, num_slots
-from server.vllm_plugin.manager import load_ahead
+from server.vllm_plugin.engine_core.slot_admission import SlotAdmission, Waiting, num_slots
 from server.vllm_plugin.plans import plan_of_request
 from server.vllm_plugin.requirements import UnsupportedVllm
+from server.vllm_plugin.worker.slots import load_ahead
 
 log = logging.getLogger("vllm.moergate.scheduler")
 

@@ -13,9 +13,9 @@ from vllm.config.compilation import CompilationConfig, CompilationMode, CUDAGrap
 from server.engine.recipes import parse  # noqa: E402
 from server.vllm_plugin.batch import Batch  # noqa: E402
 from server.vllm_plugin.linear import ExpertLinear, SliceWeights  # noqa: E402
-from server.vllm_plugin.op import NAME, install_splitting  # noqa: E402
 from server.vllm_plugin.plans import plan_of  # noqa: E402
-from server.vllm_plugin.punica import ModuleWrapper  # noqa: E402
+from server.vllm_plugin.worker.layer_adapters import ModuleWrapper  # noqa: E402
+from server.vllm_plugin.worker.torch_op import NAME, install_splitting  # noqa: E402
 
 A, B = "a@00000000", "b@00000000"
 PLANS = {

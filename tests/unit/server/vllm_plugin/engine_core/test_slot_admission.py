@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.vllm_plugin.admission import SlotAdmission, Waiting
+from server.vllm_plugin.engine_core.slot_admission import SlotAdmission, Waiting
 
 experts = st.frozensets(st.sampled_from("abcdefgh"), max_size=3)
 

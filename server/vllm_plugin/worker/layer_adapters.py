@@ -16,12 +16,12 @@ import torch
 
 from server.vllm_plugin.batch import Batch
 from server.vllm_plugin.linear import ExpertLinear
-from server.vllm_plugin.op import make_known
 from server.vllm_plugin.plans import Plan
+from server.vllm_plugin.worker.torch_op import make_known
 
 
 class Slots(Protocol):
-    """What is resident; `server.vllm_plugin.manager.ExpertModelManager`."""
+    """What is resident; `server.vllm_plugin.worker.slots.ExpertModelManager`."""
 
     batch: Batch
     plans: Mapping[int, Plan]

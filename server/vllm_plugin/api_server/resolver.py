@@ -18,7 +18,7 @@ from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
 from server.engine.recipes import EXPERT_ID, MAX_EXPERTS, Base, Single
-from server.vllm_plugin.admission import num_slots
+from server.vllm_plugin.engine_core.slot_admission import num_slots
 from server.vllm_plugin.plans import RecipeRefused, forgetting_id, plan_of
 from server.vllm_plugin.store import ExpertStore
 
