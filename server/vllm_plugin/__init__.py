@@ -30,7 +30,7 @@ def register() -> None:
     from server.vllm_plugin.api_server.resolver import install_resolver
     from server.vllm_plugin.engine_core.fork import fork_engine_core
     from server.vllm_plugin.engine_core.scheduler import install_scheduler
-    from server.vllm_plugin.norms import install_norms
+    from server.vllm_plugin.kernels.rms_norm import install_norms
     from server.vllm_plugin.stats import install_stats
     from server.vllm_plugin.worker.slots import install_manager
     from server.vllm_plugin.worker.torch_op import install_splitting

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from server.vllm_plugin.batch import Batch
-from server.vllm_plugin.linear import ExpertLinear
+from server.vllm_plugin.kernels.batch import Batch
+from server.vllm_plugin.kernels.expert_linear import ExpertLinear
 from server.vllm_plugin.plans import Plan
 from server.vllm_plugin.worker.torch_op import make_known
 

@@ -27,9 +27,9 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.platforms import current_platform
 from vllm.v1.worker import lora_model_runner_mixin
 
-from server.vllm_plugin.batch import Batch
 from server.vllm_plugin.engine_core.slot_admission import num_slots
-from server.vllm_plugin.linear import ExpertLinear, SliceWeights
+from server.vllm_plugin.kernels.batch import Batch
+from server.vllm_plugin.kernels.expert_linear import ExpertLinear, SliceWeights
 from server.vllm_plugin.plans import Plan, forgotten_version, plan_of_request
 from server.vllm_plugin.stats import ResidencyStats
 from server.vllm_plugin.store import ExpertStore

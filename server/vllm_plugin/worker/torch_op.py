@@ -14,7 +14,7 @@ import torch
 from torch.library import Library
 from vllm.config.compilation import CompilationConfig, CUDAGraphMode
 
-from server.vllm_plugin.linear import ExpertLinear
+from server.vllm_plugin.kernels.expert_linear import ExpertLinear
 
 NAME = "moergate::add_experts"
 

@@ -11,8 +11,8 @@ from vllm.compilation.backends import split_graph  # noqa: E402
 from vllm.config.compilation import CompilationConfig, CompilationMode, CUDAGraphMode  # noqa: E402
 
 from server.engine.recipes import parse  # noqa: E402
-from server.vllm_plugin.batch import Batch  # noqa: E402
-from server.vllm_plugin.linear import ExpertLinear, SliceWeights  # noqa: E402
+from server.vllm_plugin.kernels.batch import Batch  # noqa: E402
+from server.vllm_plugin.kernels.expert_linear import ExpertLinear, SliceWeights  # noqa: E402
 from server.vllm_plugin.plans import plan_of  # noqa: E402
 from server.vllm_plugin.worker.layer_adapters import ModuleWrapper  # noqa: E402
 from server.vllm_plugin.worker.torch_op import NAME, install_splitting  # noqa: E402

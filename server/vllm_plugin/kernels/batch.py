@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from server.vllm_plugin.kernels.packed_products import ALL_ROWS, Rows, can_pack
 from server.vllm_plugin.plans import Plan
-from server.vllm_plugin.products import ALL_ROWS, Rows, can_pack
 
 MAX_DENSE_ROWS = 64
 """More rows than this are computed in segments, where no product is masked away."""

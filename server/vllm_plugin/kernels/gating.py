@@ -18,8 +18,8 @@ from typing import Self
 import torch
 
 from routers.gates.base import GATES, top_k_weights
+from server.vllm_plugin.kernels.packed_products import Product, product_with, times
 from server.vllm_plugin.plans import FIXED, GateSpec
-from server.vllm_plugin.products import Product, product_with, times
 
 
 @dataclass(frozen=True, slots=True)

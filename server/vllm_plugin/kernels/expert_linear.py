@@ -4,7 +4,8 @@ A module has one or more *slices* (q, k and v in one, gate and up in another): o
 same input, each with its own A, B and gate. All slices' A are multiplied in one product. B holds the adapter's scaling
 s_e already.
 
-Gates are in `server.vllm_plugin.gating`; products that are made ready for a matrix in `server.vllm_plugin.products`.
+Gates are in `server.vllm_plugin.kernels.gating`; products that are made ready for a matrix in
+`server.vllm_plugin.kernels.packed_products`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ from itertools import chain
 
 import torch
 
-from server.vllm_plugin.batch import MAX_DENSE_ROWS, Batch
-from server.vllm_plugin.gating import Gating
-from server.vllm_plugin.plans import FIXED, GateSpec, Plan
-from server.vllm_plugin.products import (
+from server.vllm_plugin.kernels.batch import MAX_DENSE_ROWS, Batch
+from server.vllm_plugin.kernels.gating import Gating
+from server.vllm_plugin.kernels.packed_products import (
     ALL_ROWS,
     Output,
     Product,
@@ -30,6 +30,7 @@ from server.vllm_plugin.products import (
     product_with,
     times,
 )
+from server.vllm_plugin.plans import FIXED, GateSpec, Plan
 
 MAX_BUNDLES = 4
 """Recipes of several experts that a module keeps ready for prefill."""

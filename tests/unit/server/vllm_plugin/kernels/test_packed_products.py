@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from server.vllm_plugin.products import PACK_AFTER, Product, can_pack  # noqa: E402
+from server.vllm_plugin.kernels.packed_products import PACK_AFTER, Product, can_pack  # noqa: E402
 
 CPU = torch.device("cpu")
 

@@ -9,10 +9,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from server.engine.recipes import parse  # noqa: E402
-from server.vllm_plugin.batch import MAX_DENSE_ROWS, MIN_RUN, Batch, group_rows  # noqa: E402
-from server.vllm_plugin.linear import ExpertLinear, SliceWeights  # noqa: E402
+from server.vllm_plugin.kernels.batch import MAX_DENSE_ROWS, MIN_RUN, Batch, group_rows  # noqa: E402
+from server.vllm_plugin.kernels.expert_linear import ExpertLinear, SliceWeights  # noqa: E402
+from server.vllm_plugin.kernels.packed_products import PACK_AFTER, Product, can_pack  # noqa: E402
 from server.vllm_plugin.plans import FIXED, Plan, plan_of  # noqa: E402
-from server.vllm_plugin.products import PACK_AFTER, Product, can_pack  # noqa: E402
 
 D_IN, SLICES = 24, (16, 8, 12)
 RANKS = {"a": 2, "b": 4, "c": 8, "d": 1, "e": 3}
@@ -150,11 +150,10 @@ def test_packed_products_are_the_plain_formula(num_rows: int, monkeypatch: pytes
         return times(self, x)
 
     monkeypatch.setattr(Product, "__call__", counted)
-    monkeypatch.setattr("server.vllm_plugin.products.MAX_ZEROS", 400)  # some recipes in one product, some by slice
-    world = World(torch.bfloat16)
-    any_recipe = [number for number in range(len(RECIPES)) if number not in LEAVE_OUT_EXPERTS]
-    batches = [world.rng.choice(any_recipe, num_rows).tolist(), [1] * num_rows, [7] * num_rows, [8] * num_rows]
-    for _ in range(PACK_AFTER + 3):
+    monkeypatch.setattr("server.vllm_plugin.kernels.packed_products.MAX_ZEROS", 400)  # some recipes in one product,
+    some by slice world = World(torch.bfloat16) any_recipe = [number for number in range(len(RECIPES)) if number not in
+    LEAVE_OUT_EXPERTS] batches = [world.rng.choice(any_recipe, num_rows).tolist(), [1] * num_rows, [7] * num_rows, [8] *
+    num_rows] for _ in range(PACK_AFTER + 3):
         for rows in batches:
             world.check(rows)
     world.linear.drop(A)
