@@ -2,7 +2,7 @@
 
 vLLM calls `register` through the entry point group ``vllm.general_plugins`` in its API server, its engine
 core and its workers. All that we rely on inside vLLM is named and checked in
-`server.vllm_plugin.requirements`. Nothing of the gateway is imported but the recipe language.
+`server.vllm_plugin.vllm_contract`. Nothing of the gateway is imported but the recipe language.
 
     resolver    API server: a model's name → recipe → LoRARequest          store    experts' files, checked
     scheduler   engine core: what does not fit into the slots waits        admission  who may join the batch
@@ -24,14 +24,14 @@ def register() -> None:
     adapters_dir = os.environ.get("MOERGATE_ADAPTERS_DIR")
     if not adapters_dir:
         return
-    from server.vllm_plugin.requirements import check_vllm
+    from server.vllm_plugin.vllm_contract import check_vllm
 
     check_vllm()
     from server.vllm_plugin.api_server.resolver import install_resolver
     from server.vllm_plugin.engine_core.fork import fork_engine_core
     from server.vllm_plugin.engine_core.scheduler import install_scheduler
     from server.vllm_plugin.kernels.rms_norm import install_norms
-    from server.vllm_plugin.stats import install_stats
+    from server.vllm_plugin.residency_stats import install_stats
     from server.vllm_plugin.worker.slots import install_manager
     from server.vllm_plugin.worker.torch_op import install_splitting
 

@@ -19,8 +19,8 @@ from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
 from server.engine.recipes import EXPERT_ID, MAX_EXPERTS, Base, Single
 from server.vllm_plugin.engine_core.slot_admission import num_slots
+from server.vllm_plugin.expert_store import ExpertStore
 from server.vllm_plugin.plans import RecipeRefused, forgetting_id, plan_of
-from server.vllm_plugin.store import ExpertStore
 
 NAME = "moergate"
 MAX_REMEMBERED = 4096

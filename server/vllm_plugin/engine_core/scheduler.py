@@ -22,7 +22,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from server.vllm_plugin.engine_core.slot_admission import SlotAdmission, Waiting, num_slots
 from server.vllm_plugin.plans import plan_of_request
-from server.vllm_plugin.requirements import UnsupportedVllm
+from server.vllm_plugin.vllm_contract import UnsupportedVllm
 from server.vllm_plugin.worker.slots import load_ahead
 
 log = logging.getLogger("vllm.moergate.scheduler")

@@ -28,11 +28,11 @@ from vllm.platforms import current_platform
 from vllm.v1.worker import lora_model_runner_mixin
 
 from server.vllm_plugin.engine_core.slot_admission import num_slots
+from server.vllm_plugin.expert_store import ExpertStore
 from server.vllm_plugin.kernels.batch import Batch
 from server.vllm_plugin.kernels.expert_linear import ExpertLinear, SliceWeights
 from server.vllm_plugin.plans import Plan, forgotten_version, plan_of_request
-from server.vllm_plugin.stats import ResidencyStats
-from server.vllm_plugin.store import ExpertStore
+from server.vllm_plugin.residency_stats import ResidencyStats
 from server.vllm_plugin.worker.layer_adapters import BatchWrapper, ModuleWrapper, forward_over
 
 MAX_PLANS = 65536

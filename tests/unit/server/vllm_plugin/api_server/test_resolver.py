@@ -12,8 +12,8 @@ from adapters_registry.disk.layout import content_hash
 from adapters_registry.merging.arrow_prototypes import encode, prototypes_of
 from server.engine.recipes import digest_of
 from server.vllm_plugin.api_server.resolver import RecipeResolver
+from server.vllm_plugin.expert_store import ExpertStore
 from server.vllm_plugin.plans import RecipeRefused
-from server.vllm_plugin.store import ExpertStore
 from tests.support.adapters import make_adapter
 
 

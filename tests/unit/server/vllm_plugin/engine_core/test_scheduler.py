@@ -11,7 +11,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from server.vllm_plugin.engine_core import scheduler as module
 from server.vllm_plugin.engine_core.scheduler import _FitsSlots
-from server.vllm_plugin.requirements import UnsupportedVllm
+from server.vllm_plugin.vllm_contract import UnsupportedVllm
 
 A, B, C = "a@00000000", "b@00000000", "c@00000000"
 

@@ -21,7 +21,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.vllm_plugin.requirements import SUPPORTED
+from server.vllm_plugin.vllm_contract import SUPPORTED
 
 FILE_VARIABLE = "MOERGATE_STATS_FILE"
 WRITE_EVERY_S = 1.0

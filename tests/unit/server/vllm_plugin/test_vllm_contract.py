@@ -4,17 +4,17 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from server.vllm_plugin import requirements
+from server.vllm_plugin import vllm_contract
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of vLLM's own imports
 
 
 def test_what_the_plugin_relies_on_is_there() -> None:
-    requirements.check_vllm()
+    vllm_contract.check_vllm()
 
 
 def test_a_changed_vllm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "SUPPORTED", ("0.1",))
     monkeypatch.delattr("vllm.lora.request.LoRARequest")
-    with pytest.raises(requirements.UnsupportedVllm, match=r"tested are 0\.1; .*LoRARequest is missing"):
-        requirements.check_vllm()
+    with pytest.raises(vllm_contract.UnsupportedVllm, match=r"tested are 0\.1; .*LoRARequest is missing"):
+        vllm_contract.check_vllm()
