@@ -17,9 +17,9 @@ from routers.registry import router_class, router_names
 from server import errors
 from server.cli.main import app
 from server.cli.serve import FILE_ONLY, shown_default
-from server.metrics import Metrics
 from server.settings import ENV_PREFIX, PolicySettings, Price, Settings
 from server.sources.config import Credential, SourceSettings
+from server.telemetry.metrics import Metrics
 
 FOLDER = Path(__file__).parent / "reference"
 TABLES: dict[str, type[BaseModel]] = {

@@ -19,9 +19,9 @@ from server.engine.errors import EngineFault
 from server.engine.pool import PooledResponse
 from server.errors import EngineLost, EngineTimeout, GatewayError, error_body
 from server.limits import Grant
-from server.logs import AccessLog
-from server.metrics import Metrics, Outcome
 from server.routing import Plan
+from server.telemetry.logs import AccessLog
+from server.telemetry.metrics import Metrics, Outcome
 from server.usage import TokenCounter
 
 if TYPE_CHECKING:

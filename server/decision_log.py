@@ -26,10 +26,10 @@ from adapters_registry.errors import RegistryError
 from adapters_registry.records import utc_now
 from adapters_registry.stores.base import DecisionStore
 from routers.base import Vector
-from server.drift import Traffic
 from server.engine.recipes import experts_of
-from server.metrics import Metrics, Outcome
 from server.routing import Plan
+from server.telemetry.drift import Traffic
+from server.telemetry.metrics import Metrics, Outcome
 
 Level = Literal["off", "decisions", "embeddings", "prompts"]
 

@@ -19,7 +19,7 @@ from server.auth import Principal
 from server.catalog import Catalog
 from server.decision_log import PAUSE_S, DecisionLog
 from server.errors import BadRequest, ModelNotFound, NotFound, Unavailable
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 
 RATINGS = {"up": 1.0, "down": -1.0}
 PATIENCE_S = 5.0

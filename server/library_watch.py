@@ -20,8 +20,8 @@ from adapters_registry.library import Library
 from adapters_registry.records import AdapterRecord, LibraryChanges
 from adapters_registry.states import SERVING, AdapterState
 from server.catalog import Catalog
-from server.metrics import Metrics
 from server.policies import LivePolicy, PolicyManager
+from server.telemetry.metrics import Metrics
 
 POLL_S = 1.0
 QUIET_S, MAX_REST_S = 1.0, 10.0

@@ -21,8 +21,8 @@ from adapters_registry.states import OVER, AdapterState
 from server.engine.pool import EnginePool
 from server.errors import Conflict
 from server.library_watch import LibraryWatcher
-from server.metrics import Metrics
 from server.probes import CannotProbe, EngineBusy, Prober, Report
+from server.telemetry.metrics import Metrics
 
 POLL_S = 1.0
 BUSY_S = 5.0

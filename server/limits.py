@@ -19,7 +19,7 @@ from adapters_registry.stores.base import UsageStore
 from server.auth import Principal
 from server.body import JsonBody
 from server.errors import QuotaExceeded, RateLimited
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 
 BYTES_PER_TOKEN = 4
 ANSWER_TOKENS = 256

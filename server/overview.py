@@ -19,7 +19,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from adapters_registry.records import AdapterRecord
 from server.engine.pool import EnginePool, Replica
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 
 CALLER_LEFT = "499"
 """Status of requests whose caller hung up: no error of ours, nor of the engine."""

@@ -31,9 +31,9 @@ from server.engine.recipes import Base
 from server.errors import EngineTimeout
 from server.library_watch import LibraryWatcher
 from server.limits import Grant, Limiter
-from server.logs import AccessLog
-from server.metrics import Metrics
 from server.routing import Asked, Plan, Planner
+from server.telemetry.logs import AccessLog
+from server.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from server.trace import Trace

@@ -29,12 +29,12 @@ from server.engine.errors import EngineFault, EngineRefused
 from server.engine.pool import EnginePool
 from server.engine.recipes import MAX_EXPERTS, Base, Gate, Mix, Recipe, experts_of, gate_of, mix_of
 from server.errors import GatewayError
-from server.metrics import Metrics
 from server.policies import LivePolicy
 from server.request_fields import excluded_by, preference_of, task_id_of
 from server.settling import Settling
 from server.shadow import Shadow
 from server.task_windows import TaskWindows
+from server.telemetry.metrics import Metrics
 from server.versions import Versions
 
 MAX_CHOICE_TOKENS = 64

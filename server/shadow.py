@@ -20,9 +20,9 @@ from adapters_registry.states import AdapterState
 from routers.base import Decision, RouteQuery
 from server.auth import Principal
 from server.catalog import Catalog
-from server.metrics import Metrics
 from server.policies import LivePolicy, PolicyManager
 from server.policy_store import PolicySpec
+from server.telemetry.metrics import Metrics
 
 MAX_PENDING = 64
 """Decisions of slow routers that may wait for a thread; beyond, requests are not decided on in the shadow."""

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from server.body import JsonBody
-    from server.metrics import Outcome
     from server.routing import Plan
+    from server.telemetry.metrics import Outcome
 
 Attributes = dict[str, str | bool | int | float]
 

@@ -40,8 +40,8 @@ from server.span_attributes import (
 
 if TYPE_CHECKING:
     from server.body import JsonBody
-    from server.metrics import Outcome
     from server.routing import Plan
+    from server.telemetry.metrics import Outcome
 
 _OK, _ERROR = Status(StatusCode.UNSET), Status(StatusCode.ERROR)
 _PROPAGATOR = TraceContextTextMapPropagator()

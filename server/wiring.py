@@ -42,7 +42,6 @@ from server.catalog import Catalog
 from server.conversations import ConversationMemory
 from server.decision_log import DecisionLog
 from server.draining import Drainer
-from server.drift import Traffic, drifts
 from server.embedders import BASE, Embedders
 from server.engine.connector import TimedConnector
 from server.engine.pool import EnginePool
@@ -55,8 +54,6 @@ from server.leaderboard import LeaderboardStore
 from server.library_watch import LibraryWatcher
 from server.lifecycle import WAITING, Lifecycle
 from server.limits import Limiter
-from server.logs import AccessLog
-from server.metrics import Metrics
 from server.pipeline import GENERATING, Pipeline
 from server.policies import PolicyManager
 from server.policy_store import PolicySpec, PolicyStore
@@ -65,6 +62,9 @@ from server.score_store import ScoreStore
 from server.settings import Settings, SettingsError
 from server.shadow import Shadow
 from server.sources.fetching import SourceFetcher
+from server.telemetry.drift import Traffic, drifts
+from server.telemetry.logs import AccessLog
+from server.telemetry.metrics import Metrics
 from server.vector_store import VectorStore
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from server.api.incoming import read_body, told
 from server.auth import Authenticator
 from server.catalog import DEFAULT_POLICY
 from server.decision_log import DecisionLog
-from server.drift import PolicyDrift, Traffic, drift_of
 from server.errors import BadRequest, NotFound
 from server.feedback import FeedbackDesk, FeedbackOrder
 from server.library_watch import LibraryWatcher
+from server.telemetry.drift import PolicyDrift, Traffic, drift_of
 
 MAX_FEEDBACK_BYTES = 64 << 10
 MAX_NUMBER = 2**63 - 1

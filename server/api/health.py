@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from adapters_registry.errors import RegistryError
 from server.auth import Authenticator
 from server.errors import GatewayError
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 
 
 def health_router(metrics: Metrics, authenticator: Authenticator, missing: Callable[[], dict[str, str]]) -> APIRouter:

@@ -78,8 +78,8 @@ def shown_default(name: str) -> str:
 
 def _run(settings: Settings) -> None:
     from server.assets import prepare_assets
-    from server.logs import configure_logging
     from server.serving import bind, serve
+    from server.telemetry.logs import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -18,7 +18,7 @@ from server.engine.base import Engine, EngineHealth, EngineRequest, EngineRespon
 from server.engine.errors import EngineUnreachable
 from server.engine.recipes import Base, Recipe, Single, experts_of
 from server.errors import BadRequest, EngineLost, Unavailable
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 
 POLL_READY_S = 5.0
 POLL_UNREADY_S = 0.5

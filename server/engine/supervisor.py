@@ -26,7 +26,7 @@ from pathlib import Path
 import structlog
 
 from server.engine.errors import EngineMissing
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 
 MAX_BACKOFF_S = 60.0
 STOP_GRACE_S = 20.0

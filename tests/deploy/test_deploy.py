@@ -21,8 +21,8 @@ from adapters_registry.stores.base import KeyStore
 from server.api.health import health_router
 from server.auth import Authenticator
 from server.cli.main import app
-from server.metrics import Metrics
 from server.settings import Settings, load_settings
+from server.telemetry.metrics import Metrics
 from tests.support.observed import boards
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from tests.support.observed import (
     PROMETHEUS,
     ROOT,

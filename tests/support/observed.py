@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 DASHBOARDS = ROOT / "deploy" / "grafana" / "dashboards"

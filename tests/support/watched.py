@@ -19,8 +19,8 @@ import httpx
 
 from adapters_registry.key_limits import KeyLimits
 from adapters_registry.keys import new_key
-from server.drift import MIN_DECISIONS
 from server.engine.fake import FakeEngine
+from server.telemetry.drift import MIN_DECISIONS
 from tests.e2e.conftest import EXAMPLES, register_examples
 from tests.support.adapters import make_adapter, manifest
 from tests.support.observed import ENGINE_METRICS, variables

@@ -18,11 +18,11 @@ from routers.base import Decision, RouteQuery, ScoredExpert, WeightedExpert
 from server import decision_log
 from server.catalog import Target
 from server.decision_log import BATCH, DecisionLog
-from server.drift import Traffic
 from server.engine.recipes import Base, parse
-from server.metrics import Metrics, Outcome
 from server.routing import Plan
 from server.settings import Price
+from server.telemetry.drift import Traffic
+from server.telemetry.metrics import Metrics, Outcome
 
 CHAT = "/v1/chat/completions"
 SECRET = "the patient's name is"

@@ -12,10 +12,10 @@ from server import feedback
 from server.auth import ANONYMOUS
 from server.catalog import Catalog
 from server.decision_log import DecisionLog
-from server.drift import Traffic
 from server.errors import NotFound
 from server.feedback import LOOKS, FeedbackDesk, FeedbackOrder
-from server.metrics import Metrics
+from server.telemetry.drift import Traffic
+from server.telemetry.metrics import Metrics
 from tests.support.decisions import decision
 from tests.unit.server.test_decision_log import Memory
 

@@ -22,10 +22,10 @@ from server.auth import Authenticator
 from server.embedders import Embedders
 from server.errors import AuthenticationFailed
 from server.library_watch import LibraryWatcher
-from server.metrics import Metrics
 from server.policies import PolicyManager
 from server.policy_store import PolicyStore
 from server.score_store import ScoreStore
+from server.telemetry.metrics import Metrics
 from server.vector_store import VectorStore
 from tests.support.records import record
 

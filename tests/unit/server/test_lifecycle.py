@@ -11,7 +11,7 @@ import server.lifecycle
 from adapters_registry.records import AdapterRecord
 from adapters_registry.states import AdapterState
 from server.lifecycle import Lifecycle
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from tests.support.records import record
 
 

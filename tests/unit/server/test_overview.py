@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.server.test_metrics import outcome
 
 from adapters_registry.states import AdapterState
 from server.engine.base import Residency
 from server.engine.fake import FakeEngine
 from server.engine.pool import Replica
 from server.engine.recipes import parse
-from server.metrics import Metrics
 from server.overview import (
     MetricsReader,
     canary_counts,
@@ -24,7 +24,7 @@ from server.overview import (
     traffic_by_expert,
 )
 from server.settings import Price
-from tests.unit.server.test_metrics import outcome
+from server.telemetry.metrics import Metrics
 from tests.unit.server.test_policies import record
 
 BOUNDS = (1.0, 2.0, 4.0, math.inf)

@@ -23,11 +23,11 @@ from routers.methods.knn import KnnConfig, KnnRouter
 from server.embedders import Embedders
 from server.errors import BadRequest, NotFound
 from server.jobs import Job
-from server.metrics import Metrics
 from server.policies import LivePolicy, PolicyManager
 from server.policy_store import PolicySpec, PolicyStore
 from server.score_store import Figures, ScoreRow, ScoreStore
 from server.settings import PolicySettings
+from server.telemetry.metrics import Metrics
 from server.vector_store import VectorStore
 from tests.support.records import record
 

@@ -16,9 +16,9 @@ from routers.base import Decision
 from server.body import JsonBody
 from server.catalog import Target
 from server.engine.recipes import parse
-from server.metrics import Outcome
 from server.routing import Plan
 from server.span_attributes import MAX_NUMBER, MAX_TEXT_CHARS
+from server.telemetry.metrics import Outcome
 from server.trace import SpanSink, Trace
 
 PATH = "/v1/chat/completions"

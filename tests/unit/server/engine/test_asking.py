@@ -10,7 +10,7 @@ from server.engine.errors import EngineBroke, EngineFault, EngineRefused
 from server.engine.pool import EnginePool
 from server.engine.recipes import Single
 from server.errors import Unavailable
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 
 
 class Answering:

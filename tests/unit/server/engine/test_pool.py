@@ -11,7 +11,7 @@ from server.engine.errors import EngineUnreachable
 from server.engine.pool import AFFINITY_SLACK, EnginePool
 from server.engine.recipes import Base, Single
 from server.errors import EngineLost, Unavailable
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 
 
 class Answering:

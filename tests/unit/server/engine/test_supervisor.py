@@ -13,7 +13,7 @@ import pytest
 
 from server.engine.errors import EngineMissing
 from server.engine.supervisor import EngineCommand, EngineOptions, EngineSupervisor, engine_command
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from tests.support.processes import alive, descendants
 
 
@@ -61,7 +61,7 @@ def test_the_child_ends_when_the_gateway_is_killed() -> None:
     script = (
         "import asyncio, sys\n"
         "from server.engine.supervisor import EngineCommand, EngineSupervisor\n"
-        "from server.metrics import Metrics\n"
+        "from server.telemetry.metrics import Metrics\n"
         "async def main():\n"
         "    c = EngineCommand((sys.executable, '-c', 'import time; time.sleep(600)'), {}, '', '')\n"
         "    s = EngineSupervisor(c, Metrics(max_experts=1, prices={}))\n"

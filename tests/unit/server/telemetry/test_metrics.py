@@ -5,9 +5,9 @@ import time
 import pytest
 
 from adapters_registry.key_limits import KeyLimits, Used, Window
-from server.drift import PolicyDrift, Profile
-from server.metrics import BoundedLabel, Metrics, Outcome
 from server.settings import Price
+from server.telemetry.drift import PolicyDrift, Profile
+from server.telemetry.metrics import BoundedLabel, Metrics, Outcome
 
 
 def outcome(expert: str, **changes: object) -> Outcome:

@@ -7,7 +7,7 @@ import sys
 SCRIPT = """
 import logging
 import structlog
-from server.logs import configure_logging
+from server.telemetry.logs import configure_logging
 
 configure_logging("info", "json")
 structlog.get_logger("ours").info("before")

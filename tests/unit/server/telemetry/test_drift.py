@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routers.base import Decision, LibraryExpert, ScoredExpert, WeightedExpert
-from server.drift import (
+from server.telemetry.drift import (
     MIN_DECISIONS,
     MIN_EXPECTED,
     OTHER,
