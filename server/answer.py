@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from server.body import EventSplitter, ModelRewriter
 from server.deadline import Deadline
 from server.decision_log import DecisionLog
+from server.engine.body import EventSplitter, ModelRewriter
 from server.engine.errors import EngineFault
 from server.engine.pool import PooledResponse
 from server.errors import EngineLost, EngineTimeout, GatewayError, error_body

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from routers.embedders.base import Encoder
 from routers.embedders.factory import make_encoder
-from server.base_model import Progress, default_cache_dir, ensure_base_model
+from server.engine.base_model import Progress, default_cache_dir, ensure_base_model
 from server.settings import Settings
 
 

@@ -19,11 +19,11 @@ from routers.base import Sample
 from routers.errors import NotFittable
 from server.engine.asking import ask
 from server.engine.errors import EngineFault
+from server.engine.losses import counting_fields, read_losses, scoring_fields
 from server.engine.pool import EnginePool
 from server.engine.recipes import Base, Recipe, mix_of
+from server.engine.result_cache import ResultCache, key_of
 from server.errors import GatewayError
-from server.losses import counting_fields, read_losses, scoring_fields
-from server.results import ResultCache, key_of
 
 MAX_PARALLEL = 8
 

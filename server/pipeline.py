@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Literal
 from server.admission import Admission
 from server.answer import Answer, Limits, Origin
 from server.auth import Authenticator, Principal
-from server.body import JsonBody, parse_body
 from server.deadline import Deadline
 from server.decision_log import DecisionLog
 from server.engine.base import EngineRequest
+from server.engine.body import JsonBody, parse_body
 from server.engine.pool import EnginePool, PooledResponse
 from server.engine.recipes import Base
 from server.errors import EngineTimeout

@@ -5,7 +5,7 @@ The engine ignores them. Each raises `BadRequest` if it is there, but is not wha
 
 from __future__ import annotations
 
-from server.body import JsonBody
+from server.engine.body import JsonBody
 from server.engine.recipes import MAX_EXPERTS, MAX_WEIGHT
 from server.errors import BadRequest
 

@@ -21,10 +21,10 @@ from routers.base import AsksBase, Decision, RouteQuery
 from routers.text.request_views import View, excerpt, view_of
 from routers.text.segments import parts_of
 from server.auth import Principal
-from server.body import JsonBody
 from server.catalog import Catalog, Target
 from server.conversations import Choice, Conversation, ConversationMemory, conversation_of
 from server.engine.asking import ask
+from server.engine.body import JsonBody
 from server.engine.errors import EngineFault, EngineRefused
 from server.engine.pool import EnginePool
 from server.engine.recipes import MAX_EXPERTS, Base, Gate, Mix, Recipe, experts_of, gate_of, mix_of

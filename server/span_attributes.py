@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from server.body import JsonBody
+    from server.engine.body import JsonBody
     from server.routing import Plan
     from server.telemetry.metrics import Outcome
 

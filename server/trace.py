@@ -39,7 +39,7 @@ from server.span_attributes import (
 )
 
 if TYPE_CHECKING:
-    from server.body import JsonBody
+    from server.engine.body import JsonBody
     from server.routing import Plan
     from server.telemetry.metrics import Outcome
 

@@ -37,12 +37,12 @@ from routers.library.samples import read_samples
 from server.admission import Admission
 from server.answer import Limits
 from server.auth import LOOPBACK_NAMES, Authenticator
-from server.base_model import default_cache_dir
 from server.catalog import Catalog
 from server.conversations import ConversationMemory
 from server.decision_log import DecisionLog
 from server.draining import Drainer
 from server.embedders import BASE, Embedders
+from server.engine.base_model import default_cache_dir
 from server.engine.connector import TimedConnector
 from server.engine.pool import EnginePool
 from server.engine.supervisor import EngineOptions, EngineSupervisor, engine_command

@@ -27,7 +27,7 @@ from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 
 from examples.demo_library.tasks import TASKS, Sample  # noqa: E402
-from server.base_model import PACKAGED_BASE_MODEL, BaseModelError, default_cache_dir, ensure_base_model  # noqa: E402
+from server.engine.base_model import PACKAGED_BASE_MODEL, BaseModelError, default_cache_dir, ensure_base_model  # noqa: E402
 
 MAX_NEW_TOKENS = 64
 SPARE_TOKENS = 8

@@ -28,7 +28,7 @@ from rich.progress import Progress  # noqa: E402
 
 from examples.demo_library.shapes import SHAPES  # noqa: E402
 from examples.demo_library.tasks import TASKS  # noqa: E402
-from server.base_model import PACKAGED_BASE_MODEL, BaseModelError, default_cache_dir, ensure_base_model  # noqa: E402
+from server.engine.base_model import PACKAGED_BASE_MODEL, BaseModelError, default_cache_dir, ensure_base_model  # noqa: E402
 
 if TYPE_CHECKING:
     ProgressQueue = queue.Queue[tuple[str, int, int, float]]

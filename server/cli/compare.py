@@ -67,7 +67,7 @@ def compare(
     from server.compare.run import compare as run
     from server.compare.stats import compare_outcomes
     from server.compare.tasks import load_tasks
-    from server.results import ResultCache, results_file
+    from server.engine.result_cache import ResultCache, results_file
 
     done: list[tuple[Plan, Compared]] = []
 

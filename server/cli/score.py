@@ -39,7 +39,7 @@ def score(
     from server.compare.client import GatewayClient
     from server.compare.run import score_all
     from server.compare.tasks import load_tasks
-    from server.results import ResultCache, results_file
+    from server.engine.result_cache import ResultCache, results_file
 
     async def work() -> None:
         with phases() as progress, ResultCache(results_file()) as cache:

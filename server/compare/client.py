@@ -13,7 +13,7 @@ import aiohttp
 import orjson
 
 from routers.base import Sample
-from server.losses import SampleLosses, counting_fields, read_losses, scoring_fields
+from server.engine.losses import SampleLosses, counting_fields, read_losses, scoring_fields
 
 NUM_TRIES = 4
 FIRST_WAIT_S = 1.0

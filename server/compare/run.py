@@ -16,7 +16,7 @@ from routers.base import BASE, Sample
 from routers.evaluation.answer_metrics import metric
 from server.compare.client import GatewayClient, Generation, Refused, losses_as_dict
 from server.compare.tasks import Task
-from server.results import ResultCache, key_of
+from server.engine.result_cache import ResultCache, key_of
 
 ORACLE = "oracle"
 

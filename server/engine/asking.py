@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from server.body import JsonBody
 from server.engine.base import EngineRequest
+from server.engine.body import JsonBody
 from server.engine.errors import EngineBroke, EngineRefused
 from server.engine.pool import EnginePool
 from server.engine.recipes import Recipe

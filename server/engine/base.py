@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.body import JsonBody
+from server.engine.body import JsonBody
 from server.engine.recipes import Recipe
 
 

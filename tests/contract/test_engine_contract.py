@@ -7,8 +7,8 @@ import aiohttp
 import orjson
 import pytest
 
-from server.body import parse_body
 from server.engine.base import Engine, EngineRequest
+from server.engine.body import parse_body
 from server.engine.errors import EngineBroke, EngineUnreachable
 from server.engine.fake import FakeEngine
 from server.engine.recipes import Base, Recipe, Single

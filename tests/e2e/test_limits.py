@@ -16,7 +16,7 @@ import pytest
 
 from adapters_registry.key_limits import KeyLimits, Used
 from adapters_registry.keys import new_key
-from server.body import parse_body
+from server.engine.body import parse_body
 from server.engine.fake import FakeEngine
 from server.limits import ANSWER_TOKENS, longest_answer
 from tests.support.servers import Running, running_gateway

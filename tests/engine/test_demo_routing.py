@@ -9,7 +9,7 @@ from routers.embedders.factory import make_encoder
 from routers.fitting import fit_data
 from routers.methods.knn import KnnConfig, KnnRouter
 from routers.text.templates import bare_texts
-from server.base_model import default_cache_dir
+from server.engine.base_model import default_cache_dir
 from tests.engine.conftest import LIBRARY
 
 pytestmark = pytest.mark.model

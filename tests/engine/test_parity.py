@@ -30,7 +30,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from adapters_registry.library import Library  # noqa: E402
 from adapters_registry.records import parse_manifest  # noqa: E402
-from server.base_model import default_cache_dir, ensure_base_model  # noqa: E402
+from server.engine.base_model import default_cache_dir, ensure_base_model  # noqa: E402
 from server.engine.recipes import Recipe, Single, gate_of, mix_of, parse  # noqa: E402
 from server.engine.supervisor import EngineOptions, engine_command  # noqa: E402
 from tests.support.observed import ENGINE_METRICS  # noqa: E402

@@ -13,8 +13,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from routers.base import Decision
-from server.body import JsonBody
 from server.catalog import Target
+from server.engine.body import JsonBody
 from server.engine.recipes import parse
 from server.routing import Plan
 from server.span_attributes import MAX_NUMBER, MAX_TEXT_CHARS

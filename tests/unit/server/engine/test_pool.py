@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
 
-from server.body import parse_body
 from server.engine.base import EngineHealth, EngineRequest, Residency
+from server.engine.body import parse_body
 from server.engine.errors import EngineUnreachable
 from server.engine.pool import AFFINITY_SLACK, EnginePool
 from server.engine.recipes import Base, Single

@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 from aiohttp.connector import Connection
 
-from server.body import parse_body
 from server.engine.base import EngineRequest
+from server.engine.body import parse_body
 from server.engine.errors import EngineUnreachable
 from server.engine.recipes import Base
 from server.engine.vllm import MAX_ATTEMPTS, VllmEngine

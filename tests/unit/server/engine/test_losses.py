@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from routers.base import Sample
-from server.losses import counting_fields, read_losses, scoring_fields
+from server.engine.losses import counting_fields, read_losses, scoring_fields
 
 
 def place(*probabilities: float) -> dict[str, Any]:

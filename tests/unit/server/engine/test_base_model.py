@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.base_model import (
+from server.engine.base_model import (
     PACKAGED_BASE_MODEL,
     BaseModelError,
     Progress,
@@ -65,7 +65,7 @@ def test_failed_build_leaves_nothing(tmp_path: Path, failure: BaseException) -> 
 def test_killed_build_leaves_nothing_usable_and_is_cleaned_up(tmp_path: Path) -> None:
     script = (
         "import os, sys, pathlib\n"
-        "from server.base_model import *\n"
+        "from server.engine.base_model import *\n"
         "def build(target, progress):\n"
         "    (target / 'config.json').write_text('{}')\n"
         "    os._exit(9)\n"

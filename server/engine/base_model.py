@@ -328,7 +328,8 @@ def _no_progress(phase: str, done: int, total: int) -> None:
 
 
 def _main() -> None:
-    """`python -m server.base_model`: build or check the base model with a progress bar, and print what to load."""
+    """`python -m server.engine.base_model`: build or check the base model with a progress bar, and print what to
+    load."""
     import argparse
     import sys
 
@@ -336,7 +337,7 @@ def _main() -> None:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    parser = argparse.ArgumentParser(prog="python -m server.base_model", description="Provide the base model.")
+    parser = argparse.ArgumentParser(prog="python -m server.engine.base_model", description="Provide the base model.")
     parser.add_argument("--model", default=PACKAGED_BASE_MODEL, help="packaged name, folder or hub name")
     parser.add_argument("--cache-dir", type=Path, default=default_cache_dir(), help="where the packaged model is kept")
     parser.add_argument("--verify", action="store_true", help="compare full SHA-256 hashes, not only sizes")

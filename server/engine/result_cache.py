@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import orjson
 
-from server.base_model import default_cache_dir
+from server.engine.base_model import default_cache_dir
 
 _BUSY_S = 30.0
 

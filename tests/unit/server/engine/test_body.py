@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.body import EventSplitter, ModelRewriter, parse_body
+from server.engine.body import EventSplitter, ModelRewriter, parse_body
 from server.errors import BadRequest
 
 JSON = st.recursive(
