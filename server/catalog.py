@@ -16,7 +16,7 @@ from adapters_registry.names import KnownNames
 from adapters_registry.records import AdapterRecord
 from adapters_registry.states import AdapterState
 from adapters_registry.visibility import Audience, Sight
-from server.auth import Principal
+from server.access.auth import Principal
 from server.engine.recipes import (
     EXPERT_ID,
     Base,

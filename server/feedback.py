@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from adapters_registry.decisions import MAX_COMMENT_CHARS, DecisionRecord, Feedback
 from adapters_registry.records import utc_now
 from adapters_registry.stores.base import FeedbackStore
-from server.auth import Principal
+from server.access.auth import Principal
 from server.catalog import Catalog
 from server.decision_log import PAUSE_S, DecisionLog
 from server.errors import BadRequest, ModelNotFound, NotFound, Unavailable

@@ -19,9 +19,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from server.admission import Admission
+from server.access.admission import Admission
+from server.access.auth import Authenticator, Principal
+from server.access.key_limits import Grant, Limiter
 from server.answer import Answer, Limits, Origin
-from server.auth import Authenticator, Principal
 from server.deadline import Deadline
 from server.decision_log import DecisionLog
 from server.engine.base import EngineRequest
@@ -30,7 +31,6 @@ from server.engine.pool import EnginePool, PooledResponse
 from server.engine.recipes import Base
 from server.errors import EngineTimeout
 from server.library_watch import LibraryWatcher
-from server.limits import Grant, Limiter
 from server.routing import Asked, Plan, Planner
 from server.telemetry.logs import AccessLog
 from server.telemetry.metrics import Metrics

@@ -20,7 +20,7 @@ from adapters_registry.states import AdapterState
 from routers.base import AsksBase, Decision, RouteQuery
 from routers.text.request_views import View, excerpt, view_of
 from routers.text.segments import parts_of
-from server.auth import Principal
+from server.access.auth import Principal
 from server.catalog import Catalog, Target
 from server.conversations import Choice, Conversation, ConversationMemory, conversation_of
 from server.engine.asking import ask

@@ -18,7 +18,7 @@ import structlog
 from adapters_registry.records import AdapterRecord
 from adapters_registry.states import AdapterState
 from routers.base import Decision, RouteQuery
-from server.auth import Principal
+from server.access.auth import Principal
 from server.catalog import Catalog
 from server.policies import LivePolicy, PolicyManager
 from server.policy_store import PolicySpec

@@ -34,9 +34,10 @@ from routers.embedders.factory import make_encoder
 from routers.embedders.hidden_states import HiddenStateEncoder
 from routers.errors import BadSamples, RouterError
 from routers.library.samples import read_samples
-from server.admission import Admission
+from server.access.admission import Admission
+from server.access.auth import LOOPBACK_NAMES, Authenticator
+from server.access.key_limits import Limiter
 from server.answer import Limits
-from server.auth import LOOPBACK_NAMES, Authenticator
 from server.catalog import Catalog
 from server.conversations import ConversationMemory
 from server.decision_log import DecisionLog
@@ -53,7 +54,6 @@ from server.imports import Imports
 from server.leaderboard import LeaderboardStore
 from server.library_watch import LibraryWatcher
 from server.lifecycle import WAITING, Lifecycle
-from server.limits import Limiter
 from server.pipeline import GENERATING, Pipeline
 from server.policies import PolicyManager
 from server.policy_store import PolicySpec, PolicyStore

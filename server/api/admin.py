@@ -23,8 +23,8 @@ from adapters_registry.merging.method_names import USES_DENSITY, USES_SEED, Meth
 from adapters_registry.records import AdapterRecord, Card, Composition, Manifest, parse_manifest
 from adapters_registry.sources import Provenance
 from adapters_registry.states import AdapterState
+from server.access.auth import Authenticator, Principal
 from server.api.incoming import read_body, validated
-from server.auth import Authenticator, Principal
 from server.engine.recipes import Mix, Single
 from server.errors import AdapterRefused, BadRequest, BodyTooLarge, Conflict, PermissionDenied
 from server.imports import Imports, from_source

@@ -15,8 +15,8 @@ from adapters_registry.decisions import MAX_PAGE, DecisionQuery, DecisionRecord
 from adapters_registry.library import Library
 from adapters_registry.records import utc_now
 from server.abstentions import Group, group_abstentions, most_common_embedder, read_abstentions
+from server.access.auth import Authenticator
 from server.api.incoming import read_body, told
-from server.auth import Authenticator
 from server.catalog import DEFAULT_POLICY
 from server.decision_log import DecisionLog
 from server.errors import BadRequest, NotFound

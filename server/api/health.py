@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from adapters_registry.errors import RegistryError
-from server.auth import Authenticator
+from server.access.auth import Authenticator
 from server.errors import GatewayError
 from server.telemetry.metrics import Metrics
 

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
+from server.access.auth import Authenticator
 from server.api.incoming import read_body, told
-from server.auth import Authenticator
 from server.errors import BadRequest
 from server.leaderboard import MAX_LEADERBOARD_BYTES, Leaderboard, LeaderboardStore
 

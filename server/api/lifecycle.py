@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adapters_registry.library import Library
 from adapters_registry.records import AuditEntry, Change
+from server.access.auth import Authenticator
 from server.api.admin import show
 from server.api.incoming import read_body, validated
-from server.auth import Authenticator
 from server.lifecycle import Lifecycle
 from server.shadow import Shadow
 

@@ -11,8 +11,8 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from routers.base import LibraryExpert
+from server.access.auth import Authenticator
 from server.api.incoming import read_body, validated
-from server.auth import Authenticator
 from server.example_map import MapMaker
 from server.library_watch import LibraryWatcher
 

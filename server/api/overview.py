@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from adapters_registry.library import Library
 from adapters_registry.records import AdapterRecord, utc_now
 from adapters_registry.states import AdapterState
-from server.auth import Authenticator
+from server.access.auth import Authenticator
 from server.overview import MetricsReader, expert_rows, replica_rows
 from server.wiring import Gateway
 

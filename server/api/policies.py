@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from adapters_registry.records import MAX_CARD_ITEMS, Tag, Tenant
 from routers.base import Sample
 from routers.evaluation.answer_metrics import metric_names
+from server.access.auth import Authenticator, Principal
 from server.api.incoming import read_body, told, validated
-from server.auth import Authenticator, Principal
 from server.errors import BadRequest, Conflict
 from server.library_watch import LibraryWatcher
 from server.methods import describe_methods

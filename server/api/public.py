@@ -9,8 +9,8 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from server.access.auth import Authenticator
 from server.api.incoming import read_body, request_id_of
-from server.auth import Authenticator
 from server.library_watch import LibraryWatcher
 from server.pipeline import Call, Pipeline
 from server.routing import Plan

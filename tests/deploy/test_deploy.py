@@ -18,8 +18,8 @@ import yaml
 
 from adapters_registry.library import ADAPTERS_FOLDER
 from adapters_registry.stores.base import KeyStore
+from server.access.auth import Authenticator
 from server.api.health import health_router
-from server.auth import Authenticator
 from server.cli.main import app
 from server.settings import Settings, load_settings
 from server.telemetry.metrics import Metrics

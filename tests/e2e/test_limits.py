@@ -16,9 +16,9 @@ import pytest
 
 from adapters_registry.key_limits import KeyLimits, Used
 from adapters_registry.keys import new_key
+from server.access.key_limits import ANSWER_TOKENS, longest_answer
 from server.engine.body import parse_body
 from server.engine.fake import FakeEngine
-from server.limits import ANSWER_TOKENS, longest_answer
 from tests.support.servers import Running, running_gateway
 
 NOON = datetime(2026, 5, 1, 12, 0, 20, tzinfo=UTC)
@@ -30,7 +30,7 @@ def noon(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
     """The time by which limits count stands still; calling this sets it."""
 
     def set_to(moment: datetime) -> None:
-        monkeypatch.setattr("server.limits.utc_now", lambda: moment)
+        monkeypatch.setattr("server.access.key_limits.utc_now", lambda: moment)
 
     set_to(NOON)
     return set_to

@@ -12,7 +12,7 @@ import pytest
 from adapters_registry.records import AdapterRecord, Card, Composition
 from adapters_registry.states import AdapterState
 from adapters_registry.visibility import EVERYBODY, Sight
-from server.auth import Principal
+from server.access.auth import Principal
 from server.catalog import MAX_VIEWS, Catalog
 from server.conversations import Conversation, ConversationMemory
 from server.engine.recipes import Single

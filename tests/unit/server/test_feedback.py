@@ -9,7 +9,7 @@ import pytest
 
 from adapters_registry.decisions import DecisionRecord, Feedback
 from server import feedback
-from server.auth import ANONYMOUS
+from server.access.auth import ANONYMOUS
 from server.catalog import Catalog
 from server.decision_log import DecisionLog
 from server.errors import NotFound

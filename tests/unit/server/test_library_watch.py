@@ -18,7 +18,7 @@ from routers.artefacts import ArtefactStore
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
 from server import library_watch
-from server.auth import Authenticator
+from server.access.auth import Authenticator
 from server.embedders import Embedders
 from server.errors import AuthenticationFailed
 from server.library_watch import LibraryWatcher

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from server.admission import Admission
+from server.access.admission import Admission
 from server.errors import TooManyRequests, Unavailable
 
 

@@ -16,7 +16,7 @@ from adapters_registry.errors import RegistryError
 from adapters_registry.key_limits import KeyLimits, OverLimit, Reservation, TooManyAtOnce, Used
 from adapters_registry.records import utc_now
 from adapters_registry.stores.base import UsageStore
-from server.auth import Principal
+from server.access.auth import Principal
 from server.engine.body import JsonBody
 from server.errors import QuotaExceeded, RateLimited
 from server.telemetry.metrics import Metrics

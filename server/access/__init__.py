@@ -1,0 +1,1 @@
+"""Who may send requests: API keys, their limits, and the bounded queue."""
