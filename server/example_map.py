@@ -21,7 +21,7 @@ from routers.embedders.base import Embedder
 from routers.fitting import library_version
 from routers.maths.even_sample import evenly_spaced
 from routers.text.request_views import example_view
-from server.vector_store import VectorStore
+from server.policies.vectors import VectorStore
 
 MAX_POINTS = 3_000
 MAX_TEXT_CHARS = 300

@@ -20,7 +20,7 @@ from adapters_registry.library import Library
 from adapters_registry.records import AdapterRecord, LibraryChanges
 from adapters_registry.states import SERVING, AdapterState
 from server.catalog import Catalog
-from server.policies import LivePolicy, PolicyManager
+from server.policies.manager import LivePolicy, PolicyManager
 from server.telemetry.metrics import Metrics
 
 POLL_S = 1.0

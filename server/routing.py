@@ -29,7 +29,7 @@ from server.engine.errors import EngineFault, EngineRefused
 from server.engine.pool import EnginePool
 from server.engine.recipes import MAX_EXPERTS, Base, Gate, Mix, Recipe, experts_of, gate_of, mix_of
 from server.errors import GatewayError
-from server.policies import LivePolicy
+from server.policies.manager import LivePolicy
 from server.request_fields import excluded_by, preference_of, task_id_of
 from server.settling import Settling
 from server.shadow import Shadow

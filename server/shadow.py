@@ -20,8 +20,8 @@ from adapters_registry.states import AdapterState
 from routers.base import Decision, RouteQuery
 from server.access.auth import Principal
 from server.catalog import Catalog
-from server.policies import LivePolicy, PolicyManager
-from server.policy_store import PolicySpec
+from server.policies.definitions import PolicySpec
+from server.policies.manager import LivePolicy, PolicyManager
 from server.telemetry.metrics import Metrics
 
 MAX_PENDING = 64

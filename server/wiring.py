@@ -42,30 +42,30 @@ from server.catalog import Catalog
 from server.conversations import ConversationMemory
 from server.decision_log import DecisionLog
 from server.draining import Drainer
-from server.embedders import BASE, Embedders
 from server.engine.base_model import default_cache_dir
 from server.engine.connector import TimedConnector
 from server.engine.pool import EnginePool
 from server.engine.supervisor import EngineOptions, EngineSupervisor, engine_command
 from server.engine.vllm import VllmEngine
-from server.engine_losses import EngineLosses
 from server.example_map import MapMaker
 from server.imports import Imports
 from server.leaderboard import LeaderboardStore
 from server.library_watch import LibraryWatcher
 from server.lifecycle import WAITING, Lifecycle
 from server.pipeline import GENERATING, Pipeline
-from server.policies import PolicyManager
-from server.policy_store import PolicySpec, PolicyStore
+from server.policies.definitions import PolicySpec, PolicyStore
+from server.policies.embedders import BASE, Embedders
+from server.policies.engine_losses import EngineLosses
+from server.policies.manager import PolicyManager
+from server.policies.scores import ScoreStore
+from server.policies.vectors import VectorStore
 from server.routing import Planner
-from server.score_store import ScoreStore
 from server.settings import Settings, SettingsError
 from server.shadow import Shadow
 from server.sources.fetching import SourceFetcher
 from server.telemetry.drift import Traffic, drifts
 from server.telemetry.logs import AccessLog
 from server.telemetry.metrics import Metrics
-from server.vector_store import VectorStore
 
 if TYPE_CHECKING:
     from server.tracing import Tracing

@@ -16,10 +16,10 @@ from server.access.auth import Authenticator, Principal
 from server.api.incoming import read_body, told, validated
 from server.errors import BadRequest, Conflict
 from server.library_watch import LibraryWatcher
-from server.methods import describe_methods
-from server.policies import PolicyManager
-from server.policy_store import PolicySpec
-from server.score_store import ScoreStore, parse_report
+from server.policies.definitions import PolicySpec
+from server.policies.manager import PolicyManager
+from server.policies.method_cards import describe_methods
+from server.policies.scores import ScoreStore, parse_report
 from server.settings import PolicySettings, Settings
 
 _POLICY_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")

@@ -83,7 +83,7 @@ def methods(
     as_json: AsJson = False,
 ) -> None:
     """List the routing methods, or the options of one; needs no gateway."""
-    from server.methods import describe_methods
+    from server.policies.method_cards import describe_methods
 
     found = describe_methods([name] if name else None)
     if as_json:

@@ -13,7 +13,7 @@ from routers.base import LibraryExpert
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
 from server.example_map import MapMaker, evenly, plane_of
-from server.vector_store import VectorStore
+from server.policies.vectors import VectorStore
 
 
 def expert(name: str, num: int) -> LibraryExpert:

@@ -19,14 +19,14 @@ from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
 from server import library_watch
 from server.access.auth import Authenticator
-from server.embedders import Embedders
 from server.errors import AuthenticationFailed
 from server.library_watch import LibraryWatcher
-from server.policies import PolicyManager
-from server.policy_store import PolicyStore
-from server.score_store import ScoreStore
+from server.policies.definitions import PolicyStore
+from server.policies.embedders import Embedders
+from server.policies.manager import PolicyManager
+from server.policies.scores import ScoreStore
+from server.policies.vectors import VectorStore
 from server.telemetry.metrics import Metrics
-from server.vector_store import VectorStore
 from tests.support.records import record
 
 

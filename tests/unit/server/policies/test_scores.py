@@ -8,7 +8,7 @@ import pytest
 
 from routers.base import Sample
 from server.errors import BadRequest
-from server.score_store import Figures, ScoreRow, ScoreStore, parse_report
+from server.policies.scores import Figures, ScoreRow, ScoreStore, parse_report
 
 A, B = "a@00000000", "b@00000000"
 

@@ -17,8 +17,8 @@ from routers.fitting import data_version, fit_data, library_version
 from routers.text.request_views import example_view
 from routers.text.templates import bare_texts
 from server.jobs import Job
-from server.score_store import ScoreStore
-from server.vector_store import VectorStore
+from server.policies.scores import ScoreStore
+from server.policies.vectors import VectorStore
 
 EMBED_CHUNK = 256
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from routers.base import Sample
-from server.policy_store import PolicySpec, PolicyStore
+from server.policies.definitions import PolicySpec, PolicyStore
 from server.settings import PolicySettings
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.vector_store import VectorStore
+from server.policies.vectors import VectorStore
 
 
 def row(*values: float) -> np.ndarray:

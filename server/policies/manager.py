@@ -39,15 +39,15 @@ from routers.errors import BadArtefact, FitCancelled, NotFittable, RouterError
 from routers.fitting import fit_policy, unmet_needs
 from routers.library.subset import restrict, select
 from routers.registry import make_config, router_class
-from server.embedders import Embedders
 from server.errors import BadRequest, NotFound
 from server.jobs import Job, Jobs
-from server.policy_data import Experts, PolicyData, blocking
-from server.policy_store import PolicySpec, PolicyStore
-from server.score_store import ScoreStore
+from server.policies.definitions import PolicySpec, PolicyStore
+from server.policies.embedders import Embedders
+from server.policies.fit_data import Experts, PolicyData, blocking
+from server.policies.scores import ScoreStore
+from server.policies.vectors import VectorStore
 from server.telemetry.drift import Profile, fitting_profile
 from server.telemetry.metrics import Metrics
-from server.vector_store import VectorStore
 
 SLOW_ROUTE_S = 0.001
 """A router that takes longer than this for a decision is run in a worker thread."""

@@ -20,15 +20,15 @@ from routers.errors import BadRouterConfig, NotFittable, UnknownRouter
 from routers.library.subset_config import SubsetConfig
 from routers.methods.classifier import ClassifierRouter
 from routers.methods.knn import KnnConfig, KnnRouter
-from server.embedders import Embedders
 from server.errors import BadRequest, NotFound
 from server.jobs import Job
-from server.policies import LivePolicy, PolicyManager
-from server.policy_store import PolicySpec, PolicyStore
-from server.score_store import Figures, ScoreRow, ScoreStore
+from server.policies.definitions import PolicySpec, PolicyStore
+from server.policies.embedders import Embedders
+from server.policies.manager import LivePolicy, PolicyManager
+from server.policies.scores import Figures, ScoreRow, ScoreStore
+from server.policies.vectors import VectorStore
 from server.settings import PolicySettings
 from server.telemetry.metrics import Metrics
-from server.vector_store import VectorStore
 from tests.support.records import record
 
 
@@ -136,7 +136,7 @@ async def test_a_policy_knows_what_it_was_fitted_to_also_from_an_older_artefact(
 async def test_a_fit_that_fails_keeps_the_old_router(
     tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.policies.FIRST_RETRY_S", 100.0)
+    monkeypatch.setattr("server.policies.manager.FIRST_RETRY_S", 100.0)
     policies = manager(tmp_path, embedder)
     before = (await policies.refresh([record("sql", "list all orders")]))["auto"]
 
@@ -443,7 +443,7 @@ async def test_a_long_fit_holds_up_no_other_policy(
 async def test_a_policy_that_another_gateway_fits_is_taken_up_when_it_is_ready(
     tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.policies.FOLLOW_WAIT_S", 0.05)
+    monkeypatch.setattr("server.policies.manager.FOLLOW_WAIT_S", 0.05)
     records = [record("sql", "list all orders")]
     one, other = manager(tmp_path, embedder), manager(tmp_path, embedder)
     async with one._store.alone("auto"):

@@ -1,0 +1,1 @@
+"""Policies: definitions, fitting data, fitting, and the fitted router that answers."""
