@@ -19,7 +19,7 @@ from server.engine.body import EventSplitter, ModelRewriter
 from server.engine.errors import EngineFault
 from server.engine.pool import PooledResponse
 from server.errors import EngineLost, EngineTimeout, GatewayError, error_body
-from server.routing import Plan
+from server.planning.planner import Plan
 from server.telemetry.logs import AccessLog
 from server.telemetry.metrics import Metrics, Outcome
 from server.usage import TokenCounter

@@ -27,7 +27,7 @@ from adapters_registry.records import utc_now
 from adapters_registry.stores.base import DecisionStore
 from routers.base import Vector
 from server.engine.recipes import experts_of
-from server.routing import Plan
+from server.planning.planner import Plan
 from server.telemetry.drift import Traffic
 from server.telemetry.metrics import Metrics, Outcome
 

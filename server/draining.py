@@ -17,8 +17,8 @@ from adapters_registry.errors import RegistryError
 from adapters_registry.library import Library
 from adapters_registry.records import AdapterRecord, Change, utc_now
 from adapters_registry.states import OVER, AdapterState
-from server.conversations import ConversationMemory
 from server.engine.pool import EnginePool
+from server.planning.conversations import ConversationMemory
 
 SETTLE_S = 3.0
 """Time for other gateways to see that a version drains, and for requests that chose it just before to begin."""

@@ -19,7 +19,7 @@ from adapters_registry.errors import RegistryError
 from adapters_registry.library import Library
 from adapters_registry.records import AdapterRecord, LibraryChanges
 from adapters_registry.states import SERVING, AdapterState
-from server.catalog import Catalog
+from server.planning.catalog import Catalog
 from server.policies.manager import LivePolicy, PolicyManager
 from server.telemetry.metrics import Metrics
 

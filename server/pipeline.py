@@ -31,7 +31,7 @@ from server.engine.pool import EnginePool, PooledResponse
 from server.engine.recipes import Base
 from server.errors import EngineTimeout
 from server.library_watch import LibraryWatcher
-from server.routing import Asked, Plan, Planner
+from server.planning.planner import Asked, Plan, Planner
 from server.telemetry.logs import AccessLog
 from server.telemetry.metrics import Metrics
 

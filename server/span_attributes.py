@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from server.engine.body import JsonBody
-    from server.routing import Plan
+    from server.planning.planner import Plan
     from server.telemetry.metrics import Outcome
 
 Attributes = dict[str, str | bool | int | float]

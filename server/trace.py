@@ -40,7 +40,7 @@ from server.span_attributes import (
 
 if TYPE_CHECKING:
     from server.engine.body import JsonBody
-    from server.routing import Plan
+    from server.planning.planner import Plan
     from server.telemetry.metrics import Outcome
 
 _OK, _ERROR = Status(StatusCode.UNSET), Status(StatusCode.ERROR)

@@ -38,8 +38,6 @@ from server.access.admission import Admission
 from server.access.auth import LOOPBACK_NAMES, Authenticator
 from server.access.key_limits import Limiter
 from server.answer import Limits
-from server.catalog import Catalog
-from server.conversations import ConversationMemory
 from server.decision_log import DecisionLog
 from server.draining import Drainer
 from server.engine.base_model import default_cache_dir
@@ -53,15 +51,17 @@ from server.leaderboard import LeaderboardStore
 from server.library_watch import LibraryWatcher
 from server.lifecycle import WAITING, Lifecycle
 from server.pipeline import GENERATING, Pipeline
+from server.planning.catalog import Catalog
+from server.planning.conversations import ConversationMemory
+from server.planning.planner import Planner
+from server.planning.shadow import Shadow
 from server.policies.definitions import PolicySpec, PolicyStore
 from server.policies.embedders import BASE, Embedders
 from server.policies.engine_losses import EngineLosses
 from server.policies.manager import PolicyManager
 from server.policies.scores import ScoreStore
 from server.policies.vectors import VectorStore
-from server.routing import Planner
 from server.settings import Settings, SettingsError
-from server.shadow import Shadow
 from server.sources.fetching import SourceFetcher
 from server.telemetry.drift import Traffic, drifts
 from server.telemetry.logs import AccessLog

@@ -17,11 +17,11 @@ from adapters_registry.records import utc_now
 from server.abstentions import Group, group_abstentions, most_common_embedder, read_abstentions
 from server.access.auth import Authenticator
 from server.api.incoming import read_body, told
-from server.catalog import DEFAULT_POLICY
 from server.decision_log import DecisionLog
 from server.errors import BadRequest, NotFound
 from server.feedback import FeedbackDesk, FeedbackOrder
 from server.library_watch import LibraryWatcher
+from server.planning.catalog import DEFAULT_POLICY
 from server.telemetry.drift import PolicyDrift, Traffic, drift_of
 
 MAX_FEEDBACK_BYTES = 64 << 10

@@ -13,7 +13,7 @@ from server.access.auth import Authenticator
 from server.api.admin import show
 from server.api.incoming import read_body, validated
 from server.lifecycle import Lifecycle
-from server.shadow import Shadow
+from server.planning.shadow import Shadow
 
 MAX_AUDIT_ENTRIES = 1000
 _MAX_ORDER_BYTES = 1 << 16

@@ -20,8 +20,8 @@ from server.api.maps import PlaceOrder
 from server.api.policies import PolicyOrder
 from server.feedback import FeedbackOrder
 from server.leaderboard import Leaderboard
+from server.planning.routing_fields import MAX_TASK_ID_CHARS
 from server.policies.scores import ScoreReport
-from server.request_fields import MAX_TASK_ID_CHARS
 
 BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", "/admin/adapters"): Manifest,

@@ -13,7 +13,7 @@ from server.access.auth import Authenticator
 from server.api.incoming import read_body, request_id_of
 from server.library_watch import LibraryWatcher
 from server.pipeline import Call, Pipeline
-from server.routing import Plan
+from server.planning.planner import Plan
 
 MAX_EXPLAINED = 50
 

@@ -16,10 +16,10 @@ from adapters_registry.decisions import MAX_TEXT_CHARS, DecisionPage, DecisionQu
 from adapters_registry.errors import DatabaseBusy
 from routers.base import Decision, RouteQuery, ScoredExpert, WeightedExpert
 from server import decision_log
-from server.catalog import Target
 from server.decision_log import BATCH, DecisionLog
 from server.engine.recipes import Base, parse
-from server.routing import Plan
+from server.planning.catalog import Target
+from server.planning.planner import Plan
 from server.settings import Price
 from server.telemetry.drift import Traffic
 from server.telemetry.metrics import Metrics, Outcome

@@ -10,10 +10,10 @@ import pytest
 from adapters_registry.decisions import DecisionRecord, Feedback
 from server import feedback
 from server.access.auth import ANONYMOUS
-from server.catalog import Catalog
 from server.decision_log import DecisionLog
 from server.errors import NotFound
 from server.feedback import LOOKS, FeedbackDesk, FeedbackOrder
+from server.planning.catalog import Catalog
 from server.telemetry.drift import Traffic
 from server.telemetry.metrics import Metrics
 from tests.support.decisions import decision

@@ -13,10 +13,10 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from routers.base import Decision
-from server.catalog import Target
 from server.engine.body import JsonBody
 from server.engine.recipes import parse
-from server.routing import Plan
+from server.planning.catalog import Target
+from server.planning.planner import Plan
 from server.span_attributes import MAX_NUMBER, MAX_TEXT_CHARS
 from server.telemetry.metrics import Outcome
 from server.trace import SpanSink, Trace

@@ -3,7 +3,7 @@
 import pytest
 
 from routers.base import Decision, GateChoice, WeightedExpert
-from server.routing import _recipe_of
+from server.planning.planner import _recipe_of
 
 A, B, C = "a@00000000", "b@00000000", "c@00000000"
 MANY = {f"e{number:03d}@{number:08x}": 0.1 + number / 1000 for number in range(100)}

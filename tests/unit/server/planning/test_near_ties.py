@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 
 from routers.base import Decision, GateChoice, ScoredExpert, WeightedExpert
-from server.catalog import Catalog
-from server.conversations import ConversationMemory, conversation_of
-from server.settling import Settling, near_ties
+from server.planning.catalog import Catalog
+from server.planning.conversations import ConversationMemory, conversation_of
+from server.planning.near_ties import Settling, near_ties
 from tests.support.records import record
 
 NAMES = ("sql", "dates", "logs", "units")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from server.conversations import Conversation, ConversationMemory, conversation_of
+from server.planning.conversations import Conversation, ConversationMemory, conversation_of
 
 
 def chat(*turns: str, system: str = "") -> dict[str, Any]:

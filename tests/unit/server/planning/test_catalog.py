@@ -13,11 +13,11 @@ from adapters_registry.records import AdapterRecord, Card, Composition
 from adapters_registry.states import AdapterState
 from adapters_registry.visibility import EVERYBODY, Sight
 from server.access.auth import Principal
-from server.catalog import MAX_VIEWS, Catalog
-from server.conversations import Conversation, ConversationMemory
 from server.engine.recipes import Single
 from server.errors import ModelNotFound, Unavailable
-from server.versions import Versions
+from server.planning.catalog import MAX_VIEWS, Catalog
+from server.planning.conversations import Conversation, ConversationMemory
+from server.planning.version_choice import Versions
 from tests.support.records import record
 
 ANYBODY = Principal("", frozenset({"infer"}))

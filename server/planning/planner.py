@@ -21,21 +21,21 @@ from routers.base import AsksBase, Decision, RouteQuery
 from routers.text.request_views import View, excerpt, view_of
 from routers.text.segments import parts_of
 from server.access.auth import Principal
-from server.catalog import Catalog, Target
-from server.conversations import Choice, Conversation, ConversationMemory, conversation_of
 from server.engine.asking import ask
 from server.engine.body import JsonBody
 from server.engine.errors import EngineFault, EngineRefused
 from server.engine.pool import EnginePool
 from server.engine.recipes import MAX_EXPERTS, Base, Gate, Mix, Recipe, experts_of, gate_of, mix_of
 from server.errors import GatewayError
+from server.planning.catalog import Catalog, Target
+from server.planning.conversations import Choice, Conversation, ConversationMemory, conversation_of
+from server.planning.near_ties import Settling
+from server.planning.recent_task_prompts import TaskWindows
+from server.planning.routing_fields import excluded_by, preference_of, task_id_of
+from server.planning.shadow import Shadow
+from server.planning.version_choice import Versions
 from server.policies.manager import LivePolicy
-from server.request_fields import excluded_by, preference_of, task_id_of
-from server.settling import Settling
-from server.shadow import Shadow
-from server.task_windows import TaskWindows
 from server.telemetry.metrics import Metrics
-from server.versions import Versions
 
 MAX_CHOICE_TOKENS = 64
 log = structlog.get_logger(__name__)

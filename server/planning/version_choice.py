@@ -11,9 +11,9 @@ from collections.abc import Collection
 from adapters_registry.records import AdapterRecord
 from adapters_registry.states import AdapterState
 from adapters_registry.visibility import Sight
-from server.catalog import Catalog
-from server.conversations import Choice, Conversation, ConversationMemory
 from server.engine.recipes import Recipe, bind, experts_of
+from server.planning.catalog import Catalog
+from server.planning.conversations import Choice, Conversation, ConversationMemory
 
 _SERVES = frozenset({AdapterState.ACTIVE, AdapterState.CANARY, AdapterState.DRAINING})
 

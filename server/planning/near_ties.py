@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from routers.base import Decision, WeightedExpert
-from server.catalog import Catalog
-from server.conversations import Choice, Conversation, ConversationMemory
 from server.engine.pool import EnginePool
+from server.planning.catalog import Catalog
+from server.planning.conversations import Choice, Conversation, ConversationMemory
 
 KEPT_WITHIN = 0.15
 """A conversation keeps its expert unless another one's score is better by more than this part of the scores' range."""

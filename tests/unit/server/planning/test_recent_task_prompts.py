@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from server.task_windows import TaskWindows
+from server.planning.recent_task_prompts import TaskWindows
 
 
 def vector(number: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from adapters_registry.records import AdapterRecord
 from adapters_registry.states import AdapterState
 from routers.base import Decision, RouteQuery
 from server.access.auth import Principal
-from server.catalog import Catalog
+from server.planning.catalog import Catalog
 from server.policies.definitions import PolicySpec
 from server.policies.manager import LivePolicy, PolicyManager
 from server.telemetry.metrics import Metrics

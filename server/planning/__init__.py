@@ -1,0 +1,1 @@
+"""From a request to a recipe: catalog, policy decision, near-ties, versions, conversations."""
