@@ -30,7 +30,7 @@ from server.engine.body import JsonBody, parse_body
 from server.engine.pool import EnginePool, PooledResponse
 from server.engine.recipes import Base
 from server.errors import EngineTimeout
-from server.library_watch import LibraryWatcher
+from server.experts.watcher import LibraryWatcher
 from server.planning.planner import Asked, Plan, Planner
 from server.telemetry.logs import AccessLog
 from server.telemetry.metrics import Metrics

@@ -39,17 +39,17 @@ from server.access.auth import LOOPBACK_NAMES, Authenticator
 from server.access.key_limits import Limiter
 from server.answer import Limits
 from server.decision_log import DecisionLog
-from server.draining import Drainer
 from server.engine.base_model import default_cache_dir
 from server.engine.connector import TimedConnector
 from server.engine.pool import EnginePool
 from server.engine.supervisor import EngineOptions, EngineSupervisor, engine_command
 from server.engine.vllm import VllmEngine
 from server.example_map import MapMaker
-from server.imports import Imports
+from server.experts.draining import Drainer
+from server.experts.lifecycle import WAITING, Lifecycle
+from server.experts.remote_imports import Imports
+from server.experts.watcher import LibraryWatcher
 from server.leaderboard import LeaderboardStore
-from server.library_watch import LibraryWatcher
-from server.lifecycle import WAITING, Lifecycle
 from server.pipeline import GENERATING, Pipeline
 from server.planning.catalog import Catalog
 from server.planning.conversations import ConversationMemory

@@ -27,10 +27,10 @@ from server.access.auth import Authenticator, Principal
 from server.api.incoming import read_body, validated
 from server.engine.recipes import Mix, Single
 from server.errors import AdapterRefused, BadRequest, BodyTooLarge, Conflict, PermissionDenied
-from server.imports import Imports, from_source
+from server.experts.lifecycle import Lifecycle
+from server.experts.remote_imports import Imports, from_source
+from server.experts.watcher import LibraryWatcher
 from server.jobs import Job
-from server.library_watch import LibraryWatcher
-from server.lifecycle import Lifecycle
 from server.settings import Settings
 
 _SAFE_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")

@@ -19,8 +19,8 @@ from server.access.auth import Authenticator
 from server.api.incoming import read_body, told
 from server.decision_log import DecisionLog
 from server.errors import BadRequest, NotFound
+from server.experts.watcher import LibraryWatcher
 from server.feedback import FeedbackDesk, FeedbackOrder
-from server.library_watch import LibraryWatcher
 from server.planning.catalog import DEFAULT_POLICY
 from server.telemetry.drift import PolicyDrift, Traffic, drift_of
 

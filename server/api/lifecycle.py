@@ -12,7 +12,7 @@ from adapters_registry.records import AuditEntry, Change
 from server.access.auth import Authenticator
 from server.api.admin import show
 from server.api.incoming import read_body, validated
-from server.lifecycle import Lifecycle
+from server.experts.lifecycle import Lifecycle
 from server.planning.shadow import Shadow
 
 MAX_AUDIT_ENTRIES = 1000

@@ -14,7 +14,7 @@ from routers.base import LibraryExpert
 from server.access.auth import Authenticator
 from server.api.incoming import read_body, validated
 from server.example_map import MapMaker
-from server.library_watch import LibraryWatcher
+from server.experts.watcher import LibraryWatcher
 
 MAX_PLACED = 100
 _MAX_BODY_BYTES = 4 << 20

@@ -15,7 +15,7 @@ from routers.evaluation.answer_metrics import metric_names
 from server.access.auth import Authenticator, Principal
 from server.api.incoming import read_body, told, validated
 from server.errors import BadRequest, Conflict
-from server.library_watch import LibraryWatcher
+from server.experts.watcher import LibraryWatcher
 from server.policies.definitions import PolicySpec
 from server.policies.manager import PolicyManager
 from server.policies.method_cards import describe_methods

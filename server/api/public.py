@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from server.access.auth import Authenticator
 from server.api.incoming import read_body, request_id_of
-from server.library_watch import LibraryWatcher
+from server.experts.watcher import LibraryWatcher
 from server.pipeline import Call, Pipeline
 from server.planning.planner import Plan
 

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.imports import MAX_AT_ONCE, MAX_WAITING
+from server.experts.remote_imports import MAX_AT_ONCE, MAX_WAITING
 from server.sources.partial import PartialFile
 from server.sources.proof import digest_of
 from tests.support.adapters import make_adapter

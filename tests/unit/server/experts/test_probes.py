@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.probes import NEUTRAL_PROMPTS, _problems, _prompts, distance
+from server.experts.probes import NEUTRAL_PROMPTS, _problems, _prompts, distance
 
 FINE: Mapping[str, Any] = {"base_distance": 0.5, "noise": 1e-6, "repeat_distance": 1e-6}
 

@@ -20,8 +20,8 @@ from adapters_registry.records import AdapterRecord, Change
 from adapters_registry.states import OVER, AdapterState
 from server.engine.pool import EnginePool
 from server.errors import Conflict
-from server.library_watch import LibraryWatcher
-from server.probes import CannotProbe, EngineBusy, Prober, Report
+from server.experts.probes import CannotProbe, EngineBusy, Prober, Report
+from server.experts.watcher import LibraryWatcher
 from server.telemetry.metrics import Metrics
 
 POLL_S = 1.0

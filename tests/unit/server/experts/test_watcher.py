@@ -17,10 +17,10 @@ from adapters_registry.states import SERVING, AdapterState
 from routers.artefacts import ArtefactStore
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
-from server import library_watch
 from server.access.auth import Authenticator
 from server.errors import AuthenticationFailed
-from server.library_watch import LibraryWatcher
+from server.experts import watcher
+from server.experts.watcher import LibraryWatcher
 from server.policies.definitions import PolicyStore
 from server.policies.embedders import Embedders
 from server.policies.manager import PolicyManager

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-import server.lifecycle
+import server.experts.lifecycle
 from adapters_registry.records import AdapterRecord
 from adapters_registry.states import AdapterState
-from server.lifecycle import Lifecycle
+from server.experts.lifecycle import Lifecycle
 from server.telemetry.metrics import Metrics
 from tests.support.records import record
 
@@ -41,7 +41,7 @@ def lifecycle_of(library: Waiting, pool: Pool) -> Lifecycle:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.lifecycle, "_SHORT_S", 0.001)
+    monkeypatch.setattr(server.experts.lifecycle, "_SHORT_S", 0.001)
 
 
 async def test_as_long_as_probes_get_on_they_are_waited_for() -> None:
