@@ -24,13 +24,13 @@ from server.access.auth import Authenticator, Principal
 from server.access.key_limits import Grant, Limiter
 from server.answer import Answer, Limits, Origin
 from server.deadline import Deadline
-from server.decision_log import DecisionLog
 from server.engine.base import EngineRequest
 from server.engine.body import JsonBody, parse_body
 from server.engine.pool import EnginePool, PooledResponse
 from server.engine.recipes import Base
 from server.errors import EngineTimeout
 from server.experts.watcher import LibraryWatcher
+from server.journal.decision_log import DecisionLog
 from server.planning.planner import Asked, Plan, Planner
 from server.telemetry.logs import AccessLog
 from server.telemetry.metrics import Metrics

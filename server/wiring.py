@@ -38,7 +38,6 @@ from server.access.admission import Admission
 from server.access.auth import LOOPBACK_NAMES, Authenticator
 from server.access.key_limits import Limiter
 from server.answer import Limits
-from server.decision_log import DecisionLog
 from server.engine.base_model import default_cache_dir
 from server.engine.connector import TimedConnector
 from server.engine.pool import EnginePool
@@ -49,6 +48,7 @@ from server.experts.draining import Drainer
 from server.experts.lifecycle import WAITING, Lifecycle
 from server.experts.remote_imports import Imports
 from server.experts.watcher import LibraryWatcher
+from server.journal.decision_log import DecisionLog
 from server.leaderboard import LeaderboardStore
 from server.pipeline import GENERATING, Pipeline
 from server.planning.catalog import Catalog

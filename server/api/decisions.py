@@ -14,13 +14,13 @@ from pydantic import ValidationError
 from adapters_registry.decisions import MAX_PAGE, DecisionQuery, DecisionRecord
 from adapters_registry.library import Library
 from adapters_registry.records import utc_now
-from server.abstentions import Group, group_abstentions, most_common_embedder, read_abstentions
 from server.access.auth import Authenticator
 from server.api.incoming import read_body, told
-from server.decision_log import DecisionLog
 from server.errors import BadRequest, NotFound
 from server.experts.watcher import LibraryWatcher
-from server.feedback import FeedbackDesk, FeedbackOrder
+from server.journal.abstentions import Group, group_abstentions, most_common_embedder, read_abstentions
+from server.journal.decision_log import DecisionLog
+from server.journal.feedback import FeedbackDesk, FeedbackOrder
 from server.planning.catalog import DEFAULT_POLICY
 from server.telemetry.drift import PolicyDrift, Traffic, drift_of
 

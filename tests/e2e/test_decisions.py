@@ -172,7 +172,7 @@ async def _as_superuser(url: str, statement: str) -> None:
 async def test_requests_do_not_need_the_database(
     tmp_path: Path, database: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.feedback.PATIENCE_S", 0.2)
+    monkeypatch.setattr("server.journal.feedback.PATIENCE_S", 0.2)
     async with gateway(tmp_path, **database) as (running, client):
         await ask(client, SQL)
         await running.gateway.decisions.flush()

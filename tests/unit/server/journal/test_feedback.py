@@ -6,18 +6,18 @@ import asyncio
 from dataclasses import dataclass, field
 
 import pytest
+from tests.unit.server.test_decision_log import Memory
 
 from adapters_registry.decisions import DecisionRecord, Feedback
-from server import feedback
 from server.access.auth import ANONYMOUS
-from server.decision_log import DecisionLog
 from server.errors import NotFound
-from server.feedback import LOOKS, FeedbackDesk, FeedbackOrder
+from server.journal import feedback
+from server.journal.decision_log import DecisionLog
+from server.journal.feedback import LOOKS, FeedbackDesk, FeedbackOrder
 from server.planning.catalog import Catalog
 from server.telemetry.drift import Traffic
 from server.telemetry.metrics import Metrics
 from tests.support.decisions import decision
-from tests.unit.server.test_decision_log import Memory
 
 ORDER = FeedbackOrder(request_id="r", rating="up")
 

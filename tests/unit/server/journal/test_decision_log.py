@@ -15,9 +15,9 @@ import pytest
 from adapters_registry.decisions import MAX_TEXT_CHARS, DecisionPage, DecisionQuery, DecisionRecord
 from adapters_registry.errors import DatabaseBusy
 from routers.base import Decision, RouteQuery, ScoredExpert, WeightedExpert
-from server import decision_log
-from server.decision_log import BATCH, DecisionLog
 from server.engine.recipes import Base, parse
+from server.journal import decision_log
+from server.journal.decision_log import BATCH, DecisionLog
 from server.planning.catalog import Target
 from server.planning.planner import Plan
 from server.settings import Price

@@ -16,8 +16,8 @@ from adapters_registry.decisions import MAX_COMMENT_CHARS, DecisionRecord, Feedb
 from adapters_registry.records import utc_now
 from adapters_registry.stores.base import FeedbackStore
 from server.access.auth import Principal
-from server.decision_log import PAUSE_S, DecisionLog
 from server.errors import BadRequest, ModelNotFound, NotFound, Unavailable
+from server.journal.decision_log import PAUSE_S, DecisionLog
 from server.planning.catalog import Catalog
 from server.telemetry.metrics import Metrics
 

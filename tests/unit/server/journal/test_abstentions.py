@@ -11,7 +11,7 @@ import pytest
 
 from adapters_registry.decisions import DecisionRecord
 from routers.base import Matrix
-from server.abstentions import MAX_GROUPS, MAX_SHOWN, group_abstentions, most_common_embedder
+from server.journal.abstentions import MAX_GROUPS, MAX_SHOWN, group_abstentions, most_common_embedder
 from tests.support.decisions import decision
 from tests.unit.routers.builders import around, centres, clustered, fitted_knn
 

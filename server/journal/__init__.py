@@ -1,0 +1,1 @@
+"""Records of requests that outlive them: decisions, feedback, abstentions."""
