@@ -25,7 +25,7 @@ from server.telemetry.metrics import Metrics, Outcome
 from server.usage import TokenCounter
 
 if TYPE_CHECKING:
-    from server.trace import Trace
+    from server.tracing.request_trace import Trace
 
 _DROPPED_HEADERS = frozenset(
     {

@@ -36,7 +36,7 @@ from server.telemetry.logs import AccessLog
 from server.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from server.trace import Trace
+    from server.tracing.request_trace import Trace
 
 UNROUTED = frozenset({"/tokenize", "/detokenize"})
 """Endpoints for which every expert is the same as the base, so that no policy is asked."""

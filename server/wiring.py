@@ -68,7 +68,7 @@ from server.telemetry.logs import AccessLog
 from server.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from server.tracing import Tracing
+    from server.tracing.exporter import Tracing
 
 IDLE_CONNECTION_S = 4.0
 """Kept-alive connections to engines are closed by us before a server with the usual 5 s does it."""
@@ -406,7 +406,7 @@ def _remove_old(folder: Path) -> None:
 def _tracing(settings: Settings) -> Tracing | None:
     if settings.otlp_endpoint is None or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
-    from server.tracing import Tracing  # only now: a quarter of a second, and 5 MB
+    from server.tracing.exporter import Tracing  # only now: a quarter of a second, and 5 MB
 
     return Tracing(settings.otlp_endpoint)
 

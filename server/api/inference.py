@@ -20,7 +20,7 @@ from server.pipeline import Call, Pipeline
 from server.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from server.tracing import Tracing
+    from server.tracing.exporter import Tracing
 
 PATHS = (
     "/v1/chat/completions",

@@ -18,7 +18,7 @@ import structlog
 from adapters_registry.keys import new_key
 from server.engine.fake import FakeEngine
 from server.settings import SettingsError
-from server.tracing import Tracing
+from server.tracing.exporter import Tracing
 from tests.e2e.conftest import EXAMPLES, register_examples
 from tests.support.collector import Collector, Span
 from tests.support.processes import free_port
@@ -325,7 +325,7 @@ def test_without_it_nothing_of_it_is_loaded() -> None:
 
 
 async def test_a_collector_that_is_down_harms_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("server.tracing.CLOSE_S", 0.2)
+    monkeypatch.setattr("server.tracing.exporter.CLOSE_S", 0.2)
     with structlog.testing.capture_logs() as lines:
         async with running_gateway(tmp_path / "home", otlp_endpoint=f"http://127.0.0.1:{free_port()}") as running:
             async with httpx.AsyncClient(base_url=running.url) as http:
@@ -367,7 +367,7 @@ async def test_an_outage_is_told_once_and_its_end_too(collector: Collector, tmp_
 
 async def test_a_collector_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")
-    monkeypatch.setattr("server.tracing.CLOSE_S", 0.2)
+    monkeypatch.setattr("server.tracing.exporter.CLOSE_S", 0.2)
     over = asyncio.Event()
 
     async def say_nothing(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

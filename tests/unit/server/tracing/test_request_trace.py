@@ -17,9 +17,9 @@ from server.engine.body import JsonBody
 from server.engine.recipes import parse
 from server.planning.catalog import Target
 from server.planning.planner import Plan
-from server.span_attributes import MAX_NUMBER, MAX_TEXT_CHARS
 from server.telemetry.metrics import Outcome
-from server.trace import SpanSink, Trace
+from server.tracing.request_trace import SpanSink, Trace
+from server.tracing.span_attributes import MAX_NUMBER, MAX_TEXT_CHARS
 
 PATH = "/v1/chat/completions"
 SECRET = "a prompt that nobody may read"

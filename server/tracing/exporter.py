@@ -27,8 +27,8 @@ from opentelemetry.trace import SpanContext, SpanKind, TraceFlags, get_current_s
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from server.settings import SettingsError
-from server.span_attributes import OPERATIONS
-from server.trace import SpanSink, Trace
+from server.tracing.request_trace import SpanSink, Trace
+from server.tracing.span_attributes import OPERATIONS
 
 TRACES_PATH = "/v1/traces"
 CLOSE_S = 3.0

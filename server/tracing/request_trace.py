@@ -1,9 +1,10 @@
 """One request's trace: what is noted while it runs, and the spans that are made of it when it has ended.
 
-`server.tracing` begins it, the data path notes its steps, and either `answered` or `refused` ends it. Spans are made
-afterwards, with their start and end: that costs a seventh of the SDK's own way, and the data path stays readable. The
-root is named by OpenTelemetry's conventions for generative AI, which are still in development; what is ours alone
-starts with ``moergate.``. Nothing of a prompt or an answer is in a span; texts and numbers of callers are bounded.
+`server.tracing.exporter` begins it, the data path notes its steps, and either `answered` or `refused` ends it. Spans
+are made afterwards, with their start and end: that costs a seventh of the SDK's own way, and the data path stays
+readable. The root is named by OpenTelemetry's conventions for generative AI, which are still in development; what is
+ours alone starts with ``moergate.``. Nothing of a prompt or an answer is in a span; texts and numbers of callers are
+bounded.
 
     chat auto                  the request, from its arrival to its answer's last byte
     ├── auth                   key → principal
@@ -27,7 +28,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from server.span_attributes import (
+from server.tracing.span_attributes import (
     MAX_TEXT_CHARS,
     OPERATIONS,
     Attributes,

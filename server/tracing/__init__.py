@@ -1,0 +1,1 @@
+"""Spans of requests, exported by OpenTelemetry. Loaded only with `--otlp-endpoint`."""
