@@ -43,13 +43,13 @@ from server.engine.connector import TimedConnector
 from server.engine.pool import EnginePool
 from server.engine.supervisor import EngineOptions, EngineSupervisor, engine_command
 from server.engine.vllm import VllmEngine
-from server.example_map import MapMaker
 from server.experts.draining import Drainer
 from server.experts.lifecycle import WAITING, Lifecycle
 from server.experts.remote_imports import Imports
 from server.experts.watcher import LibraryWatcher
+from server.insights.example_map import MapMaker
+from server.insights.leaderboard import LeaderboardStore
 from server.journal.decision_log import DecisionLog
-from server.leaderboard import LeaderboardStore
 from server.pipeline import GENERATING, Pipeline
 from server.planning.catalog import Catalog
 from server.planning.conversations import ConversationMemory

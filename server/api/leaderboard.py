@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from server.access.auth import Authenticator
 from server.api.incoming import read_body, told
 from server.errors import BadRequest
-from server.leaderboard import MAX_LEADERBOARD_BYTES, Leaderboard, LeaderboardStore
+from server.insights.leaderboard import MAX_LEADERBOARD_BYTES, Leaderboard, LeaderboardStore
 
 ADVICE = "Nothing was published yet. Compare policies on your tasks: moergate compare --tasks DIR --publish"
 

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from routers.base import LibraryExpert
 from server.access.auth import Authenticator
 from server.api.incoming import read_body, validated
-from server.example_map import MapMaker
 from server.experts.watcher import LibraryWatcher
+from server.insights.example_map import MapMaker
 
 MAX_PLACED = 100
 _MAX_BODY_BYTES = 4 << 20

@@ -18,8 +18,8 @@ from server.api.inference import PATHS
 from server.api.lifecycle import ChangeOrder, PromoteOrder
 from server.api.maps import PlaceOrder
 from server.api.policies import PolicyOrder
+from server.insights.leaderboard import Leaderboard
 from server.journal.feedback import FeedbackOrder
-from server.leaderboard import Leaderboard
 from server.planning.routing_fields import MAX_TASK_ID_CHARS
 from server.policies.scores import ScoreReport
 

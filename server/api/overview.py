@@ -11,7 +11,7 @@ from adapters_registry.library import Library
 from adapters_registry.records import AdapterRecord, utc_now
 from adapters_registry.states import AdapterState
 from server.access.auth import Authenticator
-from server.overview import MetricsReader, expert_rows, replica_rows
+from server.insights.overview import MetricsReader, expert_rows, replica_rows
 from server.wiring import Gateway
 
 NOT_SERVING = (AdapterState.REGISTERED, AdapterState.VALIDATING, AdapterState.REJECTED)

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from routers.base import LibraryExpert
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
-from server.example_map import MapMaker, evenly, plane_of
+from server.insights.example_map import MapMaker, evenly, plane_of
 from server.policies.vectors import VectorStore
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from server.compare.report import About, board
 from server.compare.stats import compare_outcomes
-from server.leaderboard import MAX_ROWS, Leaderboard, LeaderboardStore
+from server.insights.leaderboard import MAX_ROWS, Leaderboard, LeaderboardStore
 from tests.unit.server.compare.test_stats import outcomes
 
 ABOUT = About(("tasks",), "val", "tiny", 160, 0, leave_own_out=False, made_at="today")

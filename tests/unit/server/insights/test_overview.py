@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.server.test_metrics import outcome
+from tests.unit.server.test_policies import record
 
 from adapters_registry.states import AdapterState
 from server.engine.base import Residency
 from server.engine.fake import FakeEngine
 from server.engine.pool import Replica
 from server.engine.recipes import parse
-from server.overview import (
+from server.insights.overview import (
     MetricsReader,
     canary_counts,
     count_all,
@@ -25,7 +26,6 @@ from server.overview import (
 )
 from server.settings import Price
 from server.telemetry.metrics import Metrics
-from tests.unit.server.test_policies import record
 
 BOUNDS = (1.0, 2.0, 4.0, math.inf)
 

@@ -1,0 +1,1 @@
+"""Views of the gateway for people: overview, map of examples, leaderboard."""
