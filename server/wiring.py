@@ -37,7 +37,6 @@ from routers.library.samples import read_samples
 from server.access.admission import Admission
 from server.access.auth import LOOPBACK_NAMES, Authenticator
 from server.access.key_limits import Limiter
-from server.answer import Limits
 from server.engine.base_model import default_cache_dir
 from server.engine.connector import TimedConnector
 from server.engine.pool import EnginePool
@@ -50,7 +49,6 @@ from server.experts.watcher import LibraryWatcher
 from server.insights.example_map import MapMaker
 from server.insights.leaderboard import LeaderboardStore
 from server.journal.decision_log import DecisionLog
-from server.pipeline import GENERATING, Pipeline
 from server.planning.catalog import Catalog
 from server.planning.conversations import ConversationMemory
 from server.planning.planner import Planner
@@ -61,6 +59,8 @@ from server.policies.engine_losses import EngineLosses
 from server.policies.manager import PolicyManager
 from server.policies.scores import ScoreStore
 from server.policies.vectors import VectorStore
+from server.request.answer import Limits
+from server.request.pipeline import GENERATING, Pipeline
 from server.settings import Settings, SettingsError
 from server.sources.fetching import SourceFetcher
 from server.telemetry.drift import Traffic, drifts

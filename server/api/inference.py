@@ -13,10 +13,10 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from server.answer import Answer
 from server.api.incoming import error_response, headers_of, read_body, request_id_of
 from server.errors import ClientClosedRequest, from_lower
-from server.pipeline import Call, Pipeline
+from server.request.answer import Answer
+from server.request.pipeline import Call, Pipeline
 from server.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:

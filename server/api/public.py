@@ -12,8 +12,8 @@ from fastapi.responses import Response
 from server.access.auth import Authenticator
 from server.api.incoming import read_body, request_id_of
 from server.experts.watcher import LibraryWatcher
-from server.pipeline import Call, Pipeline
 from server.planning.planner import Plan
+from server.request.pipeline import Call, Pipeline
 
 MAX_EXPLAINED = 50
 

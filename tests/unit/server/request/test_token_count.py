@@ -1,6 +1,6 @@
 """Token counts, read from answers of vLLM's form."""
 
-from server.usage import TokenCounter
+from server.request.token_count import TokenCounter
 
 
 def test_a_whole_answer_says_it() -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from server.deadline import Deadline
+from server.request.deadline import Deadline
 
 
 async def test_a_passed_deadline_claims_its_cancellation() -> None:

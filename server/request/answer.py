@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from server.access.key_limits import Grant
-from server.deadline import Deadline
 from server.engine.body import EventSplitter, ModelRewriter
 from server.engine.errors import EngineFault
 from server.engine.pool import PooledResponse
 from server.errors import EngineLost, EngineTimeout, GatewayError, error_body
 from server.journal.decision_log import DecisionLog
 from server.planning.planner import Plan
+from server.request.deadline import Deadline
+from server.request.token_count import TokenCounter
 from server.telemetry.logs import AccessLog
 from server.telemetry.metrics import Metrics, Outcome
-from server.usage import TokenCounter
 
 if TYPE_CHECKING:
     from server.tracing.request_trace import Trace

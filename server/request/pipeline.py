@@ -5,7 +5,7 @@
 3. resolve ``model``: base, expert or policy → target
 4. if a policy: view → embedding → decision
 5. decision → recipe
-6. replica → forward the body, unchanged but for ``model``; the answer streams back through `server.answer`
+6. replica → forward the body, unchanged but for ``model``; the answer streams back through `server.request.answer`
 7. record: metrics, access log and decision log, when the answer ends
 
 The web framework stays outside: a request comes in as a `Call`, and goes out as an `Answer` or as a `GatewayError`.
@@ -22,8 +22,6 @@ from typing import TYPE_CHECKING, Literal
 from server.access.admission import Admission
 from server.access.auth import Authenticator, Principal
 from server.access.key_limits import Grant, Limiter
-from server.answer import Answer, Limits, Origin
-from server.deadline import Deadline
 from server.engine.base import EngineRequest
 from server.engine.body import JsonBody, parse_body
 from server.engine.pool import EnginePool, PooledResponse
@@ -32,6 +30,8 @@ from server.errors import EngineTimeout
 from server.experts.watcher import LibraryWatcher
 from server.journal.decision_log import DecisionLog
 from server.planning.planner import Asked, Plan, Planner
+from server.request.answer import Answer, Limits, Origin
+from server.request.deadline import Deadline
 from server.telemetry.logs import AccessLog
 from server.telemetry.metrics import Metrics
 
