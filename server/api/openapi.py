@@ -14,9 +14,9 @@ from pydantic.json_schema import models_json_schema
 
 from adapters_registry.records import Manifest
 from server.api.admin import ComposeOrder, ExamplesOrder
+from server.api.example_map import PlaceOrder
 from server.api.inference import PATHS
 from server.api.lifecycle import ChangeOrder, PromoteOrder
-from server.api.maps import PlaceOrder
 from server.api.policies import PolicyOrder
 from server.insights.leaderboard import Leaderboard
 from server.journal.feedback import FeedbackOrder

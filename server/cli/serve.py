@@ -77,8 +77,8 @@ def shown_default(name: str) -> str:
 
 
 def _run(settings: Settings) -> None:
+    from server.api.run_server import bind, serve
     from server.assets import prepare_assets
-    from server.serving import bind, serve
     from server.telemetry.logs import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)

@@ -319,7 +319,7 @@ async def test_it_is_off_by_default(tmp_path: Path) -> None:
 
 
 def test_without_it_nothing_of_it_is_loaded() -> None:
-    loaded = "import sys, server.app; print([name for name in sys.modules if name.startswith('opentelemetry')])"
+    loaded = "import sys, server.api.app; print([name for name in sys.modules if name.startswith('opentelemetry')])"
     ran = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert ran.stdout == "[]\n"
 

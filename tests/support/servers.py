@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from routers.embedders.hashing import HashingEncoder
-from server.app import build_app
+from server.api.app import build_app
 from server.engine.fake import FakeEngine
 from server.settings import Settings
 from server.wiring import Gateway, open_gateway

@@ -16,7 +16,7 @@ import structlog
 import uvicorn
 
 from routers.embedders.base import Encoder
-from server.app import build_app
+from server.api.app import build_app
 from server.settings import Settings, SettingsError
 from server.wiring import Gateway, open_gateway
 

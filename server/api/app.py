@@ -14,12 +14,12 @@ from routers.errors import RouterError
 from server.api.admin import AdapterAdmin, admin_router
 from server.api.console import console_router
 from server.api.decisions import decisions_router, feedback_router
+from server.api.example_map import map_router
 from server.api.health import health_router
 from server.api.incoming import error_response, request_id_of, with_request_id
 from server.api.inference import PATHS, InferenceApp
 from server.api.leaderboard import leaderboard_router
 from server.api.lifecycle import lifecycle_router
-from server.api.maps import map_router
 from server.api.openapi import document
 from server.api.overview import overview_router
 from server.api.policies import policies_router
