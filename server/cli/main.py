@@ -80,9 +80,9 @@ def main() -> None:
     """Entry point of the command."""
     from adapters_registry.errors import RegistryError
     from routers.errors import EmbedderError, RouterError
+    from server.cli.package_root import check_one_root
     from server.engine.base_model import BaseModelError
     from server.engine.errors import EngineMissing
-    from server.origin import check_one_root
     from server.settings import SettingsError
 
     try:

@@ -24,7 +24,7 @@ def prepare(
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
 ) -> None:
     """See `HELP`."""
-    from server.assets import prepare_assets  # numpy and what the embedder needs
+    from server.cli.prepare_assets import prepare_assets  # numpy and what the embedder needs
 
     flags = {"base_model": base_model, "embedder": embedder, "cache_dir": cache_dir}
     settings = load_settings(flags, config=config)

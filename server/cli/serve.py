@@ -78,7 +78,7 @@ def shown_default(name: str) -> str:
 
 def _run(settings: Settings) -> None:
     from server.api.run_server import bind, serve
-    from server.assets import prepare_assets
+    from server.cli.prepare_assets import prepare_assets
     from server.telemetry.logs import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
