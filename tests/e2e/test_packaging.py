@@ -48,7 +48,11 @@ def test_the_wheel_holds_exactly_the_three_packages(wheel: Path) -> None:
 
 
 def test_packages_from_different_places_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "routers").mkdir() (tmp_path / "routers" / "__init__.py").write_text("") code = "import sys;
-    sys.path[:0] = sys.argv[1:]; from server.cli.package_root import check_one_root; check_one_root()" done =
-    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(ROOT)], capture_output=True, text=True) assert
-    done.returncode != 0 assert "different places" in done.stderr
+    (tmp_path / "routers").mkdir()
+    (tmp_path / "routers" / "__init__.py").write_text("")
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]; from server.cli.package_root import check_one_root; check_one_root()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(ROOT)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "different places" in done.stderr

@@ -19,7 +19,7 @@ from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
 from server.access.auth import Authenticator
 from server.errors import AuthenticationFailed
-from server.experts import watcher
+from server.experts import watcher as watcher_module
 from server.experts.watcher import LibraryWatcher
 from server.policies.definitions import PolicyStore
 from server.policies.embedders import Embedders
@@ -134,8 +134,8 @@ async def test_only_keys_that_were_changed_are_asked_for_anew(
 async def test_policies_rest_while_the_library_goes_on_changing(
     library: Library, watcher: LibraryWatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library_watch, "QUIET_S", 0.02)
-    monkeypatch.setattr(library_watch, "MAX_REST_S", 100.0)
+    monkeypatch.setattr(watcher_module, "QUIET_S", 0.02)
+    monkeypatch.setattr(watcher_module, "MAX_REST_S", 100.0)
     await asyncio.wait_for(watcher._rest(100.0), 10)  # nothing changes, so there is nothing to wait for
 
     async def change() -> None:
@@ -143,7 +143,7 @@ async def test_policies_rest_while_the_library_goes_on_changing(
             watcher._revision += 1
             await asyncio.sleep(0)
 
-    monkeypatch.setattr(library_watch, "MAX_REST_S", 0.2)
+    monkeypatch.setattr(watcher_module, "MAX_REST_S", 0.2)
     changing = asyncio.create_task(change())
     started = time.monotonic()
     await watcher._rest(100.0)

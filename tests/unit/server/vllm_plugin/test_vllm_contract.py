@@ -14,7 +14,7 @@ def test_what_the_plugin_relies_on_is_there() -> None:
 
 
 def test_a_changed_vllm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements, "SUPPORTED", ("0.1",))
+    monkeypatch.setattr(vllm_contract, "SUPPORTED", ("0.1",))
     monkeypatch.delattr("vllm.lora.request.LoRARequest")
     with pytest.raises(vllm_contract.UnsupportedVllm, match=r"tested are 0\.1; .*LoRARequest is missing"):
         vllm_contract.check_vllm()

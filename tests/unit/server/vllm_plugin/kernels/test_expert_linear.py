@@ -150,10 +150,12 @@ def test_packed_products_are_the_plain_formula(num_rows: int, monkeypatch: pytes
         return times(self, x)
 
     monkeypatch.setattr(Product, "__call__", counted)
-    monkeypatch.setattr("server.vllm_plugin.kernels.packed_products.MAX_ZEROS", 400)  # some recipes in one product,
-    some by slice world = World(torch.bfloat16) any_recipe = [number for number in range(len(RECIPES)) if number not in
-    LEAVE_OUT_EXPERTS] batches = [world.rng.choice(any_recipe, num_rows).tolist(), [1] * num_rows, [7] * num_rows, [8] *
-    num_rows] for _ in range(PACK_AFTER + 3):
+    # Some recipes in one product, some by slice.
+    monkeypatch.setattr("server.vllm_plugin.kernels.packed_products.MAX_ZEROS", 400)
+    world = World(torch.bfloat16)
+    any_recipe = [number for number in range(len(RECIPES)) if number not in LEAVE_OUT_EXPERTS]
+    batches = [world.rng.choice(any_recipe, num_rows).tolist(), [1] * num_rows, [7] * num_rows, [8] * num_rows]
+    for _ in range(PACK_AFTER + 3):
         for rows in batches:
             world.check(rows)
     world.linear.drop(A)
