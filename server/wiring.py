@@ -8,31 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiohttp
-import orjson
 import structlog
 
 from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.disk.recipe_texts import RecipeTexts
-from adapters_registry.errors import RegistryError
-from adapters_registry.library import ADAPTERS_FOLDER, LEFTOVER_AGE_S, Library
+from adapters_registry.library import ADAPTERS_FOLDER, Library
 from adapters_registry.limits import AdapterLimits
-from adapters_registry.records import parse_manifest
-from adapters_registry.states import AdapterState
 from routers.artefacts import ArtefactStore
 from routers.base import Losses
 from routers.embedders.base import Encoder
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.factory import make_encoder
 from routers.embedders.hidden_states import HiddenStateEncoder
-from routers.errors import BadSamples, RouterError
+from routers.errors import BadSamples
 from routers.library.samples import read_samples
 from server.access.admission import Admission
 from server.access.auth import LOOPBACK_NAMES, Authenticator
@@ -43,9 +36,10 @@ from server.engine.pool import EnginePool
 from server.engine.supervisor import EngineOptions, EngineSupervisor, engine_command
 from server.engine.vllm import VllmEngine
 from server.experts.draining import Drainer
-from server.experts.lifecycle import WAITING, Lifecycle
+from server.experts.lifecycle import Lifecycle
 from server.experts.remote_imports import Imports
 from server.experts.watcher import LibraryWatcher
+from server.gateway import Gateway
 from server.insights.example_map import MapMaker
 from server.insights.leaderboard import LeaderboardStore
 from server.journal.decision_log import DecisionLog
@@ -74,134 +68,6 @@ IDLE_CONNECTION_S = 4.0
 """Kept-alive connections to engines are closed by us before a server with the usual 5 s does it."""
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass
-class Gateway:
-    """Every part of a running gateway."""
-
-    settings: Settings
-    metrics: Metrics
-    access_log: AccessLog
-    library: Library
-    embedders: Embedders
-    policies: PolicyManager
-    scores: ScoreStore
-    pool: EnginePool
-    watcher: LibraryWatcher
-    authenticator: Authenticator
-    limiter: Limiter
-    admission: Admission
-    pipeline: Pipeline
-    lifecycle: Lifecycle
-    shadow: Shadow
-    drainer: Drainer
-    decisions: DecisionLog
-    traffic: Traffic
-    imports: Imports
-    example_map: MapMaker
-    leaderboard: LeaderboardStore
-    session: aiohttp.ClientSession
-    supervisor: EngineSupervisor | None = None
-    tracing: Tracing | None = None
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    _registering: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Start the engine, if it is ours, and all polling."""
-        if self.supervisor:
-            self.supervisor.start()
-        self.pool.start()
-        self.watcher.start()
-        self.lifecycle.start()
-        self.decisions.start()
-        self._tasks.append(asyncio.create_task(self._clean_up()))
-        if self.settings.library:
-            self.watcher.may_fit.clear()
-            self._registering = asyncio.create_task(self._register_manifests(self.settings.library))
-            self._tasks.append(self._registering)
-
-    def missing(self) -> dict[str, str]:
-        """What is not ready, by part; empty when requests can be answered."""
-        missing: dict[str, str] = {}
-        if not self.pool.ready:
-            missing["engine"] = self.pool.describe()
-        if self.watcher.problem and not self.watcher.has_been_read:
-            missing["registry"] = self.watcher.problem
-        elif self._registering and not self._registering.done():
-            missing["registry"] = "the library's manifests are being registered"
-        if absent := self.policies.missing:
-            missing["router"] = "; ".join(f"{name}: {why}" for name, why in absent.items())
-        return missing
-
-    async def close(self) -> None:
-        """End everything that was started."""
-        self.admission.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.lifecycle.close()
-        await self.imports.close()
-        await self.drainer.close()
-        await self.watcher.close()
-        await self.shadow.close()
-        await self.policies.close()
-        await self.pool.close()
-        if self.supervisor:
-            await self.supervisor.stop()
-        await self.session.close()
-        self.access_log.flush()
-        if self.tracing:
-            await self.tracing.close()
-        await self.embedders.close()
-        await self.limiter.close()
-        await self.decisions.close()
-        await self.library.close()
-
-    async def _clean_up(self) -> None:
-        """Remove what an earlier end left behind, files without a record and old uploads; derive what is missing."""
-        await asyncio.to_thread(_remove_old, self.settings.home / "uploads")
-        await self.imports.clean_up()
-        try:
-            await self.library.clean_orphans()
-            await self.library.derive_missing()
-            await self.drainer.collect()
-        except RegistryError as error:
-            log.warning("leftovers not removed", error=str(error))
-
-    async def _register_manifests(self, path: Path) -> None:
-        """Register the experts that a library.json lists; one that is refused is logged and the others go on."""
-        try:
-            await self._register_all(path)
-        finally:
-            self.watcher.may_fit.set()
-            await self.watcher.show_experts()
-
-    async def _register_all(self, path: Path) -> None:
-        try:
-            manifests = [parse_manifest(entry) for entry in orjson.loads(await asyncio.to_thread(path.read_bytes))]
-        except (OSError, orjson.JSONDecodeError, RegistryError, TypeError) as error:
-            log.error("library file cannot be used", path=str(path), error=str(error))
-            return
-        for manifest in manifests:
-            source = manifest.source.path if manifest.source else None
-            if not source:
-                log.error("manifest without a folder: other sources are fetched by POST", expert=manifest.name)
-                continue
-            folder = (path.parent / source).absolute()
-            try:
-                await self.library.register_folder(manifest, folder, actor="start-up", offer=False)
-            except RegistryError as error:
-                log.error("expert refused", expert=manifest.name, error=str(error))
-        await self._embed_ahead()
-        await self.lifecycle.all_seen_through()
-
-    async def _embed_ahead(self) -> None:
-        """What the policies will be fitted to, while the engine starts; should it fail, the fit will say why."""
-        try:
-            await self.policies.prepare(await self.library.list(*WAITING, AdapterState.ACTIVE))
-        except (RegistryError, RouterError) as error:
-            log.warning("examples not embedded ahead", error=str(error))
 
 
 async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gateway:
@@ -394,13 +260,6 @@ async def refuse_exposure(settings: Settings, library: Library) -> None:
         f"Create one first:  moergate keys create NAME --home {settings.home}\n"
         "or listen on loopback:  --host 127.0.0.1"
     )
-
-
-def _remove_old(folder: Path) -> None:
-    """Remove sub-folders that nothing has touched for an hour; younger ones may be another gateway's."""
-    for entry in folder.glob("*"):
-        if time.time() - entry.stat().st_mtime > LEFTOVER_AGE_S:
-            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _tracing(settings: Settings) -> Tracing | None:

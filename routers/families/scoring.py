@@ -427,11 +427,6 @@ def asked(query: RouteQuery, card: MethodCard) -> Prompts:
     return Prompts([text for text, kept in zip(texts, usable.tolist(), strict=True) if kept], rows[usable])
 
 
-def to_unit(rows: NDArray[Any]) -> NDArray[Any]:
-    """Rows scaled to length one, of their own dtype; a zero row stays, and so does one of NaN."""
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12), rows.dtype)
-
-
 def equal_weights(ranked: Sequence[ScoredExpert]) -> tuple[WeightedExpert, ...]:
     """Weights of a mix that are all the same and sum to one."""
     return tuple(WeightedExpert(scored.expert_id, 1 / len(ranked)) for scored in ranked)

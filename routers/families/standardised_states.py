@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.base import Matrix
-from routers.families.scoring import to_unit
 from routers.library.examples import Examples
+from routers.maths.unit_rows import to_unit
 
 _LEAST_SPREAD = 1e-6
 

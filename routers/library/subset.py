@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from routers.base import BASE, FitData, ScoreTable
 from routers.errors import NotFittable
-from routers.families.scoring import to_unit
 from routers.fitting import SUPPLIED_BY
 from routers.library.examples import examples_of
 from routers.library.subset_config import SubsetConfig
+from routers.maths.unit_rows import to_unit
 
 
 def select(config: SubsetConfig, data: FitData) -> tuple[str, ...]:

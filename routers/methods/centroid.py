@@ -29,9 +29,9 @@ from routers.families.scoring import (
     ScoringRouter,
     equal_weights,
     softmax_weights,
-    to_unit,
 )
 from routers.library.examples import Examples, evenly
+from routers.maths.unit_rows import to_unit
 
 
 class SelectionConfig(ScoringConfig):

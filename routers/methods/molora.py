@@ -22,8 +22,9 @@ from pydantic import Field
 from sklearn.cluster import KMeans
 
 from routers.base import MethodCard
-from routers.families.scoring import Learned, Prompts, Scores, ScoringConfig, to_unit
+from routers.families.scoring import Learned, Prompts, Scores, ScoringConfig
 from routers.library.examples import Examples
+from routers.maths.unit_rows import to_unit
 from routers.methods.centroid import CentroidRouter, SelectionConfig
 
 MAX_KEPT = 8192

@@ -42,8 +42,9 @@ from routers.base import (
 )
 from routers.errors import BadArtefact, NotFittable
 from routers.families.score_table import Floats, Scored, scored_of
-from routers.families.scoring import MAX_CHOSEN, to_unit
+from routers.families.scoring import MAX_CHOSEN
 from routers.library.examples import examples_of
+from routers.maths.unit_rows import to_unit
 from routers.methods.route_llm_win_rates import Estimator, learn_win_rates, win_rates
 
 _SAME_SCORE = 1e-9

@@ -50,11 +50,11 @@ from routers.families.scoring import (
     Scores,
     ScoringConfig,
     ScoringRouter,
-    to_unit,
 )
 from routers.families.standardised_states import StateScale
 from routers.families.static_mix import NEGLIGIBLE
 from routers.library.examples import Examples
+from routers.maths.unit_rows import to_unit
 
 
 class TwinMergingConfig(ScoringConfig):

@@ -25,8 +25,8 @@ from server.api.overview import overview_router
 from server.api.policies import policies_router
 from server.api.public import public_router
 from server.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, from_lower
+from server.gateway import Gateway
 from server.journal.feedback import FeedbackDesk
-from server.wiring import Gateway
 
 log = structlog.get_logger(__name__)
 

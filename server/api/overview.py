@@ -11,8 +11,8 @@ from adapters_registry.library import Library
 from adapters_registry.records import AdapterRecord, utc_now
 from adapters_registry.states import AdapterState
 from server.access.auth import Authenticator
+from server.gateway import Gateway
 from server.insights.overview import MetricsReader, expert_rows, replica_rows
-from server.wiring import Gateway
 
 NOT_SERVING = (AdapterState.REGISTERED, AdapterState.VALIDATING, AdapterState.REJECTED)
 MAX_REJECTED = 100

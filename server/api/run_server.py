@@ -17,8 +17,9 @@ import uvicorn
 
 from routers.embedders.base import Encoder
 from server.api.app import build_app
+from server.gateway import Gateway
 from server.settings import Settings, SettingsError
-from server.wiring import Gateway, open_gateway
+from server.wiring import open_gateway
 
 POLL_S = 0.125
 WAITING_NOTICE_S = 10.0

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from server.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from server.wiring import Gateway
+    from server.gateway import Gateway
 
 HELP = """Start the gateway, and (unless --engine-url is given) an engine for it.
 

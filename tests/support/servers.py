@@ -16,8 +16,9 @@ from starlette.types import ASGIApp
 from routers.embedders.hashing import HashingEncoder
 from server.api.app import build_app
 from server.engine.fake import FakeEngine
+from server.gateway import Gateway
 from server.settings import Settings
-from server.wiring import Gateway, open_gateway
+from server.wiring import open_gateway
 
 
 @contextlib.asynccontextmanager

@@ -8,8 +8,8 @@ import pytest
 from routers.base import FitData, LibraryExpert, RouteQuery
 from routers.evaluation.routing_figures import auroc
 from routers.families.closeness import MOST, closeness, directions_of
-from routers.families.scoring import to_unit
 from routers.library.examples import Examples, examples_of
+from routers.maths.unit_rows import to_unit
 from routers.methods.centroid import CentroidConfig, CentroidRouter
 from routers.methods.classifier import ClassifierConfig, ClassifierRouter
 
