@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.server.test_metrics import outcome
-from tests.unit.server.test_policies import record
 
 from adapters_registry.states import AdapterState
 from server.engine.base import Residency
@@ -26,6 +24,8 @@ from server.insights.overview import (
 )
 from server.settings import Price
 from server.telemetry.metrics import Metrics
+from tests.unit.server.policies.test_manager import record
+from tests.unit.server.telemetry.test_metrics import outcome
 
 BOUNDS = (1.0, 2.0, 4.0, math.inf)
 

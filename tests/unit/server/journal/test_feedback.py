@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import dataclass, field
 
 import pytest
-from tests.unit.server.test_decision_log import Memory
 
 from adapters_registry.decisions import DecisionRecord, Feedback
 from server.access.auth import ANONYMOUS
@@ -18,6 +17,7 @@ from server.planning.catalog import Catalog
 from server.telemetry.drift import Traffic
 from server.telemetry.metrics import Metrics
 from tests.support.decisions import decision
+from tests.unit.server.journal.test_decision_log import Memory
 
 ORDER = FeedbackOrder(request_id="r", rating="up")
 

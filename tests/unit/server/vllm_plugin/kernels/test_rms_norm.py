@@ -12,7 +12,7 @@ from vllm import ir  # noqa: E402
 from vllm.config.compilation import CompilationMode  # noqa: E402
 from vllm.platforms import current_platform  # noqa: E402
 
-from server.vllm_plugin import norms  # noqa: E402
+from server.vllm_plugin.kernels import rms_norm  # noqa: E402
 
 if not current_platform.is_cpu():
     pytest.skip("for CPUs only", allow_module_level=True)
@@ -24,7 +24,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Installed for one test."""
     kind = type(current_platform)
     monkeypatch.setattr(kind, "get_default_ir_op_priority", kind.get_default_ir_op_priority)
-    norms.install_norms()
+    rms_norm.install_norms()
 
 
 def reference(x: Any, weight: Any) -> Any:
@@ -39,10 +39,10 @@ def reference(x: Any, weight: Any) -> Any:
 def test_both_norms_are_the_formula(shape: tuple[int, ...], dtype: Any, rtol: float, atol: float) -> None:
     x, residual, weight = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype), torch.randn(shape[-1:])
     weight = weight.to(dtype)
-    ours = ir.ops.rms_norm.impls[norms.PROVIDER].impl_fn(x, weight, EPSILON)
+    ours = ir.ops.rms_norm.impls[rms_norm.PROVIDER].impl_fn(x, weight, EPSILON)
     torch.testing.assert_close(ours.double(), reference(x, weight), rtol=rtol, atol=atol)
     summed = x.double() + residual.double()
-    normed, total = ir.ops.fused_add_rms_norm.impls[norms.PROVIDER].impl_fn(
+    normed, total = ir.ops.fused_add_rms_norm.impls[rms_norm.PROVIDER].impl_fn(
         x.clone(), residual.clone(), weight, EPSILON
     )
     torch.testing.assert_close(total.double(), summed, rtol=rtol, atol=atol)
@@ -53,7 +53,7 @@ def test_both_norms_are_the_formula(shape: tuple[int, ...], dtype: Any, rtol: fl
 def test_what_the_kernels_cannot_do_is_left_to_the_default() -> None:
     x, weight = torch.randn(4, 8), torch.randn(8)
     residual, strided = torch.randn(4, 8), torch.randn(8, 4).T
-    norm, add = (op.impls[norms.PROVIDER].supports_args for op in (ir.ops.rms_norm, ir.ops.fused_add_rms_norm))
+    norm, add = (op.impls[rms_norm.PROVIDER].supports_args for op in (ir.ops.rms_norm, ir.ops.fused_add_rms_norm))
     assert norm(x, weight, EPSILON) and add(x, residual, weight, EPSILON)
     assert not norm(x, None, EPSILON)
     assert not norm(x, weight.bfloat16(), EPSILON)
@@ -70,6 +70,6 @@ def test_they_are_chosen_where_the_model_is_run_eagerly() -> None:
         )
 
     eager = priority(CompilationMode.NONE)
-    assert eager.rms_norm == eager.fused_add_rms_norm == [norms.PROVIDER, "native"]
+    assert eager.rms_norm == eager.fused_add_rms_norm == [rms_norm.PROVIDER, "native"]
     assert eager.gelu_and_mul_sparse == ["native"]
     assert priority(CompilationMode.VLLM_COMPILE).rms_norm == ["native"]
