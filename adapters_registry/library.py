@@ -9,10 +9,10 @@ database (durable). Only then does the call return. A kill in between leaves at 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from weakref import WeakValueDictionary
 
 import structlog
@@ -37,6 +37,7 @@ from adapters_registry.records import (
     Change,
     LibraryChanges,
     Manifest,
+    Transition,
     parse_examples,
     utc_now,
 )
@@ -272,7 +273,7 @@ class Library:
         return await self._adapters.revision()
 
     async def changes(self, since: int, *states: AdapterState) -> LibraryChanges:
-        """What was done to versions and to keys after the change of that number; see `Follower.changes`."""
+        """What was done to versions and to keys after the change of that number; see `AdapterStore.changes`."""
         return await self._adapters.changes(since, *states)
 
     def folder_of(self, record: AdapterRecord) -> Path:
@@ -287,21 +288,9 @@ class Library:
         record = await self.get(ref)
         return await self._adapters.set_examples(record.name, record.version, texts, actor=actor)
 
-    async def move(
-        self,
-        record: AdapterRecord,
-        state: AdapterState,
-        change: Change,
-        *,
-        expected: AdapterState | None = None,
-        share: float | None = None,
-        report: Mapping[str, Any] | None = None,
-        through: Sequence[AdapterState] = (),
-    ) -> AdapterRecord:
-        """Take a version to a state; see `AdapterStates.move`. Raises AdapterNotFound, WrongState."""
-        moved = await self._adapters.move(
-            record.name, record.version, state, change, expected=expected, share=share, report=report, through=through
-        )
+    async def move(self, record: AdapterRecord, transition: Transition, change: Change) -> AdapterRecord:
+        """Take a version to another state; see `AdapterStore.move`. Raises AdapterNotFound, WrongState."""
+        moved = await self._adapters.move(record.name, record.version, transition, change)
         _log.debug("expert moved", expert=moved.expert_id, state=moved.state.value, reason=change.reason)
         return moved
 

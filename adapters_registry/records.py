@@ -6,7 +6,7 @@ dataclasses. Nothing here reads or writes anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -231,6 +231,25 @@ class Change:
 
 
 NOBODY = Change()
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A step in a version's life, as a caller asks for it.
+
+    Attributes:
+        state: The state to reach.
+        expected: The state that the version must be in, so that of several concurrent callers only one succeeds.
+        share: A canary's share of the name's traffic, in (0, 1].
+        report: What the probes found.
+        through: States on the way; the whole way is taken in one transaction, or none of it.
+    """
+
+    state: AdapterState
+    expected: AdapterState | None = None
+    share: float | None = None
+    report: Mapping[str, Any] | None = None
+    through: Sequence[AdapterState] = ()
 
 
 @dataclass(frozen=True, slots=True)

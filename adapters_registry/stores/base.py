@@ -6,128 +6,99 @@ by one cheap number that they must read again. A method has returned only when i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 from adapters_registry.decisions import DecisionPage, DecisionQuery, DecisionRecord, Feedback
 from adapters_registry.key_limits import KeyLimits, Reservation, Used
-from adapters_registry.records import NOBODY, AdapterRecord, AuditEntry, Change, KeyRecord, LibraryChanges
+from adapters_registry.records import (
+    NOBODY,
+    AdapterRecord,
+    AuditEntry,
+    Change,
+    KeyRecord,
+    LibraryChanges,
+    Transition,
+)
 from adapters_registry.states import AdapterState
 
 
-class AdapterReader(Protocol):
-    """Looking things up."""
+class AdapterStore(Protocol):
+    """Versions of adapters: records, states, history, and which contents are still needed."""
 
     async def find(self, name: str, version: str | None = None) -> AdapterRecord | None:
-        """A version in any state, or (without `version`) the name's active one."""
+        """Return a version in any state, or (without `version`) the name's active one."""
         ...
 
     async def list(self, *states: AdapterState) -> tuple[AdapterRecord, ...]:
-        """Records in these states (all if none is given), sorted by name, then by age."""
+        """Return the records in these states (in all states if none is given), sorted by name, then by age."""
+        ...
+
+    async def versions(self, name: str) -> tuple[AdapterRecord, ...]:
+        """Return all versions of a name, the newest first."""
         ...
 
     async def revision(self) -> int:
-        """A number that rises with every change of adapters or keys."""
+        """Return a number that rises with every change of adapters or keys, by any process on this database."""
         ...
 
-
-class Follower(Protocol):
-    """Staying up to date without reading everything again."""
-
     async def changes(self, since: int, *states: AdapterState) -> LibraryChanges:
-        """What was done to versions and to keys after the change of that number.
+        """Return what changed in versions and keys after change number `since`.
 
-        All records in these states, sorted as by `list`, if `since` is 0, if very many have changed, or if this is not
-        the database that gave the number.
+        Returns all records in these states, sorted as by `list`, if `since` is 0, if very many have changed, or if
+        `since` comes from another database.
         """
         ...
 
+    async def audit(
+        self, name: str | None = None, *, limit: int = 100, before: int | None = None
+    ) -> tuple[AuditEntry, ...]:
+        """Return who changed what, when and why, the newest first: of one name's versions, or of all.
 
-class AdapterWriter(Protocol):
-    """Recording versions."""
+        Args:
+            before: Only entries older than this entry number.
+        """
+        ...
 
     async def register(self, record: AdapterRecord, change: Change = NOBODY) -> AdapterRecord:
-        """Record a version as registered; one that was rejected, is draining or retired begins anew.
+        """Record a version as registered. One that was rejected, is draining or is retired starts again.
 
-        The same version again changes card, examples and publication if they differ, and nothing else. Raises
-        NameTaken if the version's first 8 digits are used for another content.
+        Registering the same version again updates card, examples and publication if they differ, and nothing else.
+        Raises NameTaken if another content has the same first 8 digits.
         """
         ...
 
     async def activate(self, record: AdapterRecord, change: Change = NOBODY) -> AdapterRecord:
-        """Register a version and make it the name's active one at once, without probes; the one before drains."""
+        """Register a version and activate it at once, without probes; the previous active version drains."""
+        ...
+
+    async def move(self, name: str, version: str, transition: Transition, change: Change = NOBODY) -> AdapterRecord:
+        """Take a version to another state; `adapters_registry.states.TRANSITIONS` has the allowed steps.
+
+        An activated version makes the previous one drain; a new canary makes the previous one ready again.
+        Raises AdapterNotFound, WrongState.
+        """
+        ...
+
+    async def retire(self, name: str, version: str, change: Change = NOBODY) -> AdapterRecord:
+        """Take a version out of service at once; one that never was ready is rejected instead.
+
+        Raises AdapterNotFound if the version is unknown or already out of service.
+        """
         ...
 
     async def set_examples(self, name: str, version: str, examples: Sequence[str], *, actor: str = "") -> AdapterRecord:
         """Replace a version's examples. Raises AdapterNotFound."""
         ...
 
-
-class AdapterStates(Protocol):
-    """Taking versions through their life; `adapters_registry.states` says what may follow what."""
-
-    async def move(
-        self,
-        name: str,
-        version: str,
-        state: AdapterState,
-        change: Change = NOBODY,
-        *,
-        expected: AdapterState | None = None,
-        share: float | None = None,
-        report: Mapping[str, Any] | None = None,
-        through: Sequence[AdapterState] = (),
-    ) -> AdapterRecord:
-        """Take a version to a state. The name's active version drains for a new one, its canary is ready again.
-
-        Args:
-            expected: The state that it must be in, so that of several who try only one succeeds.
-            share: Of a canary.
-            report: What the probes found.
-            through: States on the way, so that the whole way is gone or none of it.
-
-        Raises:
-            AdapterNotFound, WrongState.
-        """
-        ...
-
-    async def retire(self, name: str, version: str, change: Change = NOBODY) -> AdapterRecord:
-        """Take a version out of service at once; one that never was ready is rejected by this.
-
-        Raises AdapterNotFound if it is not there or out of service already.
-        """
-        ...
-
-
-class ContentLedger(Protocol):
-    """Which contents' files are still needed."""
-
     async def contents_in_use(self) -> frozenset[str]:
-        """SHA-256 of every content with a version that is not purged."""
+        """Return the SHA-256 of every content that has a version which is not purged."""
         ...
 
     async def mark_purged(self, name: str, version: str, *, actor: str = "") -> str:
-        """Give up a retired or rejected version's files; returns its SHA-256. Raises AdapterNotFound, NotRetired."""
+        """Release a retired or rejected version's files; returns their SHA-256. Raises AdapterNotFound, NotRetired."""
         ...
-
-
-class History(Protocol):
-    """What was before."""
-
-    async def versions(self, name: str) -> tuple[AdapterRecord, ...]:
-        """All versions of a name, the newest first."""
-        ...
-
-    async def audit(
-        self, name: str | None = None, *, limit: int = 100, before: int | None = None
-    ) -> tuple[AuditEntry, ...]:
-        """Who changed what, when and why: the newest first, of one name's versions or of all, older than `before`."""
-        ...
-
-
-class AdapterStore(AdapterReader, Follower, AdapterWriter, AdapterStates, ContentLedger, History, Protocol):
-    """All that is kept about adapters."""
 
 
 class UsageStore(Protocol):

@@ -5,7 +5,7 @@ Every method is one transaction; writers are alone (see `database`), so what the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -23,10 +23,12 @@ from adapters_registry.records import (
     Change,
     LibraryChanges,
     Publication,
+    Transition,
     utc_now,
 )
 from adapters_registry.states import OVER, TRANSITIONS, AdapterState, may_become
 from adapters_registry.stores.audit import note_change
+from adapters_registry.stores.base import AdapterStore
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.tables import adapters, audit, examples, library
 
@@ -56,17 +58,13 @@ _ACTIONS = {
 }
 
 
-class SqlAdapterStore:
-    """All that is kept about adapters, in a `Database`."""
+class SqlAdapterStore(AdapterStore):
+    """Adapters' records in a `Database`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    # -- AdapterReader ------------------------------------------------------------------------------------------
-
     async def find(self, name: str, version: str | None = None) -> AdapterRecord | None:
-        """See `AdapterReader.find`."""
-
         async def work(connection: AsyncConnection) -> AdapterRecord | None:
             row = await _find_row(connection, name, version)
             return None if row is None else (await _to_records(connection, [row]))[0]
@@ -74,20 +72,13 @@ class SqlAdapterStore:
         return await self._database.read(work)
 
     async def list(self, *states: AdapterState) -> tuple[AdapterRecord, ...]:
-        """See `AdapterReader.list`."""
-
         return await self._database.read(lambda connection: _listed(connection, states))
 
     async def revision(self) -> int:
-        """See `AdapterReader.revision`."""
-
         return await self._database.read(_revision)
 
-    # -- Follower -----------------------------------------------------------------------------------------------
-
     async def changes(self, since: int, *states: AdapterState) -> LibraryChanges:
-        """See `Follower.changes`. Writers take turns, so no change ever appears below a number that was given."""
-
+        # Writers take turns, so no change ever appears below a number that was returned before.
         async def work(connection: AsyncConnection) -> LibraryChanges:
             newest = (await connection.execute(sa.select(sa.func.max(audit.c.id)))).scalar() or 0
             subjects = await _subjects_since(connection, since) if 0 < since <= newest else None
@@ -105,11 +96,7 @@ class SqlAdapterStore:
 
         return await self._database.read(work)
 
-    # -- AdapterWriter ------------------------------------------------------------------------------------------
-
     async def register(self, record: AdapterRecord, change: Change = NOBODY) -> AdapterRecord:
-        """See `AdapterWriter.register`."""
-
         async def work(connection: AsyncConnection) -> AdapterRecord:
             await _register(connection, record, change, utc_now())
             return await _reread(connection, record.name, record.version)
@@ -117,8 +104,6 @@ class SqlAdapterStore:
         return await self._database.write(work)
 
     async def activate(self, record: AdapterRecord, change: Change = NOBODY) -> AdapterRecord:
-        """See `AdapterWriter.activate`."""
-
         async def work(connection: AsyncConnection) -> AdapterRecord:
             now = utc_now()
             row = await _register(connection, record, change, now)
@@ -129,38 +114,23 @@ class SqlAdapterStore:
 
         return await self._database.write(work)
 
-    async def move(
-        self,
-        name: str,
-        version: str,
-        state: AdapterState,
-        change: Change = NOBODY,
-        *,
-        expected: AdapterState | None = None,
-        share: float | None = None,
-        report: Mapping[str, Any] | None = None,
-        through: Sequence[AdapterState] = (),
-    ) -> AdapterRecord:
-        """See `AdapterStates.move`."""
-
+    async def move(self, name: str, version: str, transition: Transition, change: Change = NOBODY) -> AdapterRecord:
         async def work(connection: AsyncConnection) -> AdapterRecord:
             row = await _required_row(connection, name, version)
-            if expected is not None and row.state != expected:
-                raise _wrong_state(row, state)
-            more: dict[str, object] = {"share": share} if state is AdapterState.CANARY else {}
-            if report is not None:
-                more["report"] = dict(report)
+            if transition.expected is not None and row.state != transition.expected:
+                raise _wrong_state(row, transition.state)
+            more: dict[str, object] = {"share": transition.share} if transition.state is AdapterState.CANARY else {}
+            if transition.report is not None:
+                more["report"] = dict(transition.report)
             now = utc_now()
-            for step in through:
+            for step in transition.through:
                 row = await _move(connection, row, step, change, now)
-            await _move(connection, row, state, change, now, **more)
+            await _move(connection, row, transition.state, change, now, **more)
             return await _reread(connection, name, version)
 
         return await self._database.write(work)
 
     async def retire(self, name: str, version: str, change: Change = NOBODY) -> AdapterRecord:
-        """See `AdapterStates.retire`."""
-
         async def work(connection: AsyncConnection) -> AdapterRecord:
             row = await _required_row(connection, name, version)
             if row.state in OVER:
@@ -173,8 +143,6 @@ class SqlAdapterStore:
         return await self._database.write(work)
 
     async def set_examples(self, name: str, version: str, examples: Sequence[str], *, actor: str = "") -> AdapterRecord:
-        """See `AdapterWriter.set_examples`."""
-
         async def work(connection: AsyncConnection) -> AdapterRecord:
             row = await _required_row(connection, name, version)
             if row.state in OVER:
@@ -187,11 +155,7 @@ class SqlAdapterStore:
 
         return await self._database.write(work)
 
-    # -- History -------------------------------------------------------------------------------------
-
     async def versions(self, name: str) -> tuple[AdapterRecord, ...]:
-        """See `History.versions`."""
-
         async def work(connection: AsyncConnection) -> tuple[AdapterRecord, ...]:
             query = sa.select(adapters).where(adapters.c.name == name).order_by(adapters.c.id.desc())
             return await _to_records(connection, (await connection.execute(query)).all())
@@ -201,8 +165,6 @@ class SqlAdapterStore:
     async def audit(
         self, name: str | None = None, *, limit: int = 100, before: int | None = None
     ) -> tuple[AuditEntry, ...]:
-        """See `History.audit`."""
-
         async def work(connection: AsyncConnection) -> tuple[AuditEntry, ...]:
             query = sa.select(audit).order_by(audit.c.id.desc()).limit(limit)
             if name is not None:
@@ -214,11 +176,7 @@ class SqlAdapterStore:
 
         return await self._database.read(work)
 
-    # -- ContentLedger ------------------------------------------------------------------------------------------
-
     async def contents_in_use(self) -> frozenset[str]:
-        """See `ContentLedger.contents_in_use`."""
-
         async def work(connection: AsyncConnection) -> frozenset[str]:
             query = sa.select(adapters.c.sha256).where(adapters.c.purged_at.is_(None))
             return frozenset((await connection.execute(query)).scalars())
@@ -226,8 +184,6 @@ class SqlAdapterStore:
         return await self._database.read(work)
 
     async def mark_purged(self, name: str, version: str, *, actor: str = "") -> str:
-        """See `ContentLedger.mark_purged`."""
-
         async def work(connection: AsyncConnection) -> str:
             row = await _required_row(connection, name, version)
             if row.state not in OVER:

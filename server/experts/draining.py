@@ -15,7 +15,7 @@ import structlog
 
 from adapters_registry.errors import RegistryError
 from adapters_registry.library import Library
-from adapters_registry.records import AdapterRecord, Change, utc_now
+from adapters_registry.records import AdapterRecord, Change, Transition, utc_now
 from adapters_registry.states import OVER, AdapterState
 from server.engine.pool import EnginePool
 from server.planning.conversations import ConversationMemory
@@ -113,9 +113,8 @@ class Drainer:
                 await asyncio.sleep(POLL_S)
             current = await self._library.find(expert_id)
             if current.state is AdapterState.DRAINING:
-                await self._library.move(
-                    current, AdapterState.RETIRED, Change("gateway", "drained"), expected=AdapterState.DRAINING
-                )
+                drained = Transition(AdapterState.RETIRED, expected=AdapterState.DRAINING)
+                await self._library.move(current, drained, Change("gateway", "drained"))
             elif current.state not in OVER:
                 return  # it came back
             await self._tell_engines(expert_id)

@@ -16,7 +16,7 @@ import structlog
 from adapters_registry.errors import AdapterNotFound, RegistryError, WrongState
 from adapters_registry.library import Library
 from adapters_registry.names import split_expert_id
-from adapters_registry.records import AdapterRecord, Change
+from adapters_registry.records import AdapterRecord, Change, Transition
 from adapters_registry.states import OVER, AdapterState
 from server.engine.pool import EnginePool
 from server.errors import Conflict
@@ -112,12 +112,13 @@ class Lifecycle:
             if record.state not in WAITING:
                 return record
             if record.state is AdapterState.REGISTERED:
-                record = await self._library.move(record, AdapterState.VALIDATING, Change(PROBER))
+                record = await self._library.move(record, Transition(AdapterState.VALIDATING), Change(PROBER))
             try:
                 report = await self._probe(record)
             except BaseException as error:
                 why = str(error) or type(error).__name__
-                record = await asyncio.shield(self._library.move(record, AdapterState.REGISTERED, Change(PROBER, why)))
+                back = Transition(AdapterState.REGISTERED)
+                record = await asyncio.shield(self._library.move(record, back, Change(PROBER, why)))
                 if isinstance(error, EngineBusy):
                     return record
                 raise
@@ -137,7 +138,7 @@ class Lifecycle:
         if report.passed:
             return await self._publish(record, Change(PROBER, "probed"), found)
         why = "; ".join(f"{problem.where}: {problem.what}" for problem in report.problems)
-        return await self._library.move(record, AdapterState.REJECTED, Change(PROBER, why), report=found)
+        return await self._library.move(record, Transition(AdapterState.REJECTED, report=found), Change(PROBER, why))
 
     async def _publish(
         self, record: AdapterRecord, change: Change, report: dict[str, Any] | None = None
@@ -150,7 +151,8 @@ class Lifecycle:
             has_active = any(each.name == record.name for each in await self._library.list())
             state = AdapterState.CANARY if has_active or not wanted.share else state
         through = () if AdapterState.READY in (state, record.state) else (AdapterState.READY,)
-        return await self._library.move(record, state, change, share=wanted.share, report=report, through=through)
+        step = Transition(state, share=wanted.share, report=report, through=through)
+        return await self._library.move(record, step, change)
 
     async def _work(self) -> None:
         """Take up what waits, from before a start or from gateways that ended."""
@@ -191,7 +193,7 @@ class Lifecycle:
             return await self._moved(record, AdapterState.ACTIVE, change)
         if share > 0 and not any(active.name == record.name for active in await self._library.list()):
             raise Conflict(f"{record.name} has no active version to share its traffic with; promote without a share.")
-        moved = await self._library.move(record, AdapterState.CANARY, change, share=share)
+        moved = await self._library.move(record, Transition(AdapterState.CANARY, share=share), change)
         await self._watcher.show_experts()
         return moved
 
@@ -237,10 +239,10 @@ class Lifecycle:
 
     async def _leave(self, record: AdapterRecord, change: Change) -> AdapterRecord:
         if record.state in (AdapterState.ACTIVE, AdapterState.CANARY):
-            return await self._library.move(record, AdapterState.DRAINING, change)
+            return await self._library.move(record, Transition(AdapterState.DRAINING), change)
         return await self._library.retire(record.expert_id, actor=change.actor)
 
     async def _moved(self, record: AdapterRecord, state: AdapterState, change: Change) -> AdapterRecord:
-        moved = await self._library.move(record, state, change)
+        moved = await self._library.move(record, Transition(state), change)
         await self._watcher.show_experts()
         return moved

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from adapters_registry.errors import AdapterNotFound, DatabaseBusy, KeyNotFound, NameTaken, NotRetired, WrongState
 from adapters_registry.key_limits import KeyLimits, OverLimit, Reservation
 from adapters_registry.keys import new_key
-from adapters_registry.records import AdapterRecord, Card, Change, LibraryChanges, utc_now
+from adapters_registry.records import AdapterRecord, Card, Change, LibraryChanges, Transition, utc_now
 from adapters_registry.states import SERVING, TRANSITIONS, AdapterState
 from adapters_registry.stores.base import AdapterStore, KeyStore, UsageStore
 from adapters_registry.stores.database import Database
@@ -137,13 +137,13 @@ async def test_a_version_is_probed_before_it_is_offered(adapters: AdapterStore) 
     new = await adapters.register(record("sql", 2), Change("me", "retrained"))
     assert (new.state, await adapters.find("sql")) == (AdapterState.REGISTERED, old)
     with pytest.raises(WrongState, match="registered and cannot become active"):
-        await adapters.move("sql", new.version, AdapterState.ACTIVE)
+        await adapters.move("sql", new.version, Transition(AdapterState.ACTIVE))
     for state in (AdapterState.VALIDATING, AdapterState.READY, AdapterState.ACTIVE):
-        moved = await adapters.move("sql", new.version, state, Change("me"), report={"passed": True})
+        moved = await adapters.move("sql", new.version, Transition(state, report={"passed": True}), Change("me"))
         assert (moved.state, moved.report) == (state, {"passed": True})
     assert await adapters.find("sql") == moved
     assert (await adapters.versions("sql"))[1].state == AdapterState.DRAINING
-    back = await adapters.move("sql", old.version, AdapterState.ACTIVE, Change("me", "worse"))
+    back = await adapters.move("sql", old.version, Transition(AdapterState.ACTIVE), Change("me", "worse"))
     assert await adapters.find("sql") == back
     assert [entry.to_state for entry in await adapters.audit("sql", limit=2)] == ["active", "draining"]
     whole = [
@@ -162,26 +162,28 @@ async def test_one_canary_with_a_share(adapters: AdapterStore) -> None:
     ids = []
     for content in (2, 3):
         stored = await adapters.register(record("sql", content))
-        await adapters.move("sql", stored.version, AdapterState.READY)
-        ids.append((await adapters.move("sql", stored.version, AdapterState.CANARY, share=0.25)).version)
+        await adapters.move("sql", stored.version, Transition(AdapterState.READY))
+        ids.append((await adapters.move("sql", stored.version, Transition(AdapterState.CANARY, share=0.25))).version)
     first, second = ids
     assert [(r.version, r.share) for r in await adapters.list(AdapterState.CANARY)] == [(second, 0.25)]
     revision = await adapters.revision()
-    assert (await adapters.move("sql", second, AdapterState.CANARY, share=0.25)).share == 0.25
+    assert (await adapters.move("sql", second, Transition(AdapterState.CANARY, share=0.25))).share == 0.25
     assert await adapters.revision() == revision
-    assert (await adapters.move("sql", second, AdapterState.CANARY, share=0.5)).share == 0.5
+    assert (await adapters.move("sql", second, Transition(AdapterState.CANARY, share=0.5))).share == 0.5
     assert await adapters.revision() > revision
-    promoted = await adapters.move("sql", second, AdapterState.ACTIVE)
+    promoted = await adapters.move("sql", second, Transition(AdapterState.ACTIVE))
     assert (promoted.share, (await adapters.find("sql", first)).state) == (None, AdapterState.READY)  # type: ignore[union-attr]
 
 
 async def test_a_way_of_several_steps_is_gone_as_a_whole_or_not_at_all(adapters: AdapterStore) -> None:
     stored = await adapters.register(record("sql", 1))
     with pytest.raises(WrongState):
-        await adapters.move("sql", stored.version, AdapterState.DRAINING, through=(AdapterState.READY,))
+        await adapters.move("sql", stored.version, Transition(AdapterState.DRAINING, through=(AdapterState.READY,)))
     assert (await adapters.versions("sql"))[0].state is AdapterState.REGISTERED
     way = (AdapterState.VALIDATING, AdapterState.READY)
-    moved = await adapters.move("sql", stored.version, AdapterState.ACTIVE, through=way, report={"passed": True})
+    moved = await adapters.move(
+        "sql", stored.version, Transition(AdapterState.ACTIVE, through=way, report={"passed": True})
+    )
     assert (moved.state, moved.report) == (AdapterState.ACTIVE, {"passed": True})
     assert [entry.to_state for entry in await adapters.audit("sql", limit=3)] == ["active", "ready", "validating"]
 
@@ -189,7 +191,7 @@ async def test_a_way_of_several_steps_is_gone_as_a_whole_or_not_at_all(adapters:
 async def test_one_of_several_who_try_succeeds(adapters: AdapterStore) -> None:
     stored = await adapters.register(record("sql", 1))
     moves = (
-        adapters.move("sql", stored.version, AdapterState.VALIDATING, expected=AdapterState.REGISTERED)
+        adapters.move("sql", stored.version, Transition(AdapterState.VALIDATING, expected=AdapterState.REGISTERED))
         for _ in range(8)
     )
     answers = await asyncio.gather(*moves, return_exceptions=True)
@@ -202,7 +204,7 @@ async def test_a_version_without_files_does_not_come_back_by_itself(adapters: Ad
     await adapters.retire("sql", stored.version)
     await adapters.mark_purged("sql", stored.version)
     with pytest.raises(WrongState, match="registered"):
-        await adapters.move("sql", stored.version, AdapterState.ACTIVE)
+        await adapters.move("sql", stored.version, Transition(AdapterState.ACTIVE))
     assert not (await adapters.activate(record("sql", 1))).is_purged
 
 
@@ -217,7 +219,7 @@ async def test_no_walk_leaves_the_table(adapters: AdapterStore, seed: int) -> No
                 await adapters.register(record(name, content))
             else:
                 version = record(name, content).version
-                await adapters.move(name, version, choose.choice(list(AdapterState)), share=0.1)
+                await adapters.move(name, version, Transition(choose.choice(list(AdapterState)), share=0.1))
         except (WrongState, AdapterNotFound):
             continue
         for state in (AdapterState.ACTIVE, AdapterState.CANARY):

@@ -18,7 +18,7 @@ from adapters_registry.key_limits import KeyLimits
 from adapters_registry.keys import new_key
 from adapters_registry.library import Library
 from adapters_registry.limits import AdapterLimits
-from adapters_registry.records import Card, Change, Manifest, Publication
+from adapters_registry.records import Card, Change, Manifest, Publication, Transition
 from adapters_registry.states import AdapterState
 
 Write = Callable[..., Path]
@@ -47,7 +47,7 @@ async def fill(library: Library, write_adapter: Write) -> None:
         await library.register_folder(manifest, write_adapter(seed=seed), actor="me")
     waiting = Manifest(name="new", publish=Publication(to="canary", share=0.5))
     record = await library.register_folder(waiting, write_adapter(seed=9), offer=False)
-    await library.move(record, AdapterState.VALIDATING, Change("me"))
+    await library.move(record, Transition(AdapterState.VALIDATING), Change("me"))
     gone = await library.register_folder(Manifest(name="gone"), write_adapter(seed=8))
     await library.retire("gone")
     await library.purge(gone.expert_id)
