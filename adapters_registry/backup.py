@@ -1,16 +1,16 @@
-"""A whole library as one file, and back: every version with its state, card, examples and files, keys, the audit.
+"""Export and restore a whole library as one file: versions with states, cards, examples and files, keys, the audit log.
 
 The file is a plain tar (weights do not compress):
 
     backup.json                                   format, and all rows of the library's tables
-    adapters/<sha256>/adapter_config.json         of every content whose files are kept
+    adapters/<sha256>/adapter_config.json         for every content whose files are kept
     adapters/<sha256>/adapter_model.safetensors
     <more>                                        small files that the caller adds
 
-It may be made while gateways run: it shows one moment, and no file is removed meanwhile. It holds the hashes of API
-keys, not the keys, but whoever can write it can make a gateway trust other hashes: keep it as you keep the database.
-Restoring reads it as it reads an upload: only names and sizes that it expects, every content checked against its hash
-and its base, everything on disk before one transaction makes it a library.
+A backup may be made while gateways run: it shows one moment, and no file is removed during the export. It holds the
+hashes of API keys, not the keys. Protect it like the database: a gateway trusts the hashes that a restore brings.
+`restore` treats the file as hostile, like an upload: it accepts only the expected names and sizes, checks every content
+against its hash and its base, and writes all files to disk before one transaction makes them a library.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _AFTER_RESTORE = {
     AdapterState.VALIDATING.value: AdapterState.REGISTERED.value,
     AdapterState.DRAINING.value: AdapterState.RETIRED.value,
 }
-"""What was under way is not any more."""
+"""States of restored versions whose probe or drain was running when the backup was made."""
 
 Progress = Callable[[int, int], None]
 Rows = dict[str, list[dict[str, Any]]]
@@ -57,8 +57,8 @@ async def export(library: Library, target: Path, extra: Mapping[str, Path], prog
     Args:
         library: The library.
         target: The file, which is replaced if it exists.
-        extra: Small files to take along, by their names in the backup.
-        progress: Called with contents done and in all.
+        extra: Small files to add, by their names in the backup.
+        progress: Called with the number of contents done and the total.
     """
     async with file_lock(library.storage.lock_file, exclusive=False):
         rows = await library.backup.dump()
@@ -73,11 +73,11 @@ async def restore(library: Library, source: Path, extra_root: Path, progress: Pr
     Args:
         library: The library, which must be empty.
         source: The backup.
-        extra_root: Where the caller's small files go.
-        progress: Called with contents done and in all.
+        extra_root: Folder for the caller's small files.
+        progress: Called with the number of contents done and the total.
 
     Raises:
-        BadBackup: It is damaged, or not ours; the library stays empty.
+        BadBackup: The file is damaged or not a Moergate backup; the library stays empty.
         NotEmpty: The library has experts or keys.
     """
     async with file_lock(library.storage.lock_file, exclusive=False):
@@ -127,7 +127,7 @@ def _read(library: Library, source: Path, extra_root: Path, progress: Progress) 
         with tarfile.open(source, "r|") as tar:
             return _read_members(tar, library, extra_root, progress)
     except (tarfile.TarError, EOFError) as error:
-        raise BadBackup(f"it is no tar file, or damaged ({type(error).__name__})") from None
+        raise BadBackup(f"it is not a tar file, or is damaged ({type(error).__name__})") from None
     except FileNotFoundError:
         raise BadBackup("the file does not exist") from None
 
@@ -143,10 +143,10 @@ def _read_members(tar: tarfile.TarFile, library: Library, extra_root: Path, prog
         with library.storage.waiting_room() as room:
             sha256 = _receive_content(tar, room, library)
             if sha256 not in missing:
-                raise BadBackup("it has a content that it does not list")
+                raise BadBackup("it holds a content that its index does not list")
             facts = validate_adapter(room, library.base, library.limits)
             if facts.sha256 != sha256:
-                raise BadBackup(f"the content {sha256[:8]} does not have its hash")
+                raise BadBackup(f"the content {sha256[:8]} does not match its hash")
             library.storage.commit(room, facts)
             library.storage.derive(sha256)
             missing.discard(sha256)
@@ -161,7 +161,7 @@ def _read_members(tar: tarfile.TarFile, library: Library, extra_root: Path, prog
 
 
 def _receive_content(tar: tarfile.TarFile, room: Path, library: Library) -> str:
-    """The two files of one content into a waiting room; returns the hash that the backup gives it."""
+    """Copy one content's two files into a waiting room; returns the hash that the backup states."""
     found = ""
     for name, max_bytes in (
         (CONFIG_FILE, library.limits.max_config_bytes),
@@ -171,7 +171,7 @@ def _receive_content(tar: tarfile.TarFile, room: Path, library: Library) -> str:
         match = _CONTENT.fullmatch(member.name) if member is not None and member.isreg() else None
         stream = tar.extractfile(member) if member is not None and match is not None else None
         if match is None or stream is None or match[2] != name or found not in ("", match[1]):
-            raise BadBackup("contents are missing, or not in their order")
+            raise BadBackup("contents are missing or out of order")
         found = match[1]
         try:
             with safe_files.storage_errors(library.storage.root):
@@ -190,7 +190,7 @@ def _index(raw: bytes) -> tuple[Rows, set[str]]:
     try:
         index = orjson.loads(raw)
         if index["format"] != FORMAT:
-            raise BadBackup(f"its format is {str(index['format'])[:20]}, this release reads {FORMAT}")
+            raise BadBackup(f"its format is {str(index['format'])[:20]}; this release reads {FORMAT}")
         rows: Rows = {str(name): [dict(row) for row in table] for name, table in index["tables"].items()}
         contents = set(map(str, index["contents"]))
         for row in rows["adapters"]:

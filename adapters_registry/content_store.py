@@ -1,13 +1,13 @@
-"""Where adapters' files live: one immutable folder per content, made whole or not at all.
+"""The files of adapters on disk: one immutable folder per content, written completely or not at all.
 
     <root>/<sha256>/adapter_config.json, adapter_model.safetensors      files 0444, addressed by content
-    <root>/.prototypes/<sha256>.safetensors                             what is derived from a content for gates
-    <root>/.incoming/<uuid>/                                            the waiting room: copies that are being judged
-    <root>/.lock                                                        held shared by registrations, alone by removals
+    <root>/.prototypes/<sha256>.safetensors                             derived from a content, for gates
+    <root>/.incoming/<uuid>/                                            the waiting room: copies under validation
+    <root>/.lock                                                        shared by registrations, exclusive for removals
 
-A folder appears under its hash by one rename, after its bytes and their directory entries are on disk; so a kill at any
-moment leaves whole folders and, at worst, leftovers in the waiting room. Knows nothing of names or of the database.
-Everything here blocks and belongs in a worker thread.
+One rename makes a folder appear under its hash, after its bytes and directory entries are on disk. A kill at any moment
+therefore leaves complete folders and, at worst, leftovers in the waiting room. This module knows neither names nor the
+database. Every method blocks; call them in a worker thread.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ class AdapterStorage:
     # -- reading ------------------------------------------------------------------------------------------------
 
     def path_of(self, sha256: str) -> Path:
-        """The folder of a content; it exists if that content is stored."""
+        """Return the folder of a content; it exists if that content is stored."""
         if _SHA256.fullmatch(sha256) is None:
             raise ValueError(f"{sha256!r} is not a SHA-256 in hex")
         return self.root / sha256
 
     def iter_all(self) -> Iterator[str]:
-        """The hashes of all contents that are stored."""
+        """Yield the hashes of all stored contents."""
         yield from sorted(entry.name for entry in self.root.iterdir() if _SHA256.fullmatch(entry.name))
 
     def is_whole(self, sha256: str) -> bool:
-        """Whether the files of a content are there and have exactly that content (reads them all)."""
+        """Return whether a content's files exist and match its hash; reads all of them."""
         folder = self.path_of(sha256)
         try:
             config = (folder / CONFIG_FILE).read_bytes()
@@ -79,7 +79,7 @@ class AdapterStorage:
 
     @contextmanager
     def waiting_room(self) -> Iterator[Path]:
-        """A fresh folder on the store's file system, gone afterwards unless `commit` has moved it."""
+        """Provide a new folder on the store's file system; it is removed afterwards unless `commit` moved it."""
         self.prepare()
         folder = self.incoming / uuid.uuid4().hex
         try:
@@ -90,10 +90,9 @@ class AdapterStorage:
             shutil.rmtree(folder, ignore_errors=True)
 
     def receive(self, source: safe_files.SourceFolder, folder: Path, limits: AdapterLimits) -> str | None:
-        """Copy an adapter's two files into a waiting room; returns the SHA-256 of the weights as they were copied.
+        """Copy an adapter's two files into a waiting room; returns the SHA-256 of the copied weights.
 
-        A missing file is left for validation to report. Raises InvalidAdapter for one that is too large, not regular
-        or not readable.
+        Validation reports a missing file. Raises InvalidAdapter if a file is too large, not regular or not readable.
         """
         self._copy(source, CONFIG_FILE, folder, limits.max_config_bytes)
         return self._copy(source, WEIGHTS_FILE, folder, limits.max_adapter_bytes)
@@ -105,7 +104,7 @@ class AdapterStorage:
             return None
         except (safe_files.NotRegular, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            fix = "Put the file itself there, readable for the server; links are not followed."
+            fix = "Put a regular file there that the server can read; links are not followed."
             raise InvalidAdapter([Problem(name, str(reason), fix)]) from None
         size_bytes = os.fstat(stream.fileno()).st_size
         with stream, safe_files.storage_errors(self.root, size_bytes):
@@ -118,9 +117,9 @@ class AdapterStorage:
                 raise InvalidAdapter([Problem(name, str(error), fix)]) from None
 
     def commit(self, folder: Path, facts: AdapterFacts) -> Path:
-        """Move a judged copy from its waiting room to its place; durable when this returns.
+        """Move a validated copy from its waiting room to its folder; durable when this returns.
 
-        The config is replaced by the normalised one. If the content is there already and whole, the copy is dropped.
+        The normalised config replaces the original one. If the content is already stored intact, the copy is dropped.
         """
         target = self.path_of(facts.sha256)
         with safe_files.storage_errors(self.root, len(facts.config)):
@@ -136,22 +135,23 @@ class AdapterStorage:
                 try:
                     folder.rename(target)
                 except OSError:
-                    if not self.is_whole(facts.sha256):  # else another process was faster with the same content
+                    if not self.is_whole(facts.sha256):  # otherwise another process stored the same content first
                         raise
             safe_files.fsync_path(self.root)
         return target
 
     def put(self, folder: Path, facts: AdapterFacts, limits: AdapterLimits | None = None) -> Path:
-        """Store the adapter in `folder`, which must still have exactly the weights that `facts` were found in."""
+        """Store the adapter in `folder`, whose weights must still be those that `facts` describe."""
         with safe_files.SourceFolder(folder) as source, self.waiting_room() as room:
             weights_sha256 = self.receive(source, room, limits or AdapterLimits())
             if weights_sha256 != facts.weights_sha256:
                 what = "changed between validation and storing"
-                raise InvalidAdapter([Problem(WEIGHTS_FILE, what, "Register it again, and leave the folder alone.")])
+                fix = "Register it again, and do not change the folder while it is read."
+                raise InvalidAdapter([Problem(WEIGHTS_FILE, what, fix)])
             return self.commit(room, facts)
 
     def derive(self, sha256: str) -> Path:
-        """Compute the prototypes of a stored content unless they are there, whole or not at all; returns their file."""
+        """Compute the prototypes of a stored content if they are missing; atomic. Returns their file."""
         target = self.prototypes / f"{sha256}.safetensors"
         if not target.exists():
             derived = arrow_prototypes.encode(arrow_prototypes.prototypes_of(self.path_of(sha256) / WEIGHTS_FILE))
@@ -163,7 +163,7 @@ class AdapterStorage:
     # -- removing -----------------------------------------------------------------------------------------------
 
     def remove(self, sha256: str) -> bool:
-        """Remove a content; False if it was not there. The caller makes sure that nobody needs it."""
+        """Remove a content; returns False if it was not stored. The caller makes sure that nothing needs it."""
         target = self.path_of(sha256)
         with safe_files.storage_errors(self.root):
             (self.prototypes / f"{sha256}.safetensors").unlink(missing_ok=True)
@@ -174,14 +174,14 @@ class AdapterStorage:
         return True
 
     def age_s(self, sha256: str) -> float:
-        """Seconds since the content was stored; 0 if it is not there."""
+        """Return the seconds since the content was stored; 0 if it is not stored."""
         try:
             return max(0.0, time.time() - self.path_of(sha256).stat().st_mtime)
         except FileNotFoundError:
             return 0.0
 
     def clean_incoming(self, older_than_s: float = 3600.0) -> int:
-        """Remove what killed processes left in the waiting room; returns how many. Younger ones may be in use."""
+        """Remove old folders that killed processes left in the waiting room; returns how many."""
         removed = 0
         for leftover in list(self.incoming.iterdir()):
             try:
@@ -194,7 +194,7 @@ class AdapterStorage:
         return removed
 
     def _set_aside(self, target: Path) -> None:
-        """Take a folder out of its place by one rename, then delete it: nobody sees half of it."""
+        """Rename a folder away, then delete it, so that no reader sees part of it."""
         doomed = self.incoming / uuid.uuid4().hex
         target.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)

@@ -1,6 +1,7 @@
-"""What is kept of requests: one decision each, and what callers thought of its answer.
+"""Records of routed requests: one decision each, and callers' feedback on the answer.
 
-Times are aware and in UTC; durations in milliseconds. A text or an embedding is there only if the operator keeps them.
+Times are timezone-aware and in UTC; durations are in milliseconds. Texts and embeddings are present only if the
+operator keeps them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ class Feedback:
     """A caller's opinion of an answer.
 
     Attributes:
-        key_id: The key that sent the request, and the opinion.
+        key_id: The key that sent both the request and the feedback.
         rating: From -1 (bad) to 1 (good).
-        comment: Only if prompts may be kept.
+        comment: Free text; kept only if prompts may be kept.
         expert: Name of the expert that should have answered, or ``base``.
     """
 
@@ -34,20 +35,20 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:
-    """A request that reached an engine, and who answered it.
+    """A request that reached an engine, and what answered it.
 
     Attributes:
         kind: What the caller asked for: ``policy``, ``expert``, ``base`` or ``recipe``.
         policy: The policy that decided, if one did.
         experts: Ids (``name@sha8``) of the experts of the recipe.
-        confidence: The router's own; None if no policy was asked.
-        abstained: A policy was asked and chose no expert.
-        ttft_ms: Until a stream's first byte; None for other answers.
-        cost: By the prices at that time.
-        text: What was routed, at most `MAX_TEXT_CHARS` characters.
-        embedder, embedding: Of an abstention: the prompt's embedding as float16, and whose it is.
-        feedback: As far as it has come.
-        number: Grows with every row that is written; 0 before.
+        confidence: The router's confidence; None if no policy was asked.
+        abstained: Whether a policy was asked and chose no expert.
+        ttft_ms: Time to a stream's first byte; None for other answers.
+        cost: Price of the request when it ran.
+        text: The routed text, at most `MAX_TEXT_CHARS` characters.
+        embedder, embedding: For an abstention, the prompt's embedding as float16 and the embedder that made it.
+        feedback: The feedback received so far.
+        number: Row number, rising with every row written; 0 before that.
     """
 
     request_id: str
@@ -74,7 +75,7 @@ class DecisionRecord:
 
     @property
     def answered_by(self) -> str:
-        """The expert's name, ``base``, or the kind of what several experts do."""
+        """The expert's name, ``base``, or the kind of recipe if several experts answered."""
         kind = self.recipe.partition("(")[0]
         if kind != self.recipe:
             return kind
@@ -83,15 +84,15 @@ class DecisionRecord:
 
 @dataclass(frozen=True, slots=True)
 class DecisionQuery:
-    """Which decisions are wanted, newest first; None is no condition.
+    """A filter for decisions, newest first; None means no condition.
 
     Attributes:
-        limit: At most so many, up to `MAX_PAGE`.
-        before: Only those with a smaller number.
-        since: Only those at this time or later.
+        limit: Maximum number of decisions, up to `MAX_PAGE`.
+        before: Return only decisions with a smaller number.
+        since: Return only decisions at this time or later.
         expert: A name, or ``name@sha8``, among the recipe's experts.
-        rated: With or without feedback.
-        embedded: Only those with an embedding, which is then read too.
+        rated: Whether the decision has feedback.
+        embedded: Return only decisions with an embedding, and read the embedding too.
     """
 
     limit: int = 50
@@ -108,9 +109,10 @@ class DecisionQuery:
 
 @dataclass(frozen=True, slots=True)
 class DecisionPage:
-    """Decisions, newest first; `next` is where to go on, or None if all has been looked at.
+    """Decisions, newest first; `next` is where the next page starts, or None after the last page.
 
-    A page may hold fewer than were asked for, even none, and yet not be the last: one call looks at a bounded part.
+    A page may hold fewer decisions than its limit, even none, without being the last: one call examines a bounded
+    number of rows.
     """
 
     decisions: tuple[DecisionRecord, ...]

@@ -1,11 +1,11 @@
 """Errors of the registry.
 
 RegistryError                 .message: one text for people
-├── BadInput                  .problems: everything that is wrong, each with what to do
+├── BadInput                  .problems: everything that is wrong, each with a fix
 │   ├── InvalidAdapter        the adapter's files cannot be served on this base
 │   ├── BadManifest           name, card or examples are not acceptable
 │   ├── BadArchive            the archive is damaged or hostile
-│   ├── BadSource             the place that the files were to come from cannot be used
+│   ├── BadSource             the given source of the files cannot be used
 │   └── BadBaseModel          the base model's folder cannot be understood
 ├── AdapterNotFound           nothing offered under this reference (.nearest names)
 ├── KeyNotFound               no API key with this id
@@ -17,10 +17,10 @@ RegistryError                 .message: one text for people
 ├── NotEmpty                  only an empty library can be restored into
 ├── StorageFull               no room for the files
 ├── StorageUnwritable         the store's folder cannot be written
-├── DatabaseBusy              locked or unreachable for longer than we wait; trying again later can succeed
-└── DatabaseBroken            damaged, or not a database of ours; needs a person
+├── DatabaseBusy              locked or unreachable for longer than we wait; a retry can succeed
+└── DatabaseBroken            damaged, or not a Moergate database; needs an operator
 
-No error of the database or the file system leaves this package in another shape. Mapping to HTTP happens elsewhere.
+Every error of the database or the file system leaves this package as one of these. `server.errors` maps them to HTTP.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_PROBLEMS = 50
-"""Problems listed in one error; the rest is counted. A broken adapter may have thousands of the same kind."""
+"""Maximum number of problems listed in one error; a broken adapter may have thousands of one kind."""
 
 _MAX_QUOTED_CHARS = 160
 
 
 def quote(text: object) -> str:
-    """Text from outside as it may stand in a message: escaped, on one line, of bounded length."""
+    """Make text from outside safe for a message: escaped, on one line, of bounded length."""
     escaped = ascii(str(text)[: _MAX_QUOTED_CHARS + 1])
     return escaped if len(str(text)) <= _MAX_QUOTED_CHARS else escaped[:_MAX_QUOTED_CHARS] + "…'"
 
@@ -62,7 +62,7 @@ class RegistryError(Exception):
 
 
 class BadInput(RegistryError):
-    """Something that a caller handed in is not acceptable. `problems` holds at most `MAX_PROBLEMS` and a count."""
+    """A caller's input is not acceptable. `problems` holds at most `MAX_PROBLEMS`, then a count of the rest."""
 
     title = "The input is not acceptable"
 
@@ -88,13 +88,13 @@ class BadManifest(BadInput):
 
 
 class BadArchive(BadInput):
-    """The archive is damaged, too large or hostile. Nothing of it was kept."""
+    """The archive is damaged, too large or hostile. Nothing was kept."""
 
     title = "The archive was refused"
 
 
 class BadSource(BadInput):
-    """The place that the files were to come from is refused, does not answer as it must, or sent something else."""
+    """The source of the files is refused, answers wrongly, or sent something else."""
 
     title = "The source was refused"
 
@@ -106,7 +106,7 @@ class BadBaseModel(BadInput):
 
 
 class AdapterNotFound(RegistryError):
-    """Nothing is offered under this reference. `nearest` names are for those only who may see them."""
+    """Nothing is offered under this reference. Show the `nearest` names only to callers that may see them."""
 
     def __init__(self, name: str, nearest: tuple[str, ...] = ()) -> None:
         hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
@@ -150,11 +150,11 @@ class WrongState(RegistryError):
 
 
 class CannotMerge(RegistryError):
-    """Adapters cannot be merged by this method; the message says why, and what can be done."""
+    """Adapters cannot be merged by this method; the message says why and what to do."""
 
 
 class BadBackup(RegistryError):
-    """A backup that cannot be restored. The library is as it was."""
+    """The backup cannot be restored. The library is unchanged."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"The backup cannot be restored: {what}. Nothing was changed; take another backup.")
@@ -164,7 +164,7 @@ class NotEmpty(RegistryError):
     """A library with experts or keys cannot be restored into."""
 
     def __init__(self) -> None:
-        super().__init__("The library has experts or keys already. Restore into an empty home and database.")
+        super().__init__("The library already has experts or keys. Restore into an empty home and database.")
 
 
 class StorageFull(RegistryError):
@@ -195,7 +195,7 @@ class DatabaseBusy(RegistryError):
 
 
 class DatabaseBroken(RegistryError):
-    """Damaged, or not a database of ours."""
+    """The database is damaged, or was not created by Moergate."""
 
     def __init__(self, what: str) -> None:
         super().__init__(

@@ -1,11 +1,11 @@
-"""How much a key may use, and how much it has used: fixed windows of a minute, a UTC day and a UTC month.
+"""How much a key may use, and how much it has used, in fixed windows: a minute, a UTC day, a UTC month.
 
-A request is counted before it runs: one request, and as many tokens as it may take. What it did not take is given back
-when it has ended, and its cost is added. So the requests of a minute never exceed their limit, however many gateways
-count at once, nor do its tokens as far as callers say how long an answer may become; a budget can be overrun by what
-was under way when it was reached.
+A request is counted before it runs: as one request, and as the most tokens that it may take. When the request ends,
+unused tokens are returned and its cost is added. The requests of a minute therefore never exceed their limit, however
+many gateways count at once. Tokens do not exceed theirs either, if callers state how long an answer may become.
+Requests that are running when a budget is reached can exceed it.
 
-Requests at once are counted over all gateways, too. One that is killed has its requests counted for some seconds more.
+Concurrent requests are counted over all gateways too. The requests of a killed gateway count for some seconds longer.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Money = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class KeyLimits(BaseModel):
-    """What a key may use at most; None is no limit.
+    """The most that a key may use; None means no limit.
 
     Attributes:
-        budget_per_day, budget_per_month: In the currency of the gateway's prices.
-        max_concurrency: Requests at once, over all gateways on one database.
+        budget_per_day, budget_per_month: Maximum cost, in the currency of the gateway's prices.
+        max_concurrency: Maximum concurrent requests, over all gateways on one database.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,7 +41,7 @@ class KeyLimits(BaseModel):
 
     @property
     def periods(self) -> tuple[Period, ...]:
-        """The windows that must be counted."""
+        """The periods in which usage must be counted."""
         per_minute = self.requests_per_minute or self.tokens_per_minute
         wanted = (("minute", per_minute), ("day", self.budget_per_day), ("month", self.budget_per_month))
         return tuple(period for period, limit in wanted if limit is not None)  # type: ignore[misc]
@@ -52,7 +52,7 @@ NO_LIMITS = KeyLimits()
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A stretch of time that limits refer to; seconds since 1970."""
+    """A time window of a limit; times are seconds since 1970."""
 
     period: Period
     starts_at: int
@@ -61,7 +61,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What a key has used in a window, what is under way included."""
+    """What a key has used in a window, including its running requests."""
 
     window: Window
     requests: int = 0
@@ -71,12 +71,12 @@ class Used:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A request that was counted.
+    """A counted request.
 
     Attributes:
-        tokens: What was set aside for it.
-        used: The windows that it was counted in, itself included.
-        holds_place: Whether it is one of the key's `max_concurrency` until it is settled.
+        tokens: Tokens reserved for the request.
+        used: Usage of each window the request was counted in, including the request.
+        holds_place: Whether the request counts against the key's `max_concurrency` until it is settled.
     """
 
     key_id: str
@@ -86,11 +86,11 @@ class Reservation:
 
 
 class OverLimit(Exception):
-    """A request that was not counted, for it would exceed a limit.
+    """The request would exceed a limit and was not counted.
 
     Attributes:
-        limit: The name of the limit, as in `KeyLimits`.
-        used: What had been used without it.
+        limit: Name of the limit, as in `KeyLimits`.
+        used: Usage without the request.
     """
 
     def __init__(self, limit: str, used: Used) -> None:
@@ -100,17 +100,17 @@ class OverLimit(Exception):
 
 
 class TooManyAtOnce(Exception):
-    """A request that was not counted, for its key has as many under way as it may."""
+    """The key already runs as many requests as it may; this one was not counted."""
 
 
 def windows_of(limits: KeyLimits, now: datetime) -> tuple[Window, ...]:
-    """The windows that a request at this moment falls into."""
+    """Return the windows that contain this moment."""
     moment = now.astimezone(UTC)
     return tuple(_window(period, moment) for period in limits.periods)
 
 
 def check(limits: KeyLimits, used: Used, tokens: int) -> None:
-    """Raise `OverLimit` if a further request, with so many tokens, is too much for what was used so far."""
+    """Raise `OverLimit` if one more request with up to `tokens` tokens would exceed a limit."""
     match used.window.period:
         case "minute":
             if limits.requests_per_minute is not None and used.requests + 1 > limits.requests_per_minute:

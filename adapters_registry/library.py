@@ -1,9 +1,9 @@
-"""The library: what the gateway, the command line and the tests use of this package.
+"""The library: the interface of this package for the gateway, the command line and the tests.
 
-A registration, top to bottom: the folder's file names are judged, its two files are copied into the store's waiting
-room while they are hashed, the copy is validated against the base, moved to its place (durable), and recorded in the
-database (durable). Only then does the call return. A kill in between leaves at most files that nobody refers to;
-`clean_orphans` removes them. File work runs in threads.
+A registration, top to bottom: check the names of the folder's files; copy its two files into the store's waiting room
+while hashing them; validate the copy against the base; move it to its folder (durable); record it in the database
+(durable). Only then does the call return. A kill in between leaves at most unreferenced files, which `clean_orphans`
+removes. File work runs in threads.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ _log = structlog.get_logger(__name__)
 
 
 class Library:
-    """All experts of one base, and the API keys, of one home folder. Make one with `open`.
+    """The experts of one base, and the API keys, in one home folder. Create one with `open`.
 
-    `keys` is the store of API keys. `base` may be set later, when the engine knows its model; until then modules and
-    shapes are not compared with a base.
+    `keys` is the store of API keys. `base` may be set later, once the engine knows its model; until then modules and
+    shapes are not checked against a base.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Library:
         base: BaseSpec | None = None,
         limits: AdapterLimits = AdapterLimits(),  # noqa: B008 - frozen
     ) -> Self:
-        """Open the library in `home`, creating or migrating what is needed.
+        """Open the library in `home`, creating or migrating it as needed.
 
         Raises StorageUnwritable, StorageFull, DatabaseBusy, DatabaseBroken.
         """
@@ -125,11 +125,17 @@ class Library:
     async def register_folder(
         self, manifest: Manifest, folder: Path, *, actor: str = "", offer: bool = True
     ) -> AdapterRecord:
-        """Register the adapter in a folder (absolute, a real folder), and offer it under the manifest's name.
+        """Register the adapter in a folder and offer it under the manifest's name.
 
-        The same content again returns the same version, with card and examples of this manifest. New content becomes
-        the active version and the old one drains; without `offer` it is only registered, for whoever probes it. Raises
-        InvalidAdapter, NameTaken, and what `open` raises.
+        Registering the same content again returns the same version, with card and examples of this manifest. New
+        content becomes the active version and the old version drains. Without `offer` the version is only registered;
+        the caller probes it.
+
+        Args:
+            folder: An absolute path; a real folder, not a link.
+
+        Raises:
+            InvalidAdapter, NameTaken, and what `open` raises.
         """
         if not folder.is_absolute():
             fix = "Give the path from the root of the server's file system."
@@ -141,7 +147,7 @@ class Library:
     async def register_archive(
         self, manifest: Manifest, archive: Path, *, actor: str = "", offer: bool = True
     ) -> AdapterRecord:
-        """Register an uploaded archive, or a folder of loose uploaded files. As `register_folder`, and BadArchive."""
+        """Register an uploaded archive, or a folder of uploaded files; as `register_folder`, and raises BadArchive."""
         if await asyncio.to_thread(archive.is_dir):
             return await self.register_folder(manifest, _absolute(archive), actor=actor, offer=offer)
         async with self._registering(manifest.name):
@@ -176,7 +182,7 @@ class Library:
 
     @asynccontextmanager
     async def _registering(self, name: str) -> AsyncIterator[None]:
-        """Registrations of one name take turns; none runs while files are removed."""
+        """Serialise registrations of one name, and keep them apart from removals of files."""
         lock = self._name_locks.setdefault(name, asyncio.Lock())
         async with lock, file_lock(self.storage.lock_file, exclusive=False):
             yield
@@ -187,12 +193,12 @@ class Library:
             return self._store_folder(room / "unpacked")
 
     def _store_folder(self, folder: Path) -> AdapterFacts:
-        """Copy, judge the copy, keep it. Blocks."""
+        """Copy a folder, validate the copy and store it. Blocks."""
         try:
             source = safe_files.SourceFolder(folder)
         except (safe_files.NotRegular, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            fix = "Give an existing folder (not a link) that the server may read."
+            fix = "Give an existing folder (not a link) that the server can read."
             raise InvalidAdapter([Problem("source.path", f"{quote(folder)}: {reason}", fix)]) from None
         with source, self.storage.waiting_room() as room:
             found = check_listing(source, self.limits)
@@ -231,7 +237,7 @@ class Library:
     # -- reading ------------------------------------------------------------------------------------------------
 
     async def get(self, ref: str) -> AdapterRecord:
-        """``name``: its active version; ``name@sha8``: that version, if it is offered. Raises AdapterNotFound."""
+        """Return a name's active version, or the version ``name@sha8`` if it is offered. Raises AdapterNotFound."""
         name, version = split_expert_id(ref)
         record = await self._adapters.find(name, version)
         if record is None or record.state not in OFFERED:
@@ -239,7 +245,7 @@ class Library:
         return record
 
     async def find(self, ref: str) -> AdapterRecord:
-        """A version in whatever state; of a bare name the active one, else the newest that is not out of service.
+        """Return a version in any state; for a bare name the active one, else the newest that is in service.
 
         Raises AdapterNotFound.
         """
@@ -255,29 +261,29 @@ class Library:
         return AdapterNotFound(ref, nearest(split_expert_id(ref)[0], [offered.name for offered in await self.list()]))
 
     async def list(self, *states: AdapterState) -> tuple[AdapterRecord, ...]:
-        """All experts in these states, without any the active ones; sorted by name."""
+        """Return all experts in these states, sorted by name; without states, the active ones."""
         return await self._adapters.list(*(states or (AdapterState.ACTIVE,)))
 
     async def versions(self, name: str) -> tuple[AdapterRecord, ...]:
-        """All versions of a name, the newest first; none if there never was one."""
+        """Return all versions of a name, the newest first; empty if the name is unknown."""
         return await self._adapters.versions(name)
 
     async def audit(
         self, name: str | None = None, *, limit: int = 100, before: int | None = None
     ) -> tuple[AuditEntry, ...]:
-        """Who changed what, when and why: the newest first, of one name's versions or of all."""
+        """Return who changed what, when and why, the newest first; see `AdapterStore.audit`."""
         return await self._adapters.audit(name, limit=limit, before=before)
 
     async def revision(self) -> int:
-        """A number that rises with every change, also one by another process on the same database."""
+        """Return a number that rises with every change, by any process on this database."""
         return await self._adapters.revision()
 
     async def changes(self, since: int, *states: AdapterState) -> LibraryChanges:
-        """What was done to versions and to keys after the change of that number; see `AdapterStore.changes`."""
+        """Return what changed in versions and keys after change number `since`; see `AdapterStore.changes`."""
         return await self._adapters.changes(since, *states)
 
     def folder_of(self, record: AdapterRecord) -> Path:
-        """The folder with the version's normalised adapter_config.json and its adapter_model.safetensors."""
+        """Return the folder with the version's normalised adapter_config.json and its adapter_model.safetensors."""
         return self.storage.path_of(record.sha256)
 
     # -- changing -----------------------------------------------------------------------------------------------
@@ -295,7 +301,7 @@ class Library:
         return moved
 
     async def retire(self, ref: str, *, actor: str = "") -> AdapterRecord:
-        """Stop offering an expert at once. Its files stay for requests that are running, until `purge`."""
+        """Stop offering an expert at once. Its files stay until `purge`, for requests that are running."""
         record = await self.find(ref)
         retired = await self._adapters.retire(record.name, record.version, Change(actor))
         _log.info("adapter retired", expert=retired.expert_id)
@@ -324,14 +330,14 @@ class Library:
         return found
 
     def alone_with(self, record: AdapterRecord) -> AbstractAsyncContextManager[None]:
-        """Be the only one, among all processes on this home, that works on a version; the end of a process ends it."""
+        """Lock a version against all other processes on this home; the lock ends with its process."""
         lock = self.storage.locks / f"{int(record.sha256[:8], 16) % _NUM_LOCKS:02x}"
         return file_lock(lock, exclusive=True)
 
-    # -- keeping house ------------------------------------------------------------------------------------------
+    # -- maintenance --------------------------------------------------------------------------------------------
 
     async def clean_orphans(self, older_than_s: float = LEFTOVER_AGE_S) -> int:
-        """Remove stored contents that no version refers to, and old leftovers; returns how many contents."""
+        """Remove stored contents that no version refers to, and old leftovers; returns the number of contents."""
         async with file_lock(self.storage.lock_file, exclusive=True):
             needed = await self._adapters.contents_in_use()
             return await asyncio.to_thread(self._remove_orphans, needed, older_than_s)
@@ -342,7 +348,7 @@ class Library:
         return sum(self.storage.remove(sha256) for sha256 in orphans if self.storage.age_s(sha256) >= older_than_s)
 
     async def derive_missing(self) -> None:
-        """Compute what is derived from active experts' files and is not there, as after a restore or an upgrade."""
+        """Compute missing prototypes of active experts, as after a restore or an upgrade."""
         for record in await self.list():
             try:
                 await asyncio.to_thread(self.storage.derive, record.sha256)
@@ -350,12 +356,12 @@ class Library:
                 _log.error("expert's files are damaged", expert=record.expert_id, error=str(error))
 
     async def find_damaged(self) -> tuple[AdapterRecord, ...]:
-        """Active experts whose files are missing or changed; reads every file, so it is for `doctor` and tests."""
+        """Return active experts whose files are missing or changed. Reads every file: for `doctor` and tests."""
         records = await self.list()
         whole = await asyncio.to_thread(lambda: [self.storage.is_whole(record.sha256) for record in records])
         return tuple(record for record, is_whole in zip(records, whole, strict=True) if not is_whole)
 
 
 def _absolute(path: Path) -> Path:
-    """A path of our own side (never one from a request) as an absolute one."""
+    """Make a trusted path (never one from a request) absolute."""
     return path.expanduser().absolute()

@@ -1,4 +1,4 @@
-"""Bounds on what the registry accepts. One small value object, so that every bound is seen in one place."""
+"""Bounds on what the registry accepts, all in one value object."""
 
 from __future__ import annotations
 

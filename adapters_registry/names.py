@@ -1,7 +1,7 @@
-"""Names of experts: what is allowed, how `name@sha8` is read, and which names are near a misspelt one.
+"""Names of experts: which are allowed, how `name@sha8` is parsed, and which names resemble a misspelt one.
 
-A name appears in URLs, file names, logs, metrics and the recipe language, so it is short, ASCII and lower case, and
-never a word of the recipe language.
+A name appears in URLs, file names, logs, metrics and the recipe language. So it is short, ASCII, lower case, and never
+a word of the recipe language.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RESERVED_NAMES = frozenset(
     {"all", "any", "auto", "base", "default", "ensemble", "expert", "experts", "gate", "mix", "none", "null"}
     | {"policies", "policy", "recipe", "router", "set"}
 )
-"""Words of the recipe language and of `model`, which a caller could not tell from an expert."""
+"""Words of the recipe language and of `model`; an expert of such a name would be ambiguous."""
 
 _NEIGHBOURS = 16
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
@@ -28,9 +28,9 @@ _VERSION = re.compile(r"[0-9a-f]{8}")
 
 
 def check_name(name: str) -> Problem | None:
-    """What is wrong with a new expert's name, or None."""
+    """Return what is wrong with a new expert's name, or None."""
     if name in RESERVED_NAMES:
-        return Problem("name", f"{quote(name)} is a reserved word", "Choose another name, such as a task's.")
+        return Problem("name", f"{quote(name)} is a reserved word", "Choose another name, such as that of a task.")
     if _NAME.fullmatch(name) is None or ".." in name:
         return Problem(
             "name",
@@ -41,7 +41,7 @@ def check_name(name: str) -> Problem | None:
 
 
 def split_expert_id(reference: str) -> tuple[str, str | None]:
-    """`name@sha8` as (name, sha8); `name` as (name, None). Anything that is neither comes back as (reference, None)."""
+    """Split `name@sha8` into (name, sha8) and `name` into (name, None). Other text comes back as (text, None)."""
     name, separator, version = reference.rpartition("@")
     if separator and _VERSION.fullmatch(version):
         return name, version
@@ -49,11 +49,11 @@ def split_expert_id(reference: str) -> tuple[str, str | None]:
 
 
 class KnownNames:
-    """Names, among which those are found that a mistyped one may have meant.
+    """A set of names that finds which of them a mistyped name may mean.
 
-    A mistyped name usually has its beginning or its end right, so it is compared only with `_NEIGHBOURS` names on each
-    side of where it would stand, in the order of the alphabet and in that of the reversed names: the cost does not grow
-    with the number of names, and a caller who guesses cannot make it do so.
+    A mistyped name usually begins or ends correctly. So it is compared only with the `_NEIGHBOURS` names before and
+    after it in alphabetical order, of the names and of the reversed names. The cost does not grow with the number of
+    names, so a caller who guesses names cannot make the gateway slow.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -61,14 +61,14 @@ class KnownNames:
         self._backwards = sorted(name[::-1] for name in self._forwards)
 
     def nearest(self, name: str, limit: int = 3) -> tuple[str, ...]:
-        """Up to `limit` names that look like this one, best first."""
+        """Return up to `limit` names that resemble this one, best first."""
         wanted = name[:MAX_NAME_CHARS].lower()
         near = {*_around(self._forwards, wanted), *(found[::-1] for found in _around(self._backwards, wanted[::-1]))}
         return tuple(difflib.get_close_matches(wanted, sorted(near), n=limit, cutoff=0.5))
 
 
 def nearest(name: str, names: Iterable[str], limit: int = 3) -> tuple[str, ...]:
-    """Up to `limit` of `names` that look like `name`, best first; for one question only, see `KnownNames`."""
+    """Return up to `limit` of `names` that resemble `name`, best first; for a single question (see `KnownNames`)."""
     return KnownNames(names).nearest(name, limit)
 
 

@@ -1,6 +1,6 @@
-"""What the registry keeps and hands out: manifests, cards, adapter records, key records, and the states' table.
+"""Values of the registry: manifests, cards, adapter records, key records, changes.
 
-Manifests come from outside and are pydantic models that refuse unknown fields; records are our own and are frozen
+Manifests come from outside: they are pydantic models that refuse unknown fields. Records are internal: they are frozen
 dataclasses. Nothing here reads or writes anything.
 """
 
@@ -37,15 +37,15 @@ MAX_GATE_SAMPLES = 200
 
 
 def utc_now() -> datetime:
-    """The time now, aware, in UTC."""
+    """Return the current time, timezone-aware, in UTC."""
     return datetime.now(UTC)
 
 
-# -- what callers hand in -----------------------------------------------------------------------------------------
+# -- what callers send --------------------------------------------------------------------------------------------
 
 
 def _without_nul(text: str) -> str:
-    if "\0" in text:  # PostgreSQL cannot store it, and no prompt needs it
+    if "\0" in text:  # PostgreSQL cannot store NUL, and no prompt needs it
         raise ValueError("must not contain the NUL character")
     return text
 
@@ -64,7 +64,7 @@ _Examples = Annotated[list[_Example], Field(max_length=MAX_EXAMPLES)]
 
 
 Tenant = Annotated[str, StringConstraints(max_length=MAX_CARD_ITEM_CHARS), AfterValidator(_without_nul)]
-"""Name of a tenant; empty for none."""
+"""Name of a tenant; empty means none."""
 
 
 class _Strict(BaseModel):
@@ -82,10 +82,10 @@ class Composition(_Strict):
 
 
 class Card(_Strict):
-    """What an expert is for, in words: shown to people, and read by some routers.
+    """What an expert is for, in words: shown to people and read by some routers.
 
-    `tags` and `tenant` are also what keys are confined by. A version whose card names no tenant belongs to that of the
-    version before it; an empty one makes it everybody's.
+    Keys can be confined by `tags` and `tenant`. A version whose card names no tenant inherits the tenant of the version
+    before it; an empty tenant makes it visible to all.
     """
 
     description: Annotated[str, StringConstraints(max_length=MAX_DESCRIPTION_CHARS), AfterValidator(_without_nul)] = ""
@@ -100,14 +100,14 @@ class Card(_Strict):
 
 
 class GateSample(_Strict):
-    """A prompt with the answer that is wanted."""
+    """A prompt with its expected answer."""
 
     prompt: _Example
     answer: _Example
 
 
 class QualityGate(_Strict):
-    """What a version must be able to do before it is offered: a mean score on samples, by a metric's name."""
+    """The mean score that a version must reach on samples, by a named metric, before it is offered."""
 
     samples: Annotated[list[GateSample], Field(min_length=1, max_length=MAX_GATE_SAMPLES)]
     min_score: Annotated[float, Field(ge=0, le=1)]
@@ -116,10 +116,10 @@ class QualityGate(_Strict):
 
 
 class Publication(_Strict):
-    """What becomes of a version once its probes have passed.
+    """What happens to a version once its probes have passed.
 
-    ``active``: it replaces the name's active version. ``canary``: it gets `share` of the name's conversations; with a
-    share of 0 it gets none, and is only decided on in the shadow. ``ready``: it waits to be promoted.
+    ``active``: the version replaces the name's active version. ``canary``: the version gets `share` of the name's
+    conversations; with a share of 0 it takes part in shadow decisions only. ``ready``: the version waits for promotion.
     """
 
     to: Literal["active", "canary", "ready"] = "active"
@@ -131,7 +131,7 @@ AT_ONCE = Publication()
 
 
 class Manifest(_Strict):
-    """A registration: the expert's name, its files' place, its card, prompts that it is good at, what becomes of it."""
+    """A registration: the expert's name, the source of its files, its card, example prompts, and its publication."""
 
     name: Annotated[str, AfterValidator(_valid_name)]
     source: Source | None = None
@@ -144,7 +144,7 @@ _EXAMPLES: TypeAdapter[list[str]] = TypeAdapter(_Examples, config=ConfigDict(str
 
 
 def parse_manifest(raw: bytes | str | Mapping[str, Any]) -> Manifest:
-    """Read a manifest from JSON text or parsed JSON. Raises BadManifest with every problem."""
+    """Parse a manifest from JSON text or parsed JSON. Raises BadManifest with every problem."""
     try:
         if isinstance(raw, (bytes, str)):
             return Manifest.model_validate_json(raw)
@@ -154,7 +154,7 @@ def parse_manifest(raw: bytes | str | Mapping[str, Any]) -> Manifest:
 
 
 def parse_examples(raw: Any) -> tuple[str, ...]:
-    """Check example prompts on their own. Raises BadManifest with every problem."""
+    """Validate example prompts alone. Raises BadManifest with every problem."""
     try:
         return tuple(_EXAMPLES.validate_python(raw))
     except ValidationError as error:
@@ -162,7 +162,7 @@ def parse_examples(raw: Any) -> tuple[str, ...]:
 
 
 def _problems(error: ValidationError, root: str) -> list[Problem]:
-    """pydantic's findings in our shape; the input itself is not repeated."""
+    """Convert pydantic's findings to problems; the input itself is not repeated."""
     found = []
     for detail in error.errors(include_input=False, include_url=False):
         where = ".".join(ascii(part)[1:-1] if isinstance(part, str) else str(part) for part in detail["loc"])
@@ -177,7 +177,7 @@ def _problems(error: ValidationError, root: str) -> list[Problem]:
 
 @dataclass(frozen=True, slots=True)
 class AdapterRecord:
-    """One immutable version of an expert; only its state, what goes with that, its card and its examples change.
+    """One version of an expert. The content is immutable; state, share, report, card and examples may change.
 
     Attributes:
         version: First 8 hex digits of `sha256`.
@@ -187,10 +187,10 @@ class AdapterRecord:
         target_modules: Short names of the adapted modules, sorted, such as ``("k_proj", "q_proj")``.
         size_bytes: Size of the weights' file.
         base_model: The base that the adapter's config names; may be empty.
-        publish: What becomes of it once it is ready.
-        share: Of a canary, its part of the name's conversations.
+        publish: What happens once the version is ready.
+        share: A canary's share of the name's conversations.
         report: What the probes found, if they ran.
-        is_purged: Whether its files are given up.
+        is_purged: Whether the files were removed.
     """
 
     name: str
@@ -218,7 +218,7 @@ class AdapterRecord:
 
     @property
     def audience(self) -> Audience:
-        """Whom this version is for, by its card."""
+        """Who may use this version, by its card."""
         return Audience(frozenset(self.card.tags), self.card.tenant or "")
 
 
@@ -254,7 +254,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One change that was made, numbered in order; of experts with their states before and after."""
+    """One recorded change, numbered in order; for experts with the states before and after."""
 
     number: int
     at: datetime
@@ -268,15 +268,14 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class LibraryChanges:
-    """What has changed since one looked last.
+    """What has changed since an earlier read.
 
     Attributes:
-        revision: The library's, at the moment of reading.
-        number: Of the newest change then (`AuditEntry.number`), 0 before the first; where to go on from.
-        records: If `is_whole`, all versions that were asked for; else those that something was done to, in whatever
-            state they are now.
-        is_whole: Whether what was known before is to be forgotten, of keys too.
-        keys: Else, ids of the keys that something was done to.
+        revision: The library's revision at the moment of reading.
+        number: Number of the newest change (`AuditEntry.number`), 0 before the first; pass it to the next read.
+        records: All requested versions if `is_whole`; else the changed versions, in their present state.
+        is_whole: Whether the reader must forget everything it knew before, including keys.
+        keys: Ids of the changed keys, unless `is_whole`.
     """
 
     revision: int
@@ -294,7 +293,7 @@ class KeyRecord:
         hash: SHA-256 of the whole key, in hex.
         scopes: What the key may do, such as ``infer`` and ``admin``.
         sight: Which experts and policies the key may use.
-        limits: How much it may use.
+        limits: How much the key may use.
     """
 
     key_id: str
@@ -308,6 +307,6 @@ class KeyRecord:
     limits: KeyLimits = NO_LIMITS
 
     def is_usable(self, now: datetime | None = None) -> bool:
-        """Whether the key is neither revoked nor expired."""
+        """Return whether the key is neither revoked nor expired."""
         moment = now or utc_now()
         return self.revoked_at is None and (self.expires_at is None or moment < self.expires_at)

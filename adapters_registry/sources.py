@@ -1,6 +1,6 @@
-"""Where an adapter comes from: what a manifest may ask for, and what is recorded of it afterwards.
+"""Where an adapter comes from: what a manifest may name, and the provenance that is recorded afterwards.
 
-Only the form is judged here. Whether a place may be read at all is the gateway's business (`server.sources`).
+This module checks the form only. `server.sources` decides whether a location may be read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _Strict(BaseModel):
 
 
 class HubSource(_Strict):
-    """A repository of the hub: ``org/name``, at a commit, tag or branch; the files may be in a sub-folder."""
+    """A repository on the hub: ``org/name`` at a commit, tag or branch, optionally a sub-folder."""
 
     repo: _Repo
     revision: _Revision = "main"
@@ -42,23 +42,23 @@ class HubSource(_Strict):
 
 
 class Signature(_Strict):
-    """An Ed25519 signature (base64) over the 32 bytes of the source's SHA-256, by a key that the gateway knows."""
+    """An Ed25519 signature (base64) over the 32 bytes of the source's SHA-256, by a key configured in the gateway."""
 
     key: _Name
     value: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]{86}==$")]
 
 
 class Source(_Strict):
-    """Where the adapter's files are, if they do not come with the request: exactly one of path, hub and url.
+    """Location of an adapter's files that are not part of the request: exactly one of path, hub and url.
 
     Attributes:
         path: An absolute folder on the server.
         hub: A repository of the hub.
         url: ``https://``, ``http://``, ``s3://``, ``gs://`` or ``az://``; an archive, or a folder that ends with ``/``.
-        sha256: What the download must have: of an archive the SHA-256; of two files the SHA-256 of what
-            ``sha256sum adapter_config.json adapter_model.safetensors`` prints. ``moergate adapters digest`` tells it.
-        signature: Over that SHA-256.
-        credentials: The name of a secret that the gateway is configured with; never the secret.
+        sha256: Required digest of the download. For an archive, its SHA-256; for two files, the SHA-256 of what
+            ``sha256sum adapter_config.json adapter_model.safetensors`` prints. ``moergate adapters digest`` prints it.
+        signature: Signature over that SHA-256.
+        credentials: Name of a secret in the gateway's settings; never the secret itself.
     """
 
     path: _Place | None = None
@@ -78,22 +78,22 @@ class Source(_Strict):
 
     @property
     def is_remote(self) -> bool:
-        """Whether it has to be fetched first."""
+        """Whether the files must be downloaded."""
         return self.path is None
 
     def __str__(self) -> str:
-        """The place alone, as it may be shown and logged."""
+        """The location alone, safe to show and log."""
         return str(self.hub or self.url or self.path)
 
 
 class Provenance(_Strict):
-    """Where a version came from, as the gateway saw it; holds no secret.
+    """Where a version came from, as seen by the gateway; holds no secret.
 
     Attributes:
         source: The folder, the URL, or ``hub:org/name@revision:subfolder``; empty for an upload.
-        commit: The commit that a hub's revision stood for.
-        sha256: Of what was fetched, as in `Source.sha256`.
-        signed_by: The name of the key whose signature was verified.
+        commit: The commit that the hub's revision resolved to.
+        sha256: Digest of the download, as in `Source.sha256`.
+        signed_by: Name of the key whose signature was verified.
     """
 
     kind: Literal["folder", "upload", "hub", "url"]

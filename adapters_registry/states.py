@@ -1,8 +1,8 @@
-"""The life of an expert's version: its states, and the one table of what may follow what.
+"""The states of an expert's version, and the one table of allowed transitions.
 
 registered → validating → ready → canary → active → draining → retired, and rejected with reasons. A version is
-*offered* by its id while it is ready, canary or active, and by its bare name while it is active; a canary gets its
-share of the name's traffic. A draining version only serves what began on it.
+*offered* by its id while it is ready, canary or active, and by its bare name while it is active. A canary gets a share
+of the name's traffic. A draining version serves only the requests and conversations that began on it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class AdapterState(StrEnum):
-    """Where a version stands in its life; `TRANSITIONS` says what may follow what."""
+    """State of a version; `TRANSITIONS` lists which may follow."""
 
     REGISTERED = "registered"
     VALIDATING = "validating"
@@ -34,20 +34,20 @@ TRANSITIONS: Mapping[AdapterState, frozenset[AdapterState]] = {
     AdapterState.RETIRED: frozenset({AdapterState.ACTIVE, AdapterState.REGISTERED}),
     AdapterState.REJECTED: frozenset({AdapterState.REGISTERED}),
 }
-"""A registered version becomes ready without validation where probes are off, and registered again where a gateway
-ended while it probed. Retired ones were ready once, so a rollback may bring them back; what is removed before it was
-ready is rejected, and has to be registered again."""
+"""With probes off, a registered version becomes ready without validation. A version whose gateway ended during a probe
+becomes registered again. Retired versions were ready once, so a rollback may reactivate them. A version that is removed
+before it was ready is rejected and must be registered again."""
 
 OFFERED = frozenset({AdapterState.READY, AdapterState.CANARY, AdapterState.ACTIVE})
-"""States in which a version can be asked for by its id."""
+"""States in which a caller can name a version by its id."""
 
 SERVING = OFFERED | {AdapterState.DRAINING}
-"""States in which a version may have requests under way."""
+"""States in which a version may have running requests."""
 
 OVER = frozenset({AdapterState.RETIRED, AdapterState.REJECTED})
-"""States in which a version serves nothing, so that its files may go."""
+"""States in which a version serves nothing, so its files may be removed."""
 
 
 def may_become(state: AdapterState, next_state: AdapterState) -> bool:
-    """Whether the table allows it."""
+    """Return whether `TRANSITIONS` allows this step."""
     return next_state in TRANSITIONS[state]

@@ -1,6 +1,6 @@
-"""Who may use what: whom an expert or a policy is for, and what a key sees.
+"""Visibility: which experts and policies a key may use.
 
-A key is confined by patterns of names, by tags of experts and by a tenant; what it sees passes all of them.
+A key is confined by name patterns, by tags of experts and by a tenant. It sees what passes all three.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """Whom an expert or a policy is for.
+    """The keys that an expert or a policy is for.
 
     Attributes:
-        tags: What keys can be confined by.
-        tenant: Whose it is; empty if it is for everybody.
+        tags: Tags that keys can be confined to.
+        tenant: The owning tenant; empty if it is for everybody.
     """
 
     tags: frozenset[str] = frozenset()
@@ -27,13 +27,13 @@ EVERYBODY = Audience()
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What a key may use; keys with equal sights see the same.
+    """What a key may use; keys with equal visibility see the same.
 
     Attributes:
-        experts: Glob patterns of expert names, of which one must match.
-        policies: The same of policies.
-        tags: An expert must have one of them, and so must a policy that has any tags; empty for no such bound.
-        tenant: Whose experts and policies it sees besides those for everybody; empty for those of all tenants.
+        experts: Glob patterns of expert names; one must match.
+        policies: Glob patterns of policy names; one must match.
+        tags: An expert must have one of these tags, and so must a policy that has any tags; empty means any.
+        tenant: The tenant whose experts and policies are visible beside those for everybody; empty means all tenants.
     """
 
     experts: tuple[str, ...] = ("*",)
@@ -43,16 +43,16 @@ class Sight:
 
     @property
     def is_whole(self) -> bool:
-        """Whether no expert is hidden, whatever there is."""
+        """Whether nothing is ever hidden."""
         return "*" in self.experts and not self.tags and not self.tenant
 
     def sees_expert(self, name: str, audience: Audience) -> bool:
-        """Whether an expert of this name, for these, is visible."""
+        """Return whether an expert of this name and audience is visible."""
         is_tagged = not self.tags or not audience.tags.isdisjoint(self.tags)
         return is_tagged and self._is_of_tenant(audience) and _matches(name, self.experts)
 
     def sees_policy(self, name: str, audience: Audience) -> bool:
-        """The same of a policy; one without tags is for keys of all tags."""
+        """Return whether a policy of this name and audience is visible; one without tags is for keys of all tags."""
         is_tagged = not (self.tags and audience.tags) or not audience.tags.isdisjoint(self.tags)
         return is_tagged and self._is_of_tenant(audience) and _matches(name, self.policies)
 

@@ -1,4 +1,4 @@
-"""Bounds around the standard library's archive readers, which trust what an archive says about itself."""
+"""Bounds around the standard library's archive readers, which trust the sizes that an archive claims."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _XZ_MEMORY_BYTES = 256 * 1024 * 1024
 _END_BYTES = 22
 _MAX_COMMENT_BYTES = 65535
 _ZIP64_LOCATOR_BYTES = 20
-_MAX_ENTRY_BYTES = 1024  # of one entry of a zip's directory: 46, the name, extra fields
+_MAX_ENTRY_BYTES = 1024  # one entry of a zip's directory: 46 bytes, the name, extra fields
 
 
 class BoundedReader:
-    """A file for `tarfile`'s parsing of headers: few reads, small reads, no negative positions.
+    """A file object for `tarfile`'s header parsing that allows few, small reads and no negative positions.
 
-    `tarfile` reads extended headers of any claimed size into memory, and damaged offsets have made it loop for ever.
+    `tarfile` reads extended headers of any claimed size into memory, and damaged offsets have made it loop forever.
     """
 
     def __init__(self, stream: BinaryIO, max_reads: int) -> None:
@@ -36,18 +36,18 @@ class BoundedReader:
         return self._stream.read(size)
 
     def seek(self, position: int, whence: int = 0) -> int:
-        """Go to an absolute position."""
+        """Seek to an absolute position."""
         if whence != 0 or position < 0:
             raise BadArchive([Problem("archive", "has impossible offsets", "Pack it again with plain tar.")])
         return self._stream.seek(position)
 
     def tell(self) -> int:
-        """The present position."""
+        """Return the current position."""
         return self._stream.tell()
 
 
 class LimitedXz(io.RawIOBase):
-    """Decompresses xz with bounded memory: an xz header may ask for gigabytes of dictionary."""
+    """An xz decompressor with bounded memory; an xz header may demand gigabytes of dictionary."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -57,7 +57,7 @@ class LimitedXz(io.RawIOBase):
         return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
@@ -72,7 +72,7 @@ class LimitedXz(io.RawIOBase):
             else:
                 raw = self._stream.read(64 * 1024) if self._decompressor.needs_input else b""
                 if self._decompressor.needs_input and not raw:
-                    raise EOFError("the xz stream is cut off")
+                    raise EOFError("the xz stream is truncated")
                 piece = self._decompressor.decompress(raw, len(buffer))
             if piece:
                 buffer[: len(piece)] = piece
@@ -80,7 +80,7 @@ class LimitedXz(io.RawIOBase):
 
 
 def check_zip_directory(stream: BinaryIO, max_entries: int) -> None:
-    """Bound a zip's central directory before `zipfile` reads it whole into memory. Leaves the position at the start."""
+    """Check the size of a zip's central directory before `zipfile` reads all of it; then seek to the start."""
     stream.seek(0, io.SEEK_END)
     end = stream.tell()
     tail_start = max(0, end - _END_BYTES - _MAX_COMMENT_BYTES - _ZIP64_LOCATOR_BYTES)
@@ -89,7 +89,7 @@ def check_zip_directory(stream: BinaryIO, max_entries: int) -> None:
     stream.seek(0)
     place = len(tail) - _END_BYTES if tail[-_END_BYTES:].startswith(b"PK\x05\x06") else tail.rfind(b"PK\x05\x06")
     if place < 0 or len(tail) - place < _END_BYTES:
-        raise BadArchive([Problem("archive", "is cut off: a zip ends with its directory", "Send it completely.")])
+        raise BadArchive([Problem("archive", "is truncated: a zip ends with its directory", "Send the complete file.")])
     directory_bytes: int = struct.unpack_from("<L", tail, place + 12)[0]
     locator = place - _ZIP64_LOCATOR_BYTES
     if locator >= 0 and tail[locator : locator + 4] == b"PK\x06\x07":

@@ -1,7 +1,7 @@
-"""Names inside archives: which are refused, and how the rest becomes paths below one folder.
+"""Names inside archives: which are refused, and how the others become paths below one folder.
 
-A member's name is text that a stranger chose. It is accepted only if every reader, on every file system, takes it for
-the same plain relative path.
+A member's name is untrusted text. It is accepted only if every reader, on every file system, understands it as the same
+plain relative path.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _MAX_PART_BYTES = 200
 _MAX_DEPTH = 8
 _DRIVE = re.compile(r"[A-Za-z]:")
 _LITTER = frozenset({"__MACOSX", ".DS_Store"})
-_FIX = "Pack the adapter's files anew with plain relative names."
+_FIX = "Pack the adapter's files again with plain relative names."
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One entry of an archive, as the archive declares it."""
+    """One entry as the archive declares it."""
 
     name: str
     is_folder: bool
@@ -31,13 +31,13 @@ class Member:
 
 
 def is_litter(name: str) -> bool:
-    """Whether an entry is what file managers leave in archives; it is skipped."""
+    """Return whether an entry is a file manager's leftover, which is skipped."""
     parts = name.split("/")
     return not _LITTER.isdisjoint(parts) or parts[-1].startswith("._")
 
 
 def plan_paths(members: Sequence[Member]) -> tuple[list[PurePosixPath], list[Problem]]:
-    """The path below the target folder for every member, in order, without a single common top folder."""
+    """Return each member's path below the target folder, in order, without a common top folder."""
     problems = [problem for member in members if (problem := _check_name(member.name)) is not None]
     if problems:
         return [], problems
@@ -62,7 +62,7 @@ def _check_name(name: str) -> Problem | None:
     if not name or name.startswith("/"):
         return refuse("is an absolute path or empty")
     if "\\" in name or _DRIVE.match(name):
-        return refuse("is a path of another system (backslash or drive letter)")
+        return refuse("is a path of another operating system (backslash or drive letter)")
     if ".." in parts:
         return refuse("leads out of the archive with '..'")
     if any(unicodedata.category(character)[0] in "CZ" and character != " " for character in name):
@@ -73,17 +73,17 @@ def _check_name(name: str) -> Problem | None:
 
 
 def _collisions(members: Sequence[Member], paths: Sequence[PurePosixPath]) -> list[Problem]:
-    """Names that some file system takes for the same one, and files that are also used as folders."""
+    """Find names that some file system treats as equal, and files that are also used as folders."""
     problems = []
     seen: dict[str, bool] = {}
     for member, path in zip(members, paths, strict=True):
         key = _fold(path)
         if key in seen and not (member.is_folder and seen[key]):
-            problems.append(Problem(quote(member.name), "appears twice (case and Unicode form aside)", _FIX))
+            problems.append(Problem(quote(member.name), "is a duplicate (ignoring case and Unicode form)", _FIX))
         seen[key] = member.is_folder
     for member, path in zip(members, paths, strict=True):
         if any(seen.get(_fold(parent)) is False for parent in path.parents if parent.parts):
-            problems.append(Problem(quote(member.name), "lies below a file", _FIX))
+            problems.append(Problem(quote(member.name), "is below a file", _FIX))
     return problems
 
 

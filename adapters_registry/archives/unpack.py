@@ -1,9 +1,8 @@
-"""Unpacking an uploaded archive that may be hostile: zip, tar, and tar under gzip, bzip2 or xz.
+"""Unpack an uploaded archive that may be hostile: zip, tar, and tar under gzip, bzip2 or xz.
 
-The kind is told by the first bytes, not by a name. All members are listed and judged before one is written; then bytes
-are counted as they come, because sizes in an archive are claims. Only plain files and folders come out, into a folder
-that did not exist before and is removed again if anything is wrong. Archives inside the archive stay what they are:
-files that validation refuses.
+The first bytes decide the format, not the name. All members are listed and checked before one is written. Bytes are
+counted while they are written, because sizes in an archive are only claims. The result is a new folder of plain files
+and folders; it is removed if anything is wrong. Archives inside the archive are not unpacked; validation refuses them.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _DAMAGED = (
     OverflowError,
     gzip.BadGzipFile,
 )
-_WHOLE_FIX = "Pack it again and send it completely."
+_WHOLE_FIX = "Pack it again and send the complete file."
 
 
 def unpack_archive(archive: Path, target: Path, limits: AdapterLimits) -> None:
@@ -107,12 +106,12 @@ def _zip_problem(info: zipfile.ZipInfo) -> Problem | None:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return Problem(quote(info.filename), "uses an unusual compression", "Pack it with 'deflate'.")
     if "\0" in info.orig_filename or info.orig_filename != info.filename:
-        return Problem(quote(info.orig_filename), "has a name that readers take differently", "Rename it.")
+        return Problem(quote(info.orig_filename), "has a name that readers interpret differently", "Rename it.")
     return None
 
 
 def _unpack_compressed(stream: BinaryIO, target: Path, limits: AdapterLimits) -> None:
-    """Decompress to a nameless file first: then a tar's sizes can be judged without decompressing what they claim."""
+    """Decompress to an anonymous file first, so that the tar's claimed sizes can be checked against a bounded file."""
     with stream, tempfile.TemporaryFile(dir=target.parent) as plain:
         left = limits.max_unpacked_bytes + 1024 * limits.max_archive_files
         while piece := stream.read(safe_files.CHUNK_BYTES):
@@ -155,7 +154,7 @@ def _tar(stream: BinaryIO, limits: AdapterLimits) -> Iterator[tarfile.TarFile]:
 
 
 def _plan(members: list[Member], limits: AdapterLimits, problems: list[Problem]) -> list[PurePosixPath]:
-    """Where every member goes. Raises BadArchive with these and all further problems."""
+    """Return the path of every member. Raises BadArchive with `problems` and all further ones."""
     if len(members) > limits.max_archive_files:
         raise _too_many(limits)
     if sum(member.size_bytes for member in members) > limits.max_unpacked_bytes:
@@ -169,7 +168,7 @@ def _plan(members: list[Member], limits: AdapterLimits, problems: list[Problem])
 
 
 def _write(source: IO[bytes], target: Path, path: PurePosixPath, budget: int, size: int | None = None) -> int:
-    """Write one member (`size` bytes, or up to its end), at most `budget` bytes; returns how many."""
+    """Write one member (`size` bytes, or all of it), at most `budget` bytes; returns the number written."""
     place = target / path
     place.parent.mkdir(parents=True, exist_ok=True)
     written = 0
@@ -181,7 +180,7 @@ def _write(source: IO[bytes], target: Path, path: PurePosixPath, budget: int, si
                 break
             written += len(piece)
             if written > budget:
-                raise _bad(quote(path), "unpacks to more than the archive may hold", "Send only the adapter.")
+                raise _bad(quote(path), "unpacks to more than the allowed size", "Send only the adapter.")
             sink.write(piece)
     if size is not None and written < size:
         raise _bad(quote(path), "is cut off", _WHOLE_FIX)

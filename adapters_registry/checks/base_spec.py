@@ -1,7 +1,7 @@
-"""The base model as adapters see it: which linear modules it has, and their shapes.
+"""The base model as adapters see it: its linear modules and their shapes.
 
-Read from safetensors headers (no tensor is loaded), or worked out from the config of a Llama-like model when there are
-no usable weights. Everything that is checked about an adapter's modules and shapes is checked against this.
+Shapes are read from safetensors headers (no tensor is loaded), or derived from the config of a Llama-like model without
+usable weights. Every check of an adapter's modules and shapes compares with this.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class BaseSpec:
     """Shapes of a base model's linear modules.
 
     Attributes:
-        name: The base's name; adapters' `base_model_name_or_path` is compared with it leniently.
-        modules: Module path, such as ``model.layers.0.self_attn.q_proj``, to (d_out, d_in); what an adapter may adapt.
+        name: Name of the base; adapters' `base_model_name_or_path` is compared with it leniently.
+        modules: Modules that an adapter may adapt: path, such as ``model.layers.0.self_attn.q_proj``, to (d_out, d_in).
         num_layers: Number of decoder layers.
         embeddings: Modules that exist but cannot be adapted here: input embedding and output head.
     """
@@ -40,7 +40,7 @@ class BaseSpec:
 
     @classmethod
     def from_folder(cls, path: Path) -> BaseSpec:
-        """Read a model folder: headers of its safetensors files, else its config.json. Raises BadBaseModel."""
+        """Read a model folder: the headers of its safetensors files, else its config.json. Raises BadBaseModel."""
         config = _read_json(path / "config.json")
         files = _weight_files(path)
         if files and not config.get("quantization_config"):  # packed weights do not show their shapes
@@ -67,18 +67,18 @@ class BaseSpec:
 
     @classmethod
     def from_config(cls, name: str, config: Mapping[str, Any]) -> BaseSpec:
-        """Work the shapes out from a Llama-like config.json (q, k, v, o, gate, up, down). Raises BadBaseModel."""
+        """Derive the shapes from a Llama-like config.json (q, k, v, o, gate, up, down). Raises BadBaseModel."""
         try:
             hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
             num_layers, heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
             kv_heads = int(config.get("num_key_value_heads") or heads)
             head_dim = int(config.get("head_dim") or hidden // heads)
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            problem = Problem("config.json", f"lacks or garbles a size ({quote(error)})", "Give a Llama-like model.")
+            problem = Problem("config.json", f"lacks a valid size ({quote(error)})", "Give a Llama-like model.")
             raise BadBaseModel([problem]) from None
         if config.get("num_experts") or config.get("num_local_experts"):
             fix = "Give the folder with the model's unquantised safetensors."
-            raise BadBaseModel([Problem("config.json", "shapes of a mixture-of-experts cannot be worked out", fix)])
+            raise BadBaseModel([Problem("config.json", "shapes of a mixture-of-experts model cannot be derived", fix)])
         shapes = {
             "self_attn.q_proj": (heads * head_dim, hidden),
             "self_attn.k_proj": (kv_heads * head_dim, hidden),
@@ -108,7 +108,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _weight_files(path: Path) -> list[Path]:
-    """The safetensors files of the model: those that the index names, else the single one; empty if there are none."""
+    """Return the model's safetensors files: those that the index names, else the single one; empty if none."""
     if (path / _INDEX).is_file():
         weight_map = _read_json(path / _INDEX).get("weight_map")
         names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []

@@ -1,8 +1,8 @@
-"""Which modules a PEFT config means, by PEFT's own rules, with patterns that may be hostile.
+"""Which modules a PEFT config selects, by PEFT's rules, with patterns that may be hostile.
 
-PEFT takes regular expressions in `target_modules`, `exclude_modules`, `rank_pattern` and `alpha_pattern`. One of them
-can keep Python's matcher busy for years while it holds the interpreter, so patterns other than plain names are
-matched in a child process with little memory and a few seconds to live.
+PEFT accepts regular expressions in `target_modules`, `exclude_modules`, `rank_pattern` and `alpha_pattern`. A hostile
+one can keep Python's matcher busy for years while it holds the interpreter lock. So patterns other than plain names are
+matched in a child process with limited memory and a few seconds of time.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ json.dump(found, sys.stdout)
 
 
 class PatternError(Exception):
-    """A pattern is invalid, too long or takes too long. The text names it."""
+    """A pattern is invalid, too long or too slow. The text names the pattern."""
 
 
 @dataclass(frozen=True, slots=True)
 class TargetRule:
     """The parts of a PEFT config that select modules.
 
-    `targets` is a list of names, or one regular expression, or "all-linear"; so is `excluded` (None for nothing).
-    `layers` restricts to layer indices; `layer_names` are the plain names of the module lists that are counted.
+    `targets` is a list of names, one regular expression, or "all-linear"; so is `excluded` (None for nothing).
+    `layers` restricts the selection to layer indices; `layer_names` are the plain names of the indexed module lists.
     """
 
     targets: tuple[str, ...] | str
@@ -59,7 +59,7 @@ class TargetRule:
 
 
 def select_modules(rule: TargetRule, modules: Iterable[str]) -> frozenset[str]:
-    """The modules that PEFT would adapt. Raises PatternError."""
+    """Return the modules that PEFT would adapt. Raises PatternError."""
     names = list(modules)
     if isinstance(rule.targets, str):
         if rule.targets.lower() == "all-linear":
@@ -78,7 +78,7 @@ def select_modules(rule: TargetRule, modules: Iterable[str]) -> frozenset[str]:
 
 
 def resolve_patterns(patterns: Mapping[str, Value], default: Value, modules: Iterable[str]) -> dict[str, Value]:
-    """PEFT's value per module: the first pattern that matches a dotted suffix of its path wins. Raises PatternError."""
+    """Return PEFT's value for each module: the first pattern that matches a dotted suffix wins. Raises PatternError."""
     names = list(modules)
     values = dict.fromkeys(names, default)
     keys = list(patterns)
@@ -88,13 +88,13 @@ def resolve_patterns(patterns: Mapping[str, Value], default: Value, modules: Ite
 
 
 def _named(modules: Iterable[str], names: Sequence[str]) -> set[str]:
-    """Modules whose path, or a dotted suffix of it, is among `names`."""
+    """Return the modules whose path, or a dotted suffix of the path, is among `names`."""
     wanted = set(names)
     return {module for module in modules if not wanted.isdisjoint(_suffixes(module))}
 
 
 def _suffixes(module: str) -> Iterator[str]:
-    """`a.b.c`, `b.c`, `c`."""
+    """Yield `a.b.c`, `b.c`, `c`."""
     while True:
         yield module
         _, dot, module = module.partition(".")
@@ -113,7 +113,7 @@ def _layer_of(module: str, layer_names: Sequence[str]) -> int | None:
 
 
 def _full_matches(patterns: Sequence[str], names: Sequence[str], *, suffix: bool = False) -> list[list[str]]:
-    """For each pattern the names that it matches as a whole, or (`suffix`) of which it matches a dotted suffix."""
+    """Return, for each pattern, the names that it matches fully, or (`suffix`) by a dotted suffix."""
     if len(patterns) * len(names) > MAX_MATCHES:
         raise PatternError(f"there are too many patterns ({len(patterns)}) for {len(names)} modules")
     for pattern in patterns:
@@ -132,13 +132,13 @@ def _full_matches(patterns: Sequence[str], names: Sequence[str], *, suffix: bool
 
 
 def _match_plain(pattern: str, names: Sequence[str]) -> list[str]:
-    """Match a pattern of literals and dots, which takes linear time."""
+    """Match a pattern of literals and dots, in linear time."""
     compiled = re.compile(pattern)
     return [name for name in names if compiled.fullmatch(name)]
 
 
 def _match_in_child(patterns: Sequence[str], names: Sequence[str]) -> list[list[str] | None]:
-    """Matched names per pattern; None where a pattern does not compile."""
+    """Return the matched names of each pattern; None for a pattern that does not compile."""
     jobs = json.dumps([[pattern, list(names)] for pattern in patterns])
     try:
         done = subprocess.run(  # noqa: S603 - a fixed program; the patterns are its data

@@ -1,9 +1,8 @@
-"""`adapter_config.json` as PEFT writes it: what it says, what we cannot serve, and how we keep it.
+"""`adapter_config.json` as PEFT writes it: parsed, checked, and normalised for the store.
 
-`read_config` turns the JSON into a `LoraSettings` and a list of problems; it never raises for bad content. Everything
-that would change the forward pass and that the engine does not compute is refused by name. `normalised_config` writes
-the equivalent config that the store keeps: explicit modules instead of patterns, and nothing about the machine that
-trained it.
+`read_config` turns the JSON into a `LoraSettings` and a list of problems; it never raises for bad content. Every option
+that changes the forward pass in a way that the engine does not compute is refused by name. `normalised_config` writes
+the equivalent config for the store: explicit modules instead of patterns, and nothing about the training machine.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _MAX_BASE_NAME_CHARS = 200
 
 @dataclass(frozen=True, slots=True)
 class LoraSettings:
-    """What matters of a config. Values that were refused are replaced by harmless ones, so that checks can go on."""
+    """The relevant options of a config. Harmless values replace refused ones, so that checking can continue."""
 
     rank: int
     alpha: float
@@ -38,7 +37,7 @@ class LoraSettings:
 
 
 def read_config(raw: bytes) -> tuple[LoraSettings | None, list[Problem]]:
-    """Understand a config; returns (None, problems) if it is no JSON object or has no usable rank."""
+    """Parse a config; returns (None, problems) if it is not a JSON object or has no usable rank."""
     try:
         config = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -64,7 +63,7 @@ def read_config(raw: bytes) -> tuple[LoraSettings | None, list[Problem]]:
 
 
 def base_name(value: object) -> str:
-    """A base's name without traces of a host: hub names stay, of a path only the last part remains."""
+    """Return a base's name without traces of a host: a hub name unchanged, or the last part of a path."""
     if not isinstance(value, str):
         return ""
     printable = "".join(character for character in value if character.isprintable())
@@ -75,9 +74,9 @@ def base_name(value: object) -> str:
 
 
 def normalised_config(settings: LoraSettings, ranks: Mapping[str, int], alphas: Mapping[str, float]) -> bytes:
-    """The canonical config for the store: equal adapters give equal bytes, however their configs were written.
+    """Return the canonical config for the store: equal adapters give equal bytes, however their configs were written.
 
-    `ranks` and `alphas` hold the value of every adapted module. Patterns become exact module paths.
+    `ranks` and `alphas` hold the value of every adapted module. Exact module paths replace patterns.
     """
     config = {
         "peft_type": "LORA",
@@ -108,7 +107,7 @@ def normalised_config(settings: LoraSettings, ranks: Mapping[str, int], alphas: 
 
 
 class _Reader:
-    """Takes typed values out of a config and notes what is wrong with them."""
+    """Reads typed values from a config and collects their problems."""
 
     def __init__(self, config: Mapping[str, Any], problems: list[Problem]) -> None:
         self._config = config
@@ -132,7 +131,7 @@ class _Reader:
         return {}
 
     def names(self, key: str) -> tuple[str, ...] | str | None:
-        """A list of names, or one text; None (and a problem) for anything else."""
+        """Return a list of names, or one text; None (and a problem) for anything else."""
         value = self._config.get(key)
         if isinstance(value, str):
             return value

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read without trusting it and without touching a tensor.
+"""The header of a safetensors file, read without trusting it and without reading a tensor.
 
 Layout of the format: 8 bytes little-endian length N, N bytes of JSON ``{name: {dtype, shape, data_offsets}}`` (perhaps
 padded with spaces), then the tensors' bytes. `data_offsets` are relative to the end of the header and must tile the
@@ -29,7 +29,7 @@ _MAX_REPORTED = 20
 
 
 class HeaderError(Exception):
-    """The header is damaged; `findings` says everything that is wrong with it."""
+    """The header is damaged; `findings` lists everything that is wrong with it."""
 
     def __init__(self, findings: list[str]) -> None:
         super().__init__("; ".join(findings))
@@ -48,7 +48,7 @@ class TensorEntry:
 
 
 def read_header(stream: BinaryIO, file_bytes: int, max_header_bytes: int) -> tuple[TensorEntry, ...]:
-    """Read and check the header at the start of `stream`; returns tensors in file order. Raises HeaderError."""
+    """Read and check the header at the start of `stream`; returns the tensors in file order. Raises HeaderError."""
     prefix = stream.read(_LENGTH_BYTES)
     if len(prefix) < _LENGTH_BYTES:
         raise HeaderError([f"the file has {len(prefix)} bytes, less than the shortest safetensors file"])
@@ -77,10 +77,10 @@ def _load(raw: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys must differ: two readers could see two different tensors of one name."""
+    """Build a JSON object with unique keys; with duplicates, two readers could see different tensors of one name."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a key appears twice")
+        raise ValueError("duplicate key")
     return result
 
 
@@ -101,7 +101,7 @@ def _parse(parsed: dict[str, Any], data_start: int, data_bytes: int) -> tuple[Te
         shape = tuple(description["shape"])
         tensors.append(TensorEntry(name, description["dtype"], shape, begin + data_start, end + data_start))
     tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
-    if not findings:  # with an entry missing, the tiling would only repeat what is known
+    if not findings:  # with an entry missing, the tiling check would only repeat that
         findings.extend(_tiling_findings(tensors, data_start, data_bytes))
     if findings:
         raise HeaderError(findings[:_MAX_REPORTED])
@@ -115,7 +115,7 @@ def _metadata_findings(metadata: Any) -> list[str]:
 
 
 def _entry_finding(description: Any) -> str | None:
-    """What is wrong with one tensor's description, seen alone."""
+    """Return what is wrong with one tensor's description by itself."""
     if not isinstance(description, dict) or set(description) != {"dtype", "shape", "data_offsets"}:
         return "its description must have exactly dtype, shape and data_offsets"
     dtype, shape, offsets = description["dtype"], description["shape"], description["data_offsets"]
@@ -137,7 +137,7 @@ def _is_extents(value: Any) -> bool:
 
 
 def _tiling_findings(tensors: list[TensorEntry], data_start: int, data_bytes: int) -> list[str]:
-    """Whether the tensors, sorted by position, cover the data exactly once."""
+    """Check that the tensors, sorted by position, cover the data exactly once."""
     findings = []
     position = data_start
     for tensor in tensors:

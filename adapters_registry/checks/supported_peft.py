@@ -1,7 +1,7 @@
 """Which options of a PEFT config can be served: what the engine computes, what is harmless, what is refused and why.
 
-An adapter whose forward pass is more than ``W x + scaling B A x`` would run, and give wrong answers. So every option
-that changes it is refused by name, and so is every option that we do not know and that is set to something.
+An adapter whose forward pass is more than ``W x + scaling B A x`` would run and give wrong answers. So every option
+that changes the forward pass is refused by name, and so is every unknown option that is set to a value.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _HARMLESS = frozenset(
     | {"lora_dropout", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision"}
     | {"runtime_config", "task_type"}
 )
-"""Matter for training or bookkeeping only: without effect on a trained adapter's forward pass."""
+"""Options for training or bookkeeping only, without effect on a trained adapter's forward pass."""
 
 _READ = frozenset(
     {
@@ -72,7 +72,7 @@ _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq")
 
 
 def find_unsupported(config: Mapping[str, Any]) -> list[Problem]:
-    """Every option of this config that the engine would not honour."""
+    """Return every option of this config that the engine would not honour."""
     problems = []
 
     def refuse(key: str, what: str, fix: str) -> None:
@@ -91,7 +91,7 @@ def find_unsupported(config: Mapping[str, Any]) -> list[Problem]:
             what, fix = _REFUSED_WHEN_SET[key]
             refuse(key, what, fix)
         elif value and key not in _REFUSED_WHEN_SET and key not in _HARMLESS and key not in _READ:
-            fix = "Remove the option from the file if it has no effect on the trained adapter, else train without it."
+            fix = "Remove the option from the file if it has no effect on the trained adapter; else train without it."
             refuse(quote(key), "is an option that this version does not know", fix)
     return problems
 

@@ -1,7 +1,7 @@
-"""An adapter's tensors: do they belong to modules of the base, have the right shapes, and hold usable numbers.
+"""Checks of an adapter's tensors: they belong to modules of the base, have the right shapes, and hold usable numbers.
 
-Names and shapes come from the header; values are read in pieces, so memory stays bounded whatever the file says.
-Numbers are judged by their bits (exponent all ones means NaN or infinity), which needs neither torch nor a bf16 type.
+Names and shapes come from the header. Values are read in pieces, so memory stays bounded whatever the file claims.
+NaN and infinity are found by their bits (all exponent bits set), which needs neither torch nor a bf16 type.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BITS: Mapping[str, tuple[np.dtype[Any], int, int]] = {
     "F16": (np.dtype("<u2"), 0x7C00, 0x7FFF),
     "BF16": (np.dtype("<u2"), 0x7F80, 0x7FFF),
 }
-"""dtype to (unsigned integer of its width, mask of the exponent, mask of everything but the sign)."""
+"""dtype to (unsigned integer of the same width, mask of the exponent, mask of everything but the sign)."""
 
 _REFUSED_NAMES = (
     ("lora_magnitude_vector", "belongs to DoRA, which is not supported", "Train an ordinary LoRA."),
@@ -61,19 +61,19 @@ class LoraPair:
 
 @dataclass
 class Pairing:
-    """An adapter's tensors by module, and what is wrong with their names."""
+    """An adapter's tensors by module, and the problems with their names."""
 
     pairs: dict[str, LoraPair] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
 
 def where(tensor: str) -> str:
-    """How a problem names one tensor of the file."""
+    """Return how a problem names one tensor of the file."""
     return f"{WEIGHTS_FILE}: {quote(tensor)}"
 
 
 def pair_tensors(tensors: Iterable[TensorEntry]) -> Pairing:
-    """Group tensors into pairs by module; every module in the result has both factors, of a readable dtype."""
+    """Group tensors into pairs by module; every module in the result has both factors, in a readable dtype."""
     result = Pairing()
     for tensor in tensors:
         match = _NAME.fullmatch(tensor.name)
@@ -131,7 +131,7 @@ def _unknown_module(module: str, base: BaseSpec) -> Problem:
 
 
 def _shape_problems(tensor: TensorEntry, rank: int | None, width: int | None, *, flip: bool) -> list[Problem]:
-    """A must be (rank, width), B (`flip`) must be (width, rank); None fits anything."""
+    """Check that A is (rank, width), or (`flip`) that B is (width, rank); None matches any size."""
     expected = (width, rank) if flip else (rank, width)
     if len(tensor.shape) == 2 and all(
         want in (None, have) and have > 0 for want, have in zip(expected, tensor.shape, strict=True)
@@ -144,7 +144,7 @@ def _shape_problems(tensor: TensorEntry, rank: int | None, width: int | None, *,
 
 
 def check_values(stream: BinaryIO, pairs: Mapping[str, LoraPair]) -> list[Problem]:
-    """Read every factor once: NaN and infinity are named; an adapter in which no module changes anything is refused."""
+    """Read every factor once; report NaN and infinity, and an adapter that changes nothing in any module."""
     problems: list[Problem] = []
     changes_something = False
     for pair in pairs.values():
@@ -164,7 +164,7 @@ def check_values(stream: BinaryIO, pairs: Mapping[str, LoraPair]) -> list[Proble
 
 
 def _scan(stream: BinaryIO, tensor: TensorEntry) -> tuple[bool, bool]:
-    """(all finite, any nonzero) of one tensor, read in pieces."""
+    """Return (all finite, any nonzero) of one tensor, read in pieces."""
     dtype, exponent, magnitude = _BITS[tensor.dtype]
     is_finite, is_nonzero = True, False
     stream.seek(tensor.begin)

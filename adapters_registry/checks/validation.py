@@ -1,10 +1,10 @@
-"""Is this folder an adapter that can be served on this base? All reasons why not, each with what to do.
+"""Validation: can this folder be served as an adapter on this base? Reports every reason why not, each with a fix.
 
-Stands between receiving files and storing them: `storage` copies first and this module judges the copy, so what was
-judged is what is kept. Order: files, config, header, names and shapes, and only then the tensors' values. Nothing is
-executed and nothing but safetensors is read.
+`content_store` copies the files first and this module checks the copy, so the checked bytes are the stored bytes. The
+order is files, config, header, names and shapes, and only then the tensors' values. Nothing is executed, and only
+safetensors files are read.
 
-Content hash of an adapter: ``sha256(normalised config bytes + hex sha256 of adapter_model.safetensors)``, so that the
+The content hash of an adapter is ``sha256(normalised config bytes + hex sha256 of adapter_model.safetensors)``. So the
 same training result has the same version, however its config was written.
 """
 
@@ -53,18 +53,18 @@ _MISSING_FIX = f"An adapter is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, a
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """What validation found out about an adapter.
+    """Facts about a valid adapter.
 
     Attributes:
         rank: Largest rank of any module.
         alpha: `lora_alpha` of the config.
         target_modules: Short names of the adapted modules, sorted.
         size_bytes: Size of the weights' file.
-        sha256: Content hash, see the module's docstring.
+        sha256: Content hash: SHA-256 of the normalised config and the weights' SHA-256.
         base_model: The base that the config names, without host paths; may be empty.
-        config: The normalised config that the store keeps.
+        config: The normalised config for the store.
         weights_sha256: SHA-256 of the weights' file.
-        warnings: What is unusual but served.
+        warnings: What is unusual but can be served.
     """
 
     rank: int
@@ -79,7 +79,7 @@ class AdapterFacts:
 
 
 def check_listing(source: SourceFolder, limits: AdapterLimits) -> list[Problem]:
-    """What is wrong with the names of the files in a folder. Subfolders and harmless documents are ignored."""
+    """Return the problems with the names of a folder's files. Subfolders and harmless documents are ignored."""
     entries = source.entries(limits.max_archive_files)
     if len(entries) > limits.max_archive_files:
         fix = "Give the adapter's own folder."
@@ -102,7 +102,7 @@ def check_listing(source: SourceFolder, limits: AdapterLimits) -> list[Problem]:
 def validate_adapter(
     folder: Path, base: BaseSpec | None, limits: AdapterLimits, *, found: Sequence[Problem] = ()
 ) -> AdapterFacts:
-    """Check the adapter in `folder`; `found` are problems known already, reported with the rest.
+    """Check the adapter in `folder`; `found` are known problems, which are reported with the others.
 
     Without a `base`, modules and shapes are only checked against the config. Raises InvalidAdapter with all problems.
     """
@@ -115,7 +115,7 @@ def validate_adapter(
 
 
 class _Validation:
-    """One run over one folder; `problems` grows as it goes."""
+    """One validation of one folder; collects problems as it goes."""
 
     def __init__(self, base: BaseSpec | None, limits: AdapterLimits, problems: list[Problem]) -> None:
         self._base = base
@@ -157,10 +157,10 @@ class _Validation:
             self._problems.append(Problem(name, "is missing", _MISSING_FIX))
             return None
         except NotRegular as error:
-            self._problems.append(Problem(name, str(error), "Put the file itself there; links are not followed."))
+            self._problems.append(Problem(name, str(error), "Put a regular file there; links are not followed."))
             return None
         except OSError as error:
-            self._problems.append(Problem(name, error.strerror or str(error), "Make it readable for the server."))
+            self._problems.append(Problem(name, error.strerror or str(error), "Make it readable by the server."))
             return None
         size_bytes = os.fstat(stream.fileno()).st_size
         if size_bytes <= max_bytes:
@@ -178,18 +178,18 @@ class _Validation:
             settings, problems = read_config(stream.read(self._limits.max_config_bytes))
         self._problems.extend(problems)
         if settings is not None and self._base_warnings(settings) and not self._limits.allow_other_base_name:
-            fix = "Register it at the gateway of its own base."
+            fix = "Register it with the gateway that serves its base."
             self._problems.append(Problem(CONFIG_FILE, self._base_warnings(settings)[0], fix))
         return settings
 
     def _base_warnings(self, settings: LoraSettings) -> tuple[str, ...]:
-        """One text if the adapter names another base than ours, compared by the last part of the name."""
+        """Return a warning if the adapter names another base; only the last part of the name is compared."""
         if self._base is None or not settings.base_model:
             return ()
         theirs, ours = (name.rpartition("/")[2].lower() for name in (settings.base_model, self._base.name))
         if theirs == ours:
             return ()
-        return (f"the adapter names the base {quote(settings.base_model)}, this library's is {quote(self._base.name)}",)
+        return (f"the adapter names the base {quote(settings.base_model)}; this library's is {quote(self._base.name)}",)
 
     def _read_header(self, weights: BinaryIO, size_bytes: int) -> tuple[TensorEntry, ...]:
         try:
@@ -205,7 +205,7 @@ class _Validation:
     def _check_modules(
         self, settings: LoraSettings | None, pairs: Mapping[str, LoraPair]
     ) -> tuple[dict[str, int] | None, dict[str, float]]:
-        """Ranks and alphas per module of the file, after comparing the file's modules with the config's and base's."""
+        """Compare the file's modules with those of config and base; returns the rank and alpha of each module."""
         ranks: dict[str, int] | None = None
         alphas: dict[str, float] = {}
         if settings is not None:
@@ -221,7 +221,7 @@ class _Validation:
         return ranks or None, alphas
 
     def _check_selection(self, settings: LoraSettings, pairs: Mapping[str, LoraPair]) -> None:
-        """The file must hold exactly the modules that the config selects in the base."""
+        """Check that the file holds exactly the modules that the config selects in the base."""
         if settings.rule is None:
             return
         known = set(self._base.modules) if self._base else set(pairs)

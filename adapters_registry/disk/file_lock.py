@@ -1,7 +1,7 @@
-"""A lock between processes on one machine: many registrations at once, or one removal.
+"""A lock between processes on one machine: many concurrent registrations, or one removal.
 
-An flock, which the kernel drops when its holder dies. Taken without blocking and tried again, because a thread that
-waits inside flock could not be cancelled.
+It is an flock, which the kernel releases when its holder dies. It is polled without blocking, because a thread that
+waits inside flock cannot be cancelled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _RETRY_S = 0.02
 
 @asynccontextmanager
 async def file_lock(path: Path, *, exclusive: bool) -> AsyncIterator[None]:
-    """Hold the lock on `path`, shared or alone. Waits as long as it takes; cancelling is safe."""
+    """Hold the lock on `path`, shared or exclusive. Waits without limit; cancelling is safe."""
     with storage_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH

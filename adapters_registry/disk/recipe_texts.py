@@ -1,8 +1,8 @@
 """Long recipes by the hash of their text, so that a request can carry the hash instead.
 
-    <root>/.recipes/<16 hex digits>      the canonical text; never changes, made whole or not at all
+    <root>/.recipes/<16 hex digits>      the canonical text; immutable, written completely or not at all
 
-The gateway writes, every replica on the same store reads. Blocks, but for what is remembered.
+The gateway writes; every replica on the same store reads. Calls block unless the text is in memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 class RecipeTexts:
-    """The texts below the root of the adapters' store. Raises StorageFull and StorageUnwritable."""
+    """The recipe texts below the root of the adapters' store. Raises StorageFull and StorageUnwritable."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -30,11 +30,11 @@ class RecipeTexts:
         self._known: OrderedDict[str, str] = OrderedDict()
 
     def knows(self, digest: str) -> bool:
-        """Whether a text is remembered, so that `get` and `put` need not touch the disk."""
+        """Return whether a text is in memory, so that `get` and `put` do not touch the disk."""
         return digest in self._known
 
     def put(self, text: str) -> str:
-        """Keep a text; returns its digest. Durable when this returns."""
+        """Store a text; returns its digest. Durable when this returns."""
         digest = _digest_of(text)
         if digest in self._known:
             return digest
@@ -50,7 +50,7 @@ class RecipeTexts:
         return digest
 
     def get(self, digest: str) -> str | None:
-        """The text of a digest, or None if there is none or it is damaged."""
+        """Return the text of a digest, or None if it is missing or damaged."""
         if digest in self._known:
             return self._known[digest]
         if _DIGEST.fullmatch(digest) is None:
@@ -71,5 +71,5 @@ class RecipeTexts:
 
 
 def _digest_of(text: str) -> str:
-    """As the recipe language has it (``digest_of``), which this leaf package cannot import."""
+    """Hash a text like ``digest_of`` of the recipe language, which this leaf package cannot import."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,6 +1,6 @@
-"""Careful file work: opening what others own without being led elsewhere, copying with a hash, making writes durable.
+"""Careful file handling: open untrusted folders without following links, copy with a hash, make writes durable.
 
-Used by validation, archives and storage. Everything here blocks and belongs in a worker thread.
+Every function blocks; call them in a worker thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNWRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR})
 
 
 class NotRegular(Exception):
-    """A path is not what it must be (a real folder, a regular file). The text says what it is instead."""
+    """A path is not a real folder or a regular file, as required. The text says what it is."""
 
 
 class TooLarge(Exception):
@@ -33,9 +33,9 @@ class TooLarge(Exception):
 
 
 class SourceFolder:
-    """A folder of somebody else's, held open so that it cannot be swapped while we read it.
+    """An untrusted folder, held open so that it cannot be swapped while it is read.
 
-    Only regular files directly in it can be opened: no links, devices, pipes. Raises NotRegular or OSError.
+    Only regular files directly inside can be opened: no links, devices or pipes. Raises NotRegular or OSError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,7 +50,7 @@ class SourceFolder:
             raise
 
     def entries(self, limit: int) -> list[tuple[str, bool]]:
-        """(name, is a folder) of at most `limit` + 1 entries, sorted."""
+        """Return (name, is a folder) of at most `limit` + 1 entries, sorted."""
         found: list[tuple[str, bool]] = []
         with os.scandir(self._descriptor) as scan:
             for entry in scan:
@@ -61,7 +61,7 @@ class SourceFolder:
 
     def open(self, name: str) -> BinaryIO:
         """Open one regular file for reading."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # NONBLOCK: a pipe must not hang us
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # NONBLOCK: opening a pipe must not hang
         try:
             descriptor = os.open(name, flags, dir_fd=self._descriptor)
         except OSError as error:
@@ -76,7 +76,7 @@ class SourceFolder:
         return os.fdopen(descriptor, "rb")
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Close the folder."""
         os.close(self._descriptor)
 
     def __enter__(self) -> Self:
@@ -114,13 +114,13 @@ def write_new(target: Path, content: bytes) -> None:
 
 
 def flush(sink: BinaryIO) -> None:
-    """Everything written to `sink` is on disk when this returns."""
+    """Flush everything written to `sink` to disk."""
     sink.flush()
     os.fsync(sink.fileno())
 
 
 def digest(stream: BinaryIO, read: Callable[[int], None] = lambda num_bytes: None) -> str:
-    """SHA-256, in hex, of what is left in `stream`; `read` is told the bytes as they are read."""
+    """Return the SHA-256, in hex, of the rest of `stream`; `read` is called with the number of bytes of each read."""
     result = hashlib.sha256()
     while chunk := stream.read(CHUNK_BYTES):
         result.update(chunk)
@@ -129,9 +129,9 @@ def digest(stream: BinaryIO, read: Callable[[int], None] = lambda num_bytes: Non
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside `path` and rename it, so that an end at any moment leaves the old one or the new one.
+    """Write a file beside `path` and rename it, so that a crash leaves either the old file or the new one.
 
-    The new one is durable when this returns.
+    The new file is durable when this returns.
     """
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
     try:
@@ -145,7 +145,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def publish_folder(folder: Path, target: Path) -> None:
-    """Flush everything in `folder` and rename it to `target`, which must not exist: there is all of it, or nothing."""
+    """Flush everything in `folder` and rename it to `target`, which must not exist; atomic."""
     for path in (*folder.rglob("*"), folder):
         fsync_path(path)
     folder.rename(target)
@@ -153,7 +153,7 @@ def publish_folder(folder: Path, target: Path) -> None:
 
 
 def fsync_path(path: Path) -> None:
-    """Make a file's content, or what was created, renamed and removed inside a folder, durable."""
+    """Make a file's content durable, or a folder's creations, renames and removals."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -162,14 +162,14 @@ def fsync_path(path: Path) -> None:
 
 
 def sha256_of(file: Path, read: Callable[[int], None] = lambda num_bytes: None) -> str:
-    """SHA-256 of a file of ours, in hex; `read` as for `digest`."""
+    """Return the SHA-256 of a trusted file, in hex; `read` as for `digest`."""
     with file.open("rb") as stream:
         return digest(stream, read)
 
 
 @contextmanager
 def storage_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn "no space" and "not writable" from the file system into our errors; other errors pass."""
+    """Translate "no space" and "not writable" from the file system to registry errors; other errors pass."""
     try:
         yield
     except OSError as error:

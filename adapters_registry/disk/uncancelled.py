@@ -1,4 +1,4 @@
-"""Steps that are not left half done when their caller is cancelled."""
+"""Run work to completion although its caller is cancelled."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`; a cancellation is raised only when it has ended, so that nothing goes on behind one's back.
+async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`; re-raise a cancellation once `work` has finished, so that no work outlives its caller.
 
-    Who is cancelled a second time does not wait any longer; `work` goes to its end all the same.
+    A second cancellation stops the wait; `work` still runs to completion.
     """
     running = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        running.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else will look
+        # No other code retrieves the exception, and asyncio would warn.
+        running.add_done_callback(lambda done: done.cancelled() or done.exception())
         if not running.done():
             await asyncio.wait([running])
         raise
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As `asyncio.to_thread`, to its end."""
-    return await to_its_end(asyncio.to_thread(work, *args, **kwargs))
+    """Like `asyncio.to_thread`, but run to completion."""
+    return await run_to_completion(asyncio.to_thread(work, *args, **kwargs))

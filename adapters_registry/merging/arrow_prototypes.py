@@ -6,9 +6,9 @@ B A itself is never formed. With the thin decompositions Aᵀ = Q_a R_a and B = 
 
     B A = Q_b (R_b R_aᵀ) Q_aᵀ,
 
-so v = Q_a v', where v' (r,) is the top right singular vector of the small core R_b R_aᵀ (r, r). Exact but for
-rounding, in float64, at a cost of O((d_in + d_out) r²) a module. The sign of v is arbitrary, and the score |xᵀv|
-does not see it; alpha and rank do not change the direction. Source: Ostapenko et al. 2024, "Towards Modular LLMs by
+so v = Q_a v', where v' (r,) is the top right singular vector of the small core R_b R_aᵀ (r, r). The result is exact up
+to float64 rounding; the cost is O((d_in + d_out) r²) per module. The sign of v is arbitrary and does not affect the
+score |xᵀv|; alpha and rank do not change the direction. Source: Ostapenko et al. 2024, "Towards Modular LLMs by
 Building and Reusing a Library of LoRAs", and the small-core SVD of its code (mttl, ``ArrowTransform``).
 """
 
@@ -29,7 +29,7 @@ _MAX_HEADER_BYTES = 100 * 2**20
 
 
 def top_right_singular_vector(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    """The unit vector v of shape (d_in,) that B A stretches most; zeros if B A is zero.
+    """Return the unit vector v of shape (d_in,) that B A amplifies most; zeros if B A is zero.
 
     Args:
         a: Shape (r, d_in), any float dtype.
@@ -44,13 +44,13 @@ def top_right_singular_vector(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.fl
 
 
 def prototypes_of(weights: Path) -> Mapping[str, NDArray[np.float32]]:
-    """Prototypes, each of shape (d_in,), by the base's module names, of a validated ``adapter_model.safetensors``."""
+    """Return the prototypes, each (d_in,), by module name, of a validated ``adapter_model.safetensors``."""
     factors = read_factors(weights)
     return {module: top_right_singular_vector(a, b).astype(np.float32) for module, (a, b) in factors.items()}
 
 
 def read_factors(weights: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """A (r, d_in) and B (d_out, r) of every module of a validated ``adapter_model.safetensors``."""
+    """Return A (r, d_in) and B (d_out, r) of every module of a validated ``adapter_model.safetensors``."""
     found: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     with weights.open("rb") as stream:
         entries = read_header(stream, weights.stat().st_size, _MAX_HEADER_BYTES)
@@ -61,7 +61,7 @@ def read_factors(weights: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[
 
 
 def encode(prototypes: Mapping[str, NDArray[np.float32]]) -> bytes:
-    """The prototypes as a safetensors file."""
+    """Encode prototypes as a safetensors file."""
     encoded: bytes = save(dict(prototypes), metadata={"artefact": "arrow prototypes", "version": "1"})
     return encoded
 

@@ -1,6 +1,6 @@
-"""Composed adapters: several stored adapters merged into one PEFT folder, for servers that execute one LoRA a request.
+"""Composed adapters: several stored adapters merged into one PEFT folder, for servers that run one LoRA per request.
 
-Also for merge formulas other than the exact weighted sum, which the engine's plugin computes by itself. Blocks.
+They also serve for merge formulas other than the exact weighted sum, which the engine's plugin computes itself. Blocks.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def compose(
     Args:
         sources: Stored folders with normalised configs, each with its weight.
         target: The folder to write; it must not exist.
-        method: See `adapters_registry.merging.formulas`.
-        options: As there.
-        max_rank: Largest rank that the engine takes.
+        method: A formula of `adapters_registry.merging.formulas`.
+        options: Options of that formula.
+        max_rank: Largest rank that the engine accepts.
 
     Raises:
         CannotMerge: The sources cannot be merged this way, or the result's rank is too large.
@@ -68,7 +68,7 @@ def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _config(merged: Mapping[str, tuple[Any, Any]], rank: int, base_models: set[Any]) -> dict[str, Any]:
-    """A config with scaling 1 in every module: alpha is the rank."""
+    """Return a config with scaling 1 in every module: alpha equals the rank."""
     other = {re.escape(module): len(a) for module, (a, _) in merged.items() if len(a) != rank}
     return {
         "peft_type": "LORA",

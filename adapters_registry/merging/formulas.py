@@ -6,15 +6,15 @@ With sources (A_i, B_i, scaling s_i, weight w_i); the result's scaling is 1. ΔW
     svd              best approximation of Σ w_i ΔW_i             of a rank to choose; exact from Σ r_i on
     ab_linear        A' = Σ w_i A_i, B' = Σ w_i s_i B_i           LoraHub, LoraRetriever's fusion, mttl
     sqrt_linear      A' = Σ ±√(|w_i| s_i) A_i, B' = Σ √(|w_i| s_i) B_i        PEFT's ``linear``
-    magnitude_prune  as sqrt_linear, of each A_i and B_i only the largest entries, a share `density`
-    ties             as before, but where signs disagree only the majority's, and their mean (TIES-Merging)
-    dare             as sqrt_linear, a random share `density` of the entries kept and scaled by 1/density (DARE)
-    dare_ties        DARE's choice of entries, TIES' agreement on signs
+    magnitude_prune  as sqrt_linear, keeping a share `density` of largest entries of each A_i and B_i
+    ties             as magnitude_prune, but the mean over entries of the majority sign (TIES-Merging)
+    dare             as sqrt_linear, keeping a random share `density` of entries, scaled by 1/density (DARE)
+    dare_ties        DARE's choice of entries, TIES' majority sign
 
-All but the first two need sources of equal rank and merge A and B each by itself, so that products of one source's B
-and another's A appear; that is how PEFT and the papers' own code do it. A module that a source does not adapt is
-merged from the others. Formulas as in PEFT's ``add_weighted_adapter`` and ``merge_utils``, without its faults with
-rsLoRA sources.
+All but the first two need sources of equal rank and merge A and B separately, so that products of one source's B and
+another's A appear; PEFT and the papers' own code do the same. A module that a source does not adapt is merged from the
+others. The formulas are those of PEFT's ``add_weighted_adapter`` and ``merge_utils``, without its errors with rsLoRA
+sources.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Factors:
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """What the methods need beside weights.
+    """Options of the merge formulas.
 
     Attributes:
-        rank: Of the result, for ``svd``; None is the largest of the sources.
-        density: Share of the entries that is kept, for ``magnitude_prune``, ``ties``, ``dare`` and ``dare_ties``.
-        seed: Of the random choice of ``dare`` and ``dare_ties``.
+        rank: Rank of the result of ``svd``; None means the largest rank of the sources.
+        density: Share of entries that ``magnitude_prune``, ``ties``, ``dare`` and ``dare_ties`` keep.
+        seed: Seed of the random choice of ``dare`` and ``dare_ties``.
     """
 
     rank: int | None = None
@@ -59,10 +59,10 @@ class MergeOptions:
 def merge(
     modules: Mapping[str, Sequence[Factors]], method: Method, options: MergeOptions
 ) -> dict[str, tuple[Array, Array]]:
-    """The merged (A, B) of every module; scaling 1.
+    """Return the merged (A, B) of every module; their scaling is 1.
 
     Raises:
-        CannotMerge: The method needs equal ranks, or an option is out of its range.
+        CannotMerge: The method needs equal ranks, or an option is out of range.
     """
     if options.rank is not None and options.rank < 1:
         raise CannotMerge(f"rank {options.rank} is below 1")
@@ -92,7 +92,7 @@ def _exact(sources: Sequence[Factors]) -> tuple[Array, Array]:
 
 
 def _svd(sources: Sequence[Factors], rank: int) -> tuple[Array, Array]:
-    """Truncated singular value decomposition of the sum, through its small core; the sum itself is never formed."""
+    """Truncate the sum's singular value decomposition, by its small core; the sum itself is never formed."""
     a, b = _exact(sources)
     q_a, r_a = np.linalg.qr(a.T)
     q_b, r_b = np.linalg.qr(b)
@@ -125,7 +125,7 @@ def _sum(tensors: Sequence[Array], weights: Array) -> Array:
 
 
 def _largest(tensor: Array, density: float) -> Array:
-    """The `density` share of entries that are largest in magnitude; the others are 0."""
+    """Keep the `density` share of entries with the largest magnitude; zero the others."""
     num_kept = int(density * tensor.size)
     if num_kept >= tensor.size:
         return tensor
@@ -135,12 +135,12 @@ def _largest(tensor: Array, density: float) -> Array:
 
 
 def _random(tensor: Array, density: float, rng: np.random.Generator) -> Array:
-    """A random `density` share of the entries, scaled so that the expected value stays."""
+    """Keep a random `density` share of the entries, scaled to preserve the expected value."""
     return np.where(rng.random(tensor.shape) < density, tensor / density, 0.0)
 
 
 def _agreed(tensors: Sequence[Array], weights: Array) -> Array:
-    """Mean of the weighted entries whose sign is that of the sum over all sources."""
+    """Average the weighted entries whose sign equals that of the sum over all sources."""
     stacked = np.stack(tensors)
     majority = np.where(stacked.sum(axis=0) >= 0, 1.0, -1.0)
     agrees = np.sign(stacked) == majority

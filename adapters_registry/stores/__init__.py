@@ -1,1 +1,1 @@
-"""Where records are kept: the protocols (`base`) and their SQL implementation (`sql`)."""
+"""Storage of records: the protocols (`base`) and their SQL implementation (`sql`)."""

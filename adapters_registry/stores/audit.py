@@ -1,4 +1,4 @@
-"""What every change leaves behind: a line in the audit and a higher revision, in the same transaction."""
+"""The trace of every change: an audit entry and a higher revision, in the same transaction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def note_change(
     states: tuple[str | None, str | None] = (None, None),
     reason: str = "",
 ) -> None:
-    """Record that `actor` did `action` to `subject`, and raise the library's revision."""
+    """Record that `actor` did `action` to `subject`, and increase the library's revision."""
     who = actor.replace("\0", "")[:_MAX_ACTOR_CHARS]
     why = reason.replace("\0", "")[:_MAX_REASON_CHARS]
     line = {"at": now, "actor": who, "action": action, "subject": subject, "reason": why}

@@ -1,7 +1,7 @@
-"""The seams to whatever keeps the records. All methods are async and raise only errors of `adapters_registry.errors`.
+"""Protocols of the record stores. All methods are async and raise only errors of `adapters_registry.errors`.
 
-Every change is one transaction that also raises the library's revision, so that other gateways on the same database see
-by one cheap number that they must read again. A method has returned only when its change is durable.
+Every change is one transaction that also increases the library's revision. Other gateways on the same database poll
+that number to learn that they must read again. A method returns only when its change is durable.
 """
 
 from __future__ import annotations
@@ -102,26 +102,26 @@ class AdapterStore(Protocol):
 
 
 class UsageStore(Protocol):
-    """What keys have used. Exact, however many gateways count at once."""
+    """Usage of keys; exact, however many gateways count at once."""
 
     async def reserve(self, key_id: str, limits: KeyLimits, tokens: int, now: datetime) -> Reservation:
-        """Count a request with so many tokens; raises `OverLimit` or `TooManyAtOnce`, and then has counted nothing."""
+        """Count a request with up to `tokens` tokens. Raises `OverLimit` or `TooManyAtOnce` and then counts nothing."""
         ...
 
     async def settle(self, reservation: Reservation, tokens: int, cost: float) -> None:
-        """Say what a request took in the end; once for each reservation. Its place is free even if this raises."""
+        """Record a request's actual usage, once per reservation. Its concurrency slot is free even if this raises."""
         ...
 
     async def used(self, key_id: str, limits: KeyLimits, now: datetime) -> tuple[Used, ...]:
-        """What was used in each window that has a limit."""
+        """Return the usage in each window that has a limit."""
         ...
 
 
 class RunningReader(Protocol):
-    """What runs now."""
+    """Counts of running requests."""
 
     async def under_way(self, key_id: str) -> int:
-        """Requests of a key with `max_concurrency` that are under way, over all gateways that were seen lately."""
+        """Return the running requests of a key with `max_concurrency`, over all gateways seen recently."""
         ...
 
 
@@ -129,49 +129,49 @@ class KeyStore(Protocol):
     """API keys, without their secrets."""
 
     async def add(self, key: KeyRecord, *, actor: str = "") -> KeyRecord:
-        """Keep a new key. Raises NameTaken if its id is used."""
+        """Store a new key. Raises NameTaken if its id is used."""
         ...
 
     async def find(self, key_id: str) -> KeyRecord | None:
-        """A key by its id, usable or not."""
+        """Return a key by its id, usable or not."""
         ...
 
     async def list(self) -> tuple[KeyRecord, ...]:
-        """All keys, oldest first, also revoked ones."""
+        """Return all keys, including revoked ones, oldest first."""
         ...
 
     async def replace_secret(self, key_id: str, digest: str, *, actor: str = "") -> KeyRecord:
-        """Give a key another secret; the old one ends with that. Raises KeyNotFound, also for a revoked key."""
+        """Replace a key's secret; the old secret stops working at once. Raises KeyNotFound, also for a revoked key."""
         ...
 
     async def revoke(self, key_id: str, *, actor: str = "") -> KeyRecord:
-        """Make a key unusable for good; again is no error. Raises KeyNotFound."""
+        """Revoke a key permanently; idempotent. Raises KeyNotFound."""
         ...
 
 
 class DecisionStore(Protocol):
-    """What was decided for requests. Written behind their backs, so that a loss of power may take the last seconds."""
+    """Decisions for requests. Written asynchronously, so that a loss of power may lose the last seconds."""
 
     async def add(self, decisions: Sequence[DecisionRecord]) -> None:
-        """Keep decisions, all or none of them."""
+        """Store decisions, all or none of them."""
         ...
 
     async def recent(self, query: DecisionQuery) -> DecisionPage:
-        """Those that are wanted, newest first, with their feedback."""
+        """Return the decisions that match, newest first, with their feedback."""
         ...
 
     async def prune(self, before: datetime, most: int) -> int:
-        """Forget the oldest decisions and opinions of before, at most so many of each; returns how many went."""
+        """Delete the oldest decisions and feedback before a time, at most `most` of each; returns how many."""
         ...
 
 
 class FeedbackStore(Protocol):
-    """What callers thought of answers."""
+    """Callers' feedback on answers."""
 
     async def rate(self, feedback: Feedback) -> tuple[DecisionRecord, bool] | None:
-        """Keep an opinion instead of an earlier one of the same request.
+        """Store feedback, replacing earlier feedback on the same request.
 
-        Returns the newest decision with that request id of that key and whether this is its first opinion; None, with
-        nothing kept, if there is no such decision.
+        Returns the key's newest decision with that request id and whether this is its first feedback; None, with
+        nothing stored, if there is no such decision.
         """
         ...

@@ -1,8 +1,8 @@
-"""One database, SQLite or PostgreSQL: connections, transactions that try again, and the schema's migrations.
+"""One database, SQLite or PostgreSQL: connections, transactions with retries, and schema migrations.
 
 Writers take turns: on SQLite by ``BEGIN IMMEDIATE``, on PostgreSQL by locking the library's row first. A writing
-transaction therefore never fails for having read something stale. SQLite runs with WAL, foreign keys and full
-synchronisation: when a write has returned, it survives a loss of power.
+transaction therefore never fails because it read stale data. SQLite runs with WAL, foreign keys and full
+synchronisation: a write that has returned survives a loss of power.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from adapters_registry.disk.uncancelled import to_its_end
+from adapters_registry.disk.uncancelled import run_to_completion
 from adapters_registry.errors import DatabaseBroken, DatabaseBusy
 from adapters_registry.stores.database_errors import translate
 from adapters_registry.stores.tables import library
@@ -35,7 +35,7 @@ _MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 _SQLITE = frozenset({"sqlite", "sqlite+aiosqlite"})
 _WRITES = "moergate_writes"
 _NUMBERED = re.compile(r"\$([0-9]+)")
-_ADVISORY_LOCK = 0x6D6F6572  # any number that is ours
+_ADVISORY_LOCK = 0x6D6F6572  # arbitrary, but fixed for Moergate
 _INSERTS: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _FIRST_PAUSE_S = 0.05
 _DRIVERS = {
@@ -48,8 +48,8 @@ _DRIVERS = {
 class Database:
     """A database that holds one library.
 
-    `url` is ``sqlite:///file`` or ``postgresql://…``, with or without the async driver's name. A transaction that finds
-    the database locked waits up to `busy_timeout_s` and is tried `max_attempts` times before DatabaseBusy is raised.
+    `url` is ``sqlite:///file`` or ``postgresql://…``, with or without the async driver's name. A transaction waits up
+    to `busy_timeout_s` for a locked database and is tried `max_attempts` times; then it raises DatabaseBusy.
     """
 
     def __init__(self, url: str, *, busy_timeout_s: float = 5.0, max_attempts: int = 3) -> None:
@@ -66,18 +66,18 @@ class Database:
         self._place = Path(parsed.database or ".")
         self._busy_timeout_s = busy_timeout_s
         self._max_attempts = max_attempts
-        self._turn = asyncio.Lock()  # writers of this process queue here, in order, instead of polling SQLite's lock
+        self._turn = asyncio.Lock()  # writers of this process queue here in order, instead of polling SQLite's lock
         if self._is_sqlite:
             for engine, synchronous in ((self._engine, "FULL"), (self._unsynced, "NORMAL")):
                 sa.event.listen(engine.sync_engine, "connect", partial(self._set_up_sqlite, synchronous=synchronous))
                 sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
 
     async def read(self, work: Work[Result]) -> Result:
-        """Run `work` in a transaction that only reads and sees one moment of the database."""
+        """Run `work` in a read-only transaction that sees one moment of the database."""
         return await self._attempt(work, write=False)
 
     async def write(self, work: Work[Result]) -> Result:
-        """Run `work` alone among writers; what it did is durable when this returns. `work` may run again."""
+        """Run `work` as the only writer; its changes are durable when this returns. `work` may be retried."""
 
         async def locked(connection: AsyncConnection) -> Result:
             await connection.execute(sa.select(library.c.revision).with_for_update())
@@ -87,9 +87,9 @@ class Database:
             return await self._attempt(locked, write=True)
 
     async def count(self, work: Work[Result]) -> Result:
-        """Run `work`, which changes rows that are not the library's, and only by statements that may meet others'.
+        """Run `work`, which changes only rows outside the library, by statements that tolerate concurrent ones.
 
-        What it did survives the end of every process, but not for certain a loss of power: nobody waits for the disk.
+        Its changes survive the end of every process, but perhaps not a loss of power: this does not wait for the disk.
         """
 
         async def unsynced(connection: AsyncConnection) -> Result:
@@ -97,19 +97,19 @@ class Database:
                 await connection.execute(sa.text("SET LOCAL synchronous_commit = off"))
             return await work(connection)
 
-        if self._is_sqlite:  # one writer at a time, whatever is written
+        if self._is_sqlite:  # one writer at a time, for any table
             async with self._turn:
                 return await self._attempt(unsynced, write=True, engine=self._unsynced)
         return await self._attempt(unsynced, write=True)
 
     async def migrate(self) -> None:
-        """Bring the schema up to date; several processes may do so at once. Raises DatabaseBroken if it is damaged."""
+        """Update the schema; several processes may do so at once. Raises DatabaseBroken if the database is damaged."""
 
         async def work(connection: AsyncConnection) -> None:
             if self._is_sqlite:
                 verdict = (await connection.execute(sa.text("PRAGMA quick_check(1)"))).scalar_one()
                 if verdict != "ok":
-                    raise DatabaseBroken("its integrity check fails")
+                    raise DatabaseBroken("its integrity check failed")
             else:
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
             await connection.run_sync(_upgrade)
@@ -126,8 +126,8 @@ class Database:
         pause_s = _FIRST_PAUSE_S
         for attempt in range(1, self._max_attempts + 1):
             try:
-                # half of one would leave the database locked; its end comes soon, as locks are waited for with a bound
-                return await to_its_end(self._transact(work, engine or self._engine, write=write))
+                # An interrupted migration would leave the database locked. It ends soon: waits for locks are bounded.
+                return await run_to_completion(self._transact(work, engine or self._engine, write=write))
             except DatabaseBusy:
                 if attempt == self._max_attempts:
                     raise
@@ -164,15 +164,15 @@ class Database:
 
 
 def insertion(connection: AsyncConnection, table: sa.Table) -> Any:
-    """An insertion of the connection's own kind, which can say what to do about a row that is there already."""
+    """Return an insert of the connection's dialect, which supports ON CONFLICT."""
     return _INSERTS[connection.dialect.name](table)
 
 
 async def insert_rows(connection: AsyncConnection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
-    """Insert rows, all of the same columns, by one statement.
+    """Insert rows with equal columns by one statement.
 
-    SQLAlchemy's own insertion of many rows names every value of every row, and SQLite's driver gives the interpreter
-    lock away and waits for it once a statement: row by row that costs more than the writing.
+    SQLAlchemy's own multi-row insert names every value of every row. SQLite's driver releases and reacquires the
+    interpreter lock once per statement; row by row, that costs more than the write.
     """
     columns = tuple(rows[0])
     head, group, processors = _insertion_of(connection.dialect, table, columns)
@@ -187,7 +187,7 @@ async def insert_rows(connection: AsyncConnection, table: sa.Table, rows: Sequen
 def _insertion_of(
     dialect: sa.Dialect, table: sa.Table, columns: tuple[str, ...]
 ) -> tuple[str, str, list[tuple[int, Callable[[Any], Any]]]]:
-    """An insertion's text before the values and that of one row's, and by place in a row what makes a value SQL's."""
+    """Return an insert's text before the values, the text of one row, and each column's value processor."""
     text = str(sa.insert(table).inline().values(dict.fromkeys(columns)).compile(dialect=dialect))
     head, values, group = text.partition(" VALUES ")
     processors = [table.c[column].type.dialect_impl(dialect).bind_processor(dialect) for column in columns]
@@ -195,12 +195,12 @@ def _insertion_of(
 
 
 def _renumbered(group: str, first: int) -> str:
-    """A row's placeholders, of which PostgreSQL's bear numbers, as those after the first `first`."""
+    """Shift the numbers of a row's placeholders (PostgreSQL numbers them) by `first`."""
     return _NUMBERED.sub(lambda found: f"${int(found[1]) + first}", group) if "$" in group else group
 
 
 def _bounded(wait_s: float) -> dict[str, Any]:
-    """PostgreSQL's own limits: nobody waits for ever for a lock of a gateway that has frozen or lost its network."""
+    """Return PostgreSQL's own limits: no client waits forever for a lock of a frozen or disconnected gateway."""
     lock_ms = str(int(wait_s * 1000))
     idle_ms = str(int(wait_s * 4000))
     return {
@@ -210,17 +210,17 @@ def _bounded(wait_s: float) -> dict[str, Any]:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    """Writers take SQLite's write lock at once: upgrading a reading transaction could fail half-way."""
+    """Take SQLite's write lock at the start of a writing transaction; upgrading a reading one could fail half-way."""
     writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _upgrade(connection: sa.Connection) -> None:
-    """Run Alembic inside the open transaction, so that a migration happens as a whole or not at all."""
+    """Run Alembic inside the open transaction, so that a migration is atomic."""
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")
     except CommandError:
-        raise DatabaseBroken("it was made by a newer release; use that release or a database of its own") from None
+        raise DatabaseBroken("it was made by a newer release; use that release or a separate database") from None

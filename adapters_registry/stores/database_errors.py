@@ -1,4 +1,4 @@
-"""Errors of databases, told apart by code (never by message) and turned into ours.
+"""Errors of databases, classified by code (never by message) and translated to registry errors.
 
 SQLite's result codes: https://www.sqlite.org/rescode.html. PostgreSQL's SQLSTATE classes: appendix A of its manual.
 """
@@ -27,11 +27,11 @@ _PG_BUSY_CLASSES = ("08", "40", "53", "55", "57")
 """Connection lost, transaction rolled back, no resources, object in use, operator intervention."""
 _PG_DISK_FULL = "53100"
 _PG_INTERRUPTED = "InternalClientError"
-"""asyncpg's, where the server has ended a connection between two statements: the second finds the last words of it."""
+"""asyncpg's code when the server closed the connection between two statements; the second statement gets it."""
 
 
 def translate(error: BaseException, place: Path) -> RegistryError | None:
-    """Our error for one of the database's, or None if it is not a fault of the database (a constraint, a bug)."""
+    """Translate a database's error; None if it is not a fault of the database (a constraint, a bug)."""
     if isinstance(error, RegistryError | IntegrityError):
         return None
     if isinstance(error, PoolTimeout):
@@ -43,7 +43,7 @@ def translate(error: BaseException, place: Path) -> RegistryError | None:
     if isinstance(sqlstate, str):
         return _from_sqlstate(sqlstate, place)
     if type(cause).__name__ == _PG_INTERRUPTED:
-        return DatabaseBusy("it broke off the connection")
+        return DatabaseBusy("it closed the connection")
     if isinstance(cause, OSError):
         return DatabaseBusy(f"it cannot be reached: {cause.strerror or type(cause).__name__}")
     if isinstance(error, DBAPIError):
@@ -72,6 +72,6 @@ def _from_sqlstate(sqlstate: str, place: Path) -> RegistryError | None:
         return StorageFull(place)
     if sqlstate.startswith(_PG_BUSY_CLASSES):
         return DatabaseBusy(f"SQLSTATE {sqlstate}")
-    if sqlstate.startswith("23"):  # integrity constraints are the store's business
+    if sqlstate.startswith("23"):  # the store handles integrity constraints
         return None
     return DatabaseBroken(f"SQLSTATE {sqlstate}")

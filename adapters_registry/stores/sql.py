@@ -1,6 +1,7 @@
 """`AdapterStore` on SQL. Statements are portable between SQLite and PostgreSQL.
 
-Every method is one transaction; writers are alone (see `database`), so what they read does not change under them.
+Every method is one transaction. Only one writer runs at a time (see `database`), so the rows it reads do not change
+during its transaction.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from adapters_registry.stores.base import AdapterStore
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.tables import adapters, audit, examples, library
 
-_MAX_IDS_PER_QUERY = 500  # SQLite bounds the number of parameters
+_MAX_IDS_PER_QUERY = 500  # SQLite limits the number of parameters
 
 _MADE_ROOM_FOR = {AdapterState.ACTIVE: AdapterState.DRAINING, AdapterState.CANARY: AdapterState.READY}
-"""States that only one version of a name is in, and what becomes of the one that was."""
+"""States that only one version of a name can have, and the next state of the version that leaves it."""
 
 _NEXT_TO_END = {
     AdapterState.REGISTERED: AdapterState.REJECTED,
@@ -212,7 +213,7 @@ async def _listed(connection: AsyncConnection, states: Sequence[AdapterState]) -
 
 
 async def _subjects_since(connection: AsyncConnection, number: int) -> frozenset[str] | None:
-    """What was changed after that number: ids of versions and of keys; None if too much to ask for one by one."""
+    """Return the ids of versions and keys changed after `number`; None if there are too many for one query."""
     query = sa.select(audit.c.subject).where(audit.c.id > number).distinct().limit(_MAX_IDS_PER_QUERY + 1)
     subjects = frozenset((await connection.execute(query)).scalars())
     return subjects if len(subjects) <= _MAX_IDS_PER_QUERY else None
@@ -235,7 +236,7 @@ async def _required_row(connection: AsyncConnection, name: str, version: str) ->
 
 
 async def _refuse_collision(connection: AsyncConnection, record: AdapterRecord) -> None:
-    """Engines tell contents apart by the first 8 digits, across all names."""
+    """Refuse a version whose first 8 digits another content has: engines identify contents by them, across names."""
     other = sa.select(adapters.c.name).where(adapters.c.version == record.version, adapters.c.sha256 != record.sha256)
     if (name := (await connection.execute(other.limit(1))).scalar()) is not None:
         why = f"{name}@{record.version} has other content with the same first digits; train or save it again."
@@ -243,7 +244,7 @@ async def _refuse_collision(connection: AsyncConnection, record: AdapterRecord) 
 
 
 async def _register(connection: AsyncConnection, record: AdapterRecord, change: Change, now: datetime) -> sa.Row[Any]:
-    """Have a row for the version; one that had left, or was rejected, begins anew."""
+    """Insert or update the version's row; one that was retired or rejected starts again."""
     await _refuse_collision(connection, record)
     existing = await _find_row(connection, record.name, record.version)
     record = await _with_tenant(connection, record)
@@ -261,9 +262,9 @@ async def _register(connection: AsyncConnection, record: AdapterRecord, change: 
 
 
 async def _with_tenant(connection: AsyncConnection, record: AdapterRecord) -> AdapterRecord:
-    """The record, of its name's tenant if its card does not say whose it is.
+    """Return the record with its name's tenant if its card does not name one.
 
-    That is the tenant of the same version if it is known, else of the active one, else of the newest.
+    The tenant is that of the same version if it is known, else of the active version, else of the newest.
     """
     if record.card.tenant is not None:
         return record
@@ -283,7 +284,7 @@ async def _move(
     now: datetime,
     **values: object,
 ) -> sa.Row[Any]:
-    """Take a version to a state, and whichever version is in the way out of it; the same state again is no change.
+    """Take a version to a state, and the version that held a unique state out of it. The same state is not a change.
 
     Raises WrongState if `TRANSITIONS` has no such step.
     """
@@ -338,7 +339,7 @@ async def _update(connection: AsyncConnection, adapter_id: int, now: datetime, *
 async def _update_description(
     connection: AsyncConnection, existing: sa.Row[Any], record: AdapterRecord, change: Change, now: datetime
 ) -> None:
-    """Card, examples and what becomes of a version that is registered again."""
+    """Update card, examples and publication of a version that is registered again."""
     card, publish = record.card.model_dump(), record.publish.model_dump()
     changed_examples = await _replace_examples(connection, existing.id, record.examples)
     if changed_examples or existing.card != card or (existing.publish or AT_ONCE.model_dump()) != publish:
@@ -347,7 +348,7 @@ async def _update_description(
 
 
 async def _replace_examples(connection: AsyncConnection, adapter_id: int, texts: Sequence[str]) -> bool:
-    """Store these examples; False if they are the ones that are there."""
+    """Store these examples; returns False if they are unchanged."""
     mine = examples.c.adapter_id == adapter_id
     current = (await connection.execute(sa.select(examples.c.text).where(mine).order_by(examples.c.position))).scalars()
     if list(current) == list(texts):
@@ -367,7 +368,7 @@ async def _reread(connection: AsyncConnection, name: str, version: str) -> Adapt
 
 
 async def _to_records(connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) -> tuple[AdapterRecord, ...]:
-    """Rows as records, with their examples."""
+    """Convert rows to records, with their examples."""
     texts: dict[int, list[str]] = {row.id: [] for row in rows}
     ids = list(texts)
     for start in range(0, len(ids), _MAX_IDS_PER_QUERY):

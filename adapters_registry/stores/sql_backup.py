@@ -1,4 +1,4 @@
-"""All rows of the library as plain JSON, and back into an empty database."""
+"""Dump all rows of the library as plain JSON, and load them into an empty database."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from adapters_registry.stores.tables import UtcDateTime, adapters, api_keys, aud
 Rows = Sequence[Mapping[str, Any]]
 
 TABLES: Mapping[str, sa.Table] = {f"{table.name}": table for table in (adapters, examples, api_keys, audit)}
-"""In the order in which they can be filled. What keys have used is not part of the library."""
+"""The tables of a backup, in the order in which they can be filled. Usage of keys is not part of the library."""
 
 _ROWS_AT_ONCE = 200
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class SqlBackup:
-    """See the module's docstring."""
+    """Dump and load of the library's rows in a `Database`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def dump(self) -> dict[str, list[dict[str, Any]]]:
-        """All rows by table, of one moment; times as ISO texts."""
+        """Return all rows by table, from one moment; times are ISO texts."""
 
         async def work(connection: AsyncConnection) -> dict[str, list[dict[str, Any]]]:
             return {name: await _rows(connection, table) for name, table in TABLES.items()}
@@ -38,7 +38,7 @@ class SqlBackup:
         return await self._database.read(work)
 
     async def load(self, rows: Mapping[str, Rows]) -> None:
-        """Fill an empty library, as a whole or not at all. Raises NotEmpty, BadBackup."""
+        """Fill an empty library; atomic. Raises NotEmpty, BadBackup."""
         found = {name: [_row(table, each) for each in rows.get(name, ())] for name, table in TABLES.items()}
 
         async def work(connection: AsyncConnection) -> None:
@@ -68,7 +68,7 @@ async def _rows(connection: AsyncConnection, table: sa.Table) -> list[dict[str, 
 
 
 def _row(table: sa.Table, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as the database takes it; columns that it does not have get their defaults."""
+    """Convert a row for the database; missing columns get their defaults."""
     if unknown := given.keys() - table.columns.keys():
         raise BadBackup(f"its table {table.name} has an unknown column {sorted(unknown)[0][:50]!r}")
     row: dict[str, Any] = {}
@@ -80,7 +80,7 @@ def _row(table: sa.Table, given: Mapping[str, Any]) -> dict[str, Any]:
             raise BadBackup(f"its table {table.name} has a row without {column.name}")
         row[column.name] = _time(value) if isinstance(column.type, UtcDateTime) else value
     if "sha256" in row and not (_SHA256.fullmatch(str(row["sha256"])) and row["sha256"].startswith(row["version"])):
-        raise BadBackup("it has an expert whose version does not fit its content")
+        raise BadBackup("it has an expert whose version does not match its content")
     return row
 
 
@@ -92,7 +92,7 @@ def _time(value: Any) -> datetime | None:
 
 
 async def _continue_numbers(connection: AsyncConnection, table: sa.Table) -> None:
-    """New rows are numbered after the restored ones; SQLite does so by itself."""
+    """Number new rows after the restored ones; SQLite does so by itself."""
     if connection.dialect.name == "postgresql":
         sequence = sa.func.pg_get_serial_sequence(table.name, "id")
         highest = sa.select(sa.func.coalesce(sa.func.max(table.c.id), 0) + 1).scalar_subquery()

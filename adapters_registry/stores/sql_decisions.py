@@ -1,7 +1,7 @@
-"""`DecisionStore` and `FeedbackStore` on SQL: rows that are only ever added, and thrown away when they are old.
+"""`DecisionStore` and `FeedbackStore` on SQL: rows are only added, and deleted when they are old.
 
-Conditions without an index are looked for among the newest `MAX_EXAMINED` rows from where a page begins, so that no
-question reads a table of any size; the page then says where to go on.
+A condition without an index examines at most `MAX_EXAMINED` rows from the start of a page, so that no query reads a
+whole large table. The page then says where to continue.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from adapters_registry.decisions import (
     DecisionRecord,
     Feedback,
 )
+from adapters_registry.stores.base import DecisionStore, FeedbackStore
 from adapters_registry.stores.database import Database, insert_rows, insertion
 from adapters_registry.stores.tables import decisions, feedback
 
 MAX_EXAMINED = 20_000
 CHUNK = 50
-"""Rows of one statement: more would hold up the event loop for milliseconds, fewer would make the thread that talks to
-SQLite and the event loop wait for each other's interpreter lock once a row."""
+"""Rows per statement. More would block the event loop for milliseconds; fewer would make SQLite's thread and the event
+loop wait for each other's interpreter lock at every row."""
 
-_MOST_TOKENS = 2**53  # an engine may say anything
+_MOST_TOKENS = 2**53  # an engine may report any number
 _OPINION = ("at", "rating", "comment", "expert")
 
 
-class SqlDecisionStore:
-    """Decisions and opinions in a `Database`."""
+class SqlDecisionStore(DecisionStore, FeedbackStore):
+    """Decisions and feedback in a `Database`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def add(self, made: Sequence[DecisionRecord]) -> None:
-        """See `DecisionStore.add`."""
         rows = [_row(decision) for decision in made]
 
         async def work(connection: AsyncConnection) -> None:
@@ -52,7 +52,6 @@ class SqlDecisionStore:
             await self._database.count(work)
 
     async def recent(self, query: DecisionQuery) -> DecisionPage:
-        """See `DecisionStore.recent`."""
         limit = min(query.limit, MAX_PAGE)
 
         async def work(connection: AsyncConnection) -> DecisionPage:
@@ -66,8 +65,6 @@ class SqlDecisionStore:
         return await self._database.read(work)
 
     async def prune(self, before: datetime, most: int) -> int:
-        """See `DecisionStore.prune`."""
-
         async def work(connection: AsyncConnection) -> int:
             num = 0
             for table in (decisions, feedback):
@@ -79,9 +76,8 @@ class SqlDecisionStore:
         return await self._database.count(work)
 
     async def rate(self, opinion: Feedback) -> tuple[DecisionRecord, bool] | None:
-        """See `FeedbackStore.rate`."""
         query = DecisionQuery(1, key_id=opinion.key_id, request_id=opinion.request_id)
-        if not (await self.recent(query)).decisions:  # nobody who writes is held up for that
+        if not (await self.recent(query)).decisions:  # read first, so that no writer waits for an unknown id
             return None
 
         async def work(connection: AsyncConnection) -> tuple[DecisionRecord, bool] | None:
@@ -100,7 +96,7 @@ class SqlDecisionStore:
 
 
 async def _last_examined(connection: AsyncConnection, query: DecisionQuery) -> int | None:
-    """The number at which a look for a condition without an index ends; None if there is no such condition or end."""
+    """Return the row number at which a scan without an index ends; None if there is no such condition or end."""
     searched = (query.policy, query.expert, query.abstained, query.key_id, query.rated)
     if query.request_id is not None or query.embedded or all(condition is None for condition in searched):
         return None
@@ -134,7 +130,7 @@ def _wanted(query: DecisionQuery, last: int | None) -> sa.Select[Any]:
 
 
 def _as_kept(expert: str) -> str:
-    """What of the column `experts` tells that an expert is among them."""
+    """Return the text that the column `experts` contains if this expert is among them."""
     return f" {expert} " if "@" in expert else f" {expert}@"
 
 
@@ -172,5 +168,5 @@ def _decision(row: sa.RowMapping) -> DecisionRecord:
 
 
 def _storable(text: str | None, most: int) -> str | None:
-    """A text that every database takes: bounded, and PostgreSQL has no NUL, UTF-8 no lone surrogates."""
+    """Make a text storable in every database: bounded, without NUL (PostgreSQL) and lone surrogates (UTF-8)."""
     return None if text is None else text[:most].replace("\0", "\ufffd").encode("utf-8", "replace").decode()

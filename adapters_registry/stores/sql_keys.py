@@ -11,23 +11,22 @@ from adapters_registry.errors import KeyNotFound, NameTaken
 from adapters_registry.key_limits import KeyLimits
 from adapters_registry.records import KeyRecord, utc_now
 from adapters_registry.stores.audit import note_change
+from adapters_registry.stores.base import KeyStore
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.tables import api_keys
 from adapters_registry.visibility import Sight
 
 
-class SqlKeyStore:
+class SqlKeyStore(KeyStore):
     """API keys in a `Database`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def add(self, key: KeyRecord, *, actor: str = "") -> KeyRecord:
-        """See `KeyStore.add`."""
-
         async def work(connection: AsyncConnection) -> KeyRecord:
             if await _find(connection, key.key_id) is not None:
-                raise NameTaken(key.key_id, "make another key.")
+                raise NameTaken(key.key_id, "create the key again to get another id.")
             values = {
                 "key_id": key.key_id,
                 "name": key.name,
@@ -49,16 +48,12 @@ class SqlKeyStore:
         return await self._database.write(work)
 
     async def find(self, key_id: str) -> KeyRecord | None:
-        """See `KeyStore.find`."""
-
         async def work(connection: AsyncConnection) -> KeyRecord | None:
             return await _find(connection, key_id)
 
         return await self._database.read(work)
 
     async def list(self) -> tuple[KeyRecord, ...]:
-        """See `KeyStore.list`."""
-
         async def work(connection: AsyncConnection) -> tuple[KeyRecord, ...]:
             query = sa.select(api_keys).order_by(api_keys.c.created_at, api_keys.c.key_id)
             return tuple(_to_record(row) for row in await connection.execute(query))
@@ -66,8 +61,6 @@ class SqlKeyStore:
         return await self._database.read(work)
 
     async def replace_secret(self, key_id: str, digest: str, *, actor: str = "") -> KeyRecord:
-        """See `KeyStore.replace_secret`."""
-
         async def work(connection: AsyncConnection) -> KeyRecord:
             key = await _find(connection, key_id)
             if key is None or key.revoked_at is not None:
@@ -80,8 +73,6 @@ class SqlKeyStore:
         return await self._database.write(work)
 
     async def revoke(self, key_id: str, *, actor: str = "") -> KeyRecord:
-        """See `KeyStore.revoke`."""
-
         async def work(connection: AsyncConnection) -> KeyRecord:
             key = await _find(connection, key_id)
             if key is None:

@@ -1,13 +1,12 @@
-"""How many requests this gateway has under way of keys with `max_concurrency`, and how many all others have.
+"""Counts of running requests for keys with `max_concurrency`, in this gateway and in all others.
 
-A row a key and gateway says how many, and when the gateway was last seen, by the database's clock, so that the clocks
-of gateways do not matter. A gateway knows its own numbers and writes them whole, never as differences: a row that
-could not be written is right again with the next beat. Rows that were not renewed for `KEPT_S` no longer count; so a
-gateway that was killed gives its places back. Who takes a place locks the key first, by a row that is no gateway's.
-Nobody adds to what others have: a gateway that was only slow may come back to find its places taken, never a number
-below zero.
+One row per key and gateway holds the count, and when the gateway was last seen by the database's clock, so that the
+gateways' clocks do not matter. A gateway writes its own counts as absolute numbers, never as differences. So the next
+heartbeat repairs a row that could not be written. Rows not renewed for `KEPT_S` no longer count, which frees the slots
+of a killed gateway. A gateway that takes a slot locks the key first, by a row that belongs to no gateway. No gateway
+changes another's count: one that was only slow may find its slots taken, but never a count below zero.
 
-This holds the numbers and the statements; when they run is for `sql_usage` to say, one transaction after the other.
+This module holds the numbers and the statements; `sql_usage` runs them, one transaction after another.
 """
 
 from __future__ import annotations
@@ -23,68 +22,68 @@ from adapters_registry.stores.database import insertion
 from adapters_registry.stores.tables import running
 
 BEAT_S = 5.0
-"""How often a gateway renews its rows, while it has any."""
+"""Interval at which a gateway renews its rows, while it has any."""
 KEPT_S = 15.0
-"""How long a row counts that nobody renews. Longer than two beats, so that one that fails does no harm."""
+"""How long a row counts without renewal. Longer than two heartbeats, so that one may fail."""
 
 _NOBODY = ""
-"""The gateway of the row by which a key is locked."""
+"""Gateway id of the row that locks a key."""
 _NOW: dict[str, sa.ColumnElement[float]] = {
     "sqlite": sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Double),
     "postgresql": sa.literal_column("CAST(extract(epoch FROM clock_timestamp()) AS double precision)", sa.Double),
 }
-"""Seconds since 1970; on PostgreSQL those of the statement, for a transaction may have waited for a lock."""
+"""Seconds since 1970; on PostgreSQL the statement's time, because a transaction may have waited for a lock."""
 
 
 class RunningRequests:
-    """The requests of one gateway, and its rows."""
+    """The running requests of one gateway, and its rows."""
 
     def __init__(self) -> None:
         self._gateway = secrets.token_hex(8)
         self._numbers: Counter[str] = Counter()
-        self._rows: set[str] = set()  # keys that may have a row of ours
-        self._due: set[str] = set()  # keys whose row is to be written
+        self._rows: set[str] = set()  # keys for which this gateway may have a row
+        self._due: set[str] = set()  # keys whose row must be written
 
     def num_of(self, key_id: str) -> int:
-        """How many of a key this gateway has under way."""
+        """Return how many requests of a key run in this gateway."""
         return self._numbers[key_id]
 
     @property
     def has_rows(self) -> bool:
-        """Whether there is anything to renew, or to give back at the end."""
+        """Whether there are rows to renew, or to release at the end."""
         return bool(self._rows)
 
     @property
     def is_due(self) -> bool:
-        """Whether there is anything to write."""
+        """Whether there are rows to write."""
         return bool(self._due)
 
     def begin(self, key_id: str) -> None:
-        """A request has begun; the transaction that took its place has written so."""
+        """Note that a request began; the transaction that took its slot has written it."""
         self._numbers[key_id] += 1
 
     def end(self, key_id: str) -> None:
-        """A request has ended; the next transaction writes so."""
+        """Note that a request ended; the next transaction writes it."""
         self._numbers[key_id] -= 1
         if not self._numbers[key_id]:
             del self._numbers[key_id]
         self._due.add(key_id)
 
     def renew(self) -> None:
-        """Have all rows written by the next transaction."""
+        """Make the next transaction write all rows."""
         self._due |= self._rows
 
     def take_due(self) -> frozenset[str]:
-        """The keys that the next transaction must write; if it fails, `renew` brings them back."""
+        """Return and clear the keys that the next transaction must write; if it fails, `renew` restores them."""
         due, self._due = frozenset(self._due), set()
         return due
 
     async def lock(self, connection: AsyncConnection, key_ids: Collection[str]) -> Counter[str]:
-        """How many requests of keys are under way; no other gateway takes a place until the transaction ends."""
+        """Return the running requests of keys; no other gateway takes a slot until the transaction ends."""
         found = Counter({key_id: self._numbers[key_id] for key_id in key_ids})
         if not key_ids:
             return found
-        if connection.dialect.name != "sqlite":  # there, who writes is alone already
+        if connection.dialect.name != "sqlite":  # SQLite has only one writer anyway
             values = {"gateway": _NOBODY, "requests": 0, "seen_at": 0.0}
             lock = insertion(connection, running).values(key_id=sa.bindparam("key_id"), **values)
             lock = lock.on_conflict_do_update(index_elements=["key_id", "gateway"], set_={"requests": 0})
@@ -105,7 +104,7 @@ class RunningRequests:
     async def write(
         self, connection: AsyncConnection, due: Collection[str], begun: Mapping[str, int]
     ) -> dict[str, int]:
-        """Write the rows of keys that are due or of which requests begin now; returns what they say."""
+        """Write the rows of keys that are due or have beginning requests; returns the counts written."""
         numbers = {key_id: self._numbers[key_id] + begun.get(key_id, 0) for key_id in {*due, *begun}}
         some = sorted(key_id for key_id, number in numbers.items() if number)
         none = sorted(numbers.keys() - set(some))
@@ -127,15 +126,15 @@ class RunningRequests:
         return numbers
 
     def written(self, numbers: Mapping[str, int]) -> None:
-        """What `write` returned is in the database now."""
+        """Note that the counts that `write` returned are committed."""
         self._rows -= {key_id for key_id, number in numbers.items() if not number}
 
     async def give_back(self, connection: AsyncConnection) -> None:
-        """This gateway ends, and with it all its requests."""
+        """Delete this gateway's rows when it ends."""
         await self._delete(connection)
 
     async def under_way(self, key_id: str, connection: AsyncConnection) -> int:
-        """Requests of a key that are under way on all gateways, as far as they are written."""
+        """Return the running requests of a key on all gateways, as far as they are written."""
         total = sa.func.coalesce(sa.func.sum(running.c.requests), 0)
         statement = sa.select(total).where(running.c.key_id == key_id, ~_is_old(connection))
         return int((await connection.execute(statement)).scalar_one())
@@ -145,5 +144,6 @@ class RunningRequests:
 
 
 def _is_old(connection: AsyncConnection) -> sa.ColumnElement[bool]:
-    """Whether a row counts no longer. One of the future is old too: the clock was set back, and who lives renews."""
+    """Whether a row no longer counts. A row from the future does not either: the clock was set back, and a live gateway
+    renews its rows."""
     return sa.func.abs(_NOW[connection.dialect.name] - running.c.seen_at) > KEPT_S

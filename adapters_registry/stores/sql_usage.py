@@ -1,11 +1,11 @@
-"""`UsageStore` on SQL: one row a key and window, changed by any number of gateways.
+"""`UsageStore` on SQL: one row per key and window, changed by any number of gateways.
 
-What is asked while a transaction runs goes into the next one together: a busy gateway makes a few transactions a
-second for thousands of requests, an idle one answers at once. A transaction locks the rows that it needs, always in the
-same order, looks at what is asked one after the other, and writes each row once.
+Changes that arrive during a transaction go into the next one together. A busy gateway thus makes a few transactions a
+second for thousands of requests, and an idle one answers at once. A transaction locks the rows that it needs, always in
+the same order, applies the changes one after another, and writes each row once.
 
-Requests at once of keys with `max_concurrency` are counted in the same transactions (see `sql_running`); a gateway that
-has any under way makes one every few seconds to say that it lives.
+Concurrent requests of keys with `max_concurrency` are counted in the same transactions (see `sql_running`). A gateway
+that runs any makes a transaction every few seconds as a heartbeat.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from adapters_registry.key_limits import (
     windows_of,
 )
 from adapters_registry.stores import sql_running
+from adapters_registry.stores.base import RunningReader, UsageStore
 from adapters_registry.stores.database import Database, insertion
 from adapters_registry.stores.sql_running import RunningRequests
 from adapters_registry.stores.tables import usage
@@ -51,7 +52,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _Change:
-    """Something to be added to the windows of a key, within limits or in any case."""
+    """An amount to add to the windows of a key, within limits or unconditionally."""
 
     key_id: str
     windows: tuple[Window, ...]
@@ -63,12 +64,12 @@ class _Change:
 
     @property
     def takes_place(self) -> bool:
-        """Whether it is a request of a key that may have only so many at once."""
+        """Whether this is a request of a key with `max_concurrency`."""
         return self.limits is not None and self.limits.max_concurrency is not None
 
 
-class SqlUsageStore:
-    """Usage of keys in a `Database`; also a `RunningReader`."""
+class SqlUsageStore(UsageStore, RunningReader):
+    """Usage and running requests of keys in a `Database`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -78,9 +79,8 @@ class SqlUsageStore:
         self._heart: asyncio.Task[None] | None = None
 
     async def reserve(self, key_id: str, limits: KeyLimits, tokens: int, now: datetime) -> Reservation:
-        """See `UsageStore.reserve`."""
         if limits.max_concurrency is not None and self._running.num_of(key_id) >= limits.max_concurrency:
-            raise TooManyAtOnce  # whatever the other gateways have
+            raise TooManyAtOnce  # this gateway alone reaches the limit
         change = _Change(key_id, windows_of(limits, now), 1, tokens, 0.0, limits)
         try:
             used = await self._change(change)
@@ -91,21 +91,19 @@ class SqlUsageStore:
         return Reservation(key_id, tokens, used, change.takes_place)
 
     async def settle(self, reservation: Reservation, tokens: int, cost: float) -> None:
-        """See `UsageStore.settle`."""
         if reservation.holds_place:
             self._running.end(reservation.key_id)
         try:
             await self._change(_settlement(reservation, tokens, cost))
         except RegistryError:
             if reservation.used:
-                raise  # of a place alone nothing is lost: the next beat writes it
+                raise  # a slot alone is not lost: the next heartbeat writes it
 
     async def under_way(self, key_id: str) -> int:
-        """See `RunningReader.under_way`."""
         return await self._database.read(partial(self._running.under_way, key_id))
 
     async def close(self) -> None:
-        """Give back the places of this gateway, whose requests have all ended."""
+        """Release the slots of this gateway, whose requests have all ended."""
         if self._worker:
             await asyncio.gather(self._worker, return_exceptions=True)
         if self._heart:
@@ -115,11 +113,9 @@ class SqlUsageStore:
             try:
                 await self._database.count(self._running.give_back)
             except RegistryError as error:
-                log.warning("places of keys not given back; they are free in seconds", error=str(error))
+                log.warning("concurrency slots of keys not released; they expire in seconds", error=str(error))
 
     async def used(self, key_id: str, limits: KeyLimits, now: datetime) -> tuple[Used, ...]:
-        """See `UsageStore.used`."""
-
         async def work(connection: AsyncConnection) -> tuple[Used, ...]:
             found = []
             for window in windows_of(limits, now):
@@ -141,7 +137,7 @@ class SqlUsageStore:
     async def _work_off(self) -> None:
         while self._waiting or self._running.is_due:
             batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-            batch = [change for change in batch if not change.done.done()]  # some callers may have gone
+            batch = [change for change in batch if not change.done.done()]  # some callers may have been cancelled
             try:
                 results, numbers = await self._database.count(partial(self._apply, batch, self._running.take_due()))
             except BaseException as error:
@@ -151,7 +147,7 @@ class SqlUsageStore:
                 if not isinstance(error, Exception):
                     raise
                 if not batch:
-                    log.warning("requests under way not written", error=str(error))
+                    log.warning("running requests not written", error=str(error))
             else:
                 self._running.written(numbers)
                 for change, result in zip(batch, results, strict=True):
@@ -160,7 +156,7 @@ class SqlUsageStore:
                 self._heart = asyncio.create_task(self._beat())
 
     def _answer(self, change: _Change, result: UsedIn | Refused) -> None:
-        """Tell a caller how its change went; one that has gone meanwhile runs no request."""
+        """Return a change's result to its caller; a caller that was cancelled runs no request."""
         if isinstance(result, Exception):
             if not change.done.done():
                 change.done.set_exception(result)
@@ -173,17 +169,18 @@ class SqlUsageStore:
             self._take_back(change, result)
 
     def _take_back(self, change: _Change, used: UsedIn) -> None:
-        """Settle what nobody will: its caller has gone. The request itself stays counted."""
+        """Settle a reservation whose caller was cancelled. The request itself stays counted."""
         reservation = Reservation(change.key_id, change.tokens, used, change.takes_place)
         if reservation.holds_place:
             self._running.end(change.key_id)
         settlement = _settlement(reservation, 0, 0.0)
-        settlement.done.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else will look
+        # No other code retrieves the exception, and asyncio would warn.
+        settlement.done.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._waiting.append(settlement)
         self._wake()
 
     async def _beat(self) -> None:
-        """Say that this gateway lives, as long as it has rows."""
+        """Renew this gateway's rows, as long as it has any."""
         while self._running.has_rows:
             await asyncio.sleep(sql_running.BEAT_S)
             self._running.renew()
@@ -192,7 +189,7 @@ class SqlUsageStore:
     async def _apply(
         self, batch: Sequence[_Change], due: frozenset[str], connection: AsyncConnection
     ) -> tuple[list[UsedIn | Refused], dict[str, int]]:
-        """Make changes in their order; of one that is refused, nothing. Also says what was written of `running`."""
+        """Apply changes in order, skipping refused ones. Also returns the running counts that were written."""
         places = sorted({(change.key_id, window) for change in batch for window in change.windows}, key=_order)
         rows = {place: await _locked(connection, *place) for place in places}
         before = dict(rows)
@@ -218,7 +215,7 @@ def _settlement(reservation: Reservation, tokens: int, cost: float) -> _Change:
 
 
 def _counted(change: _Change, rows: Rows, num_running: int) -> UsedIn:
-    """The windows of a change after it. Raises OverLimit, TooManyAtOnce."""
+    """Return a change's windows after the change. Raises OverLimit, TooManyAtOnce."""
     limits = change.limits
     if limits is not None and limits.max_concurrency is not None and num_running >= limits.max_concurrency:
         raise TooManyAtOnce
@@ -234,7 +231,7 @@ def _counted(change: _Change, rows: Rows, num_running: int) -> UsedIn:
 
 
 async def _write(connection: AsyncConnection, before: Rows, rows: Rows) -> None:
-    """Write the windows that have changed."""
+    """Write the changed windows."""
     for (key_id, window), row in rows.items():
         if row != before[key_id, window]:
             values = {"requests": row.requests, "tokens": row.tokens, "cost": row.cost}
@@ -248,7 +245,7 @@ def _order(place: tuple[str, Window]) -> tuple[str, str, int]:
 
 
 async def _locked(connection: AsyncConnection, key_id: str, window: Window) -> Used:
-    """A window's row, made if it is not there; nobody else changes it until the transaction ends."""
+    """Return a window's row, inserting it if needed, locked until the transaction ends."""
     place = {"key_id": key_id, "period": window.period, "starts_at": window.starts_at}
     statement = insertion(connection, usage).values(**place, requests=0, tokens=0, cost=0.0)
     statement = statement.on_conflict_do_update(

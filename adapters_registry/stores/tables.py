@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy Core sees them. `migrations/` creates them; a test compares the two."""
+"""The tables in SQLAlchemy Core. `migrations/` creates them; a test compares the two."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import sqlalchemy as sa
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
-    """Aware datetimes in UTC on every database; SQLite itself forgets the zone."""
+    """Timezone-aware datetimes in UTC on every database; SQLite itself does not store the zone."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
-        """Refuse naive times, store UTC."""
+        """Refuse naive times; convert to UTC."""
         if value is not None and value.tzinfo is None:
             raise ValueError("a datetime without time zone cannot be stored")
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        """Give the zone back."""
+        """Restore the zone."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -117,7 +117,7 @@ usage = sa.Table(
     sa.Column("tokens", sa.BigInteger, nullable=False),
     sa.Column("cost", sa.Double, nullable=False),
 )
-"""What keys with limits have used, by window; not part of the library, so that counting does not raise its revision."""
+"""Usage of keys with limits, by window; not part of the library, so that counting does not increase its revision."""
 
 running = sa.Table(
     "running",
@@ -127,7 +127,7 @@ running = sa.Table(
     sa.Column("requests", sa.BigInteger, nullable=False),
     sa.Column("seen_at", sa.Double, nullable=False),
 )
-"""Requests under way of keys with `max_concurrency`; `seen_at` is seconds since 1970, see `sql_running`."""
+"""Running requests of keys with `max_concurrency`; `seen_at` is in seconds since 1970, see `sql_running`."""
 
 audit = sa.Table(
     "audit",
@@ -142,7 +142,7 @@ audit = sa.Table(
     sa.Column("reason", sa.Text, nullable=False, server_default=""),
     sa.Index("ix_audit_subject", "subject"),
 )
-"""Who changed what, when; only ever added to."""
+"""Who changed what, and when; append-only."""
 
 decisions = sa.Table(
     "decisions",
@@ -176,7 +176,7 @@ decisions = sa.Table(
         postgresql_where=sa.text("embedding IS NOT NULL"),
     ),
 )
-"""What requests were routed to; not part of the library. `experts` is ids between blanks, also first and last."""
+"""Decisions for requests; not part of the library. `experts` holds ids, each with a blank before and after."""
 
 feedback = sa.Table(
     "feedback",
@@ -189,4 +189,4 @@ feedback = sa.Table(
     sa.Column("expert", sa.String(80), nullable=True),
     sa.Index("ix_feedback_at", "at"),
 )
-"""Callers' opinions of answers, one a request."""
+"""Callers' feedback on answers, one row per request."""

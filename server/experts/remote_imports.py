@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from adapters_registry.disk.uncancelled import to_its_end
+from adapters_registry.disk.uncancelled import run_to_completion
 from adapters_registry.records import Manifest
 from adapters_registry.sources import Provenance
 from routers.errors import FitCancelled
@@ -99,7 +99,7 @@ class Imports:
         async with self._fetcher.fetch(source, progress) as fetched:
             progress("registering", 0, 0)
             job.on_cancel = None  # from here it is short, and half of it would help nobody
-            return await to_its_end(register(from_source(manifest, fetched.provenance), fetched.path))
+            return await run_to_completion(register(from_source(manifest, fetched.provenance), fetched.path))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         _, job = self._running.pop(task)

@@ -55,7 +55,7 @@ def test_padding_is_part_of_the_format(frame_safetensors: Frame) -> None:
         ({"__metadata__": {"a": 1}}, b"", "__metadata__"),
         ([], b"", "begin with"),
         (b'{"a":', b"", "valid JSON"),
-        (b'{"a": {}, "a": {}}', b"", "twice"),
+        (b'{"a": {}, "a": {}}', b"", "duplicate"),
         (b'{"\xff": 1}', b"", "valid JSON"),
         (b'{"a":' + b"[" * 5000, b"", "valid JSON"),
         (b'{"a": NaN}', b"", "exactly"),

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from adapters_registry.disk.uncancelled import in_thread, to_its_end
+from adapters_registry.disk.uncancelled import in_thread, run_to_completion
 
 
 async def test_a_result_and_an_error_come_through() -> None:
@@ -15,7 +15,7 @@ async def test_a_result_and_an_error_come_through() -> None:
 
     assert await in_thread(sorted, [2, 1]) == [1, 2]
     with pytest.raises(ValueError, match="no"):
-        await to_its_end(fails())
+        await run_to_completion(fails())
 
 
 async def test_a_cancelled_caller_waits_for_the_end() -> None:
@@ -50,7 +50,7 @@ async def test_an_error_after_the_cancellation_is_nobodys() -> None:
         finished.set()
         raise ValueError("too late")
 
-    caller = asyncio.create_task(to_its_end(work()))
+    caller = asyncio.create_task(run_to_completion(work()))
     for _ in range(2):
         await asyncio.sleep(0)
         caller.cancel()
