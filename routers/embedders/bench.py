@@ -29,7 +29,7 @@ from routers.embedders.onnx_export import SentenceModel, load_tokenizer, package
 Encode = Callable[[Sequence[str]], Matrix]
 Laps = list[tuple[float, float]]
 
-_OURS = "**ONNX int8 (ours)**"
+_OURS = "**ONNX, precision of this processor (ours)**"
 _PLAIN = "ONNX Runtime's quantize_dynamic, per channel"
 _COMPARED = {"ONNX fp32", _OURS, "torch bf16, inference_mode", _PLAIN, _PLAIN + ", reduce_range"}
 """Variants that differ in their numbers, not only in how they are run."""
@@ -125,18 +125,20 @@ def _cell(laps: Laps) -> str:
 
 def _variants(folder: Path, cache: Path, with_compile: bool) -> Iterator[tuple[str, Encode]]:
     yield from _torch_variants(folder, with_compile)
-    int8 = OnnxEncoder(folder, cache, precision="int8")
+    integers = OnnxEncoder(folder, cache)
     fp32 = OnnxEncoder(folder, cache, precision="fp32")
     yield "ONNX fp32", fp32.encode
-    yield _OURS, int8.encode
-    yield "ONNX int8, 2 threads", OnnxEncoder(folder, cache, num_threads=2).encode
+    yield _OURS, integers.encode
+    for precision in ("int8", "int7"):
+        yield f"ONNX {precision}", OnnxEncoder(folder, cache, precision=precision).encode  # fp32 if it is too inexact
+    yield f"ONNX {integers.precision}, 2 threads", OnnxEncoder(folder, cache, num_threads=2).encode
     model = SentenceModel.read(folder)
     tokenizer = load_tokenizer(model)
-    graph = next((cache / "embedders").glob("*-int8-*/model.onnx"))
+    graph = next((cache / "embedders").glob(f"*-{integers.precision}-*/model.onnx"))
     basic = session(graph, 1, optimised=False)
-    yield "ONNX int8, basic graph optimisation", _one_batch(basic, tokenizer, 1)
-    yield "ONNX int8, one padded batch", _one_batch(session(graph, 1), tokenizer, 1)
-    yield "ONNX int8, padded to multiples of 32", _one_batch(session(graph, 1), tokenizer, 32)
+    yield f"ONNX {integers.precision}, basic graph optimisation", _one_batch(basic, tokenizer, 1)
+    yield f"ONNX {integers.precision}, one padded batch", _one_batch(session(graph, 1), tokenizer, 1)
+    yield f"ONNX {integers.precision}, padded to multiples of 32", _one_batch(session(graph, 1), tokenizer, 32)
     plain = next((cache / "embedders").glob("*-fp32-*/model.onnx"))
     for reduced in (False, True):
         quantised = _plainly_quantised(plain, cache / f"plain-{reduced}.onnx", reduced)

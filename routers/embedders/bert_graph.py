@@ -9,13 +9,14 @@ normalisation, so that running it is all there is to do. Shapes: b texts, t toke
     x = LN(x + gelu(x W_1 + b_1) W_2 + b_2)
     y = Σ_t mask · x,  embedding = y / ‖y‖                                     (b, h); the mean has the same direction
 
-`int8` computes the four linear maps of each layer in integers. Weights are rounded once, one scale an output channel;
-inputs are rounded on the fly, one scale a token, because tokens differ in size (the separator's is far larger after
-GELU) and because the result then does not depend on what else is in the batch: a text embeds to the same vector alone
-and in company. LayerNorm outputs have a few large channels, so they are divided by s_j = max|X_j|^α / max|W_j|^(1-α)
-and the weights multiplied by it, which is exact before rounding (SmoothQuant, Xiao et al., 2023; α = 0.65); max|X_j|
-comes from a calibration run. Embedding tables, LayerNorm, softmax and GELU stay float32. Standard LayerNorm and plain
-attention nodes measured faster than the fused contrib ones.
+`int8` computes the four linear maps of each layer in integers. `int7` does the same with a smaller range: processors
+without VNNI add pairs of products in 16 bits, where 2 · 255 · 127 saturates and 2 · 181 · 90 does not. Weights are
+rounded once, one scale an output channel; inputs are rounded on the fly, one scale a token, because tokens differ in
+size (the separator's is far larger after GELU) and because the result then does not depend on what else is in the
+batch: a text embeds to the same vector alone and in company. LayerNorm outputs have a few large channels, so they are
+divided by s_j = max|X_j|^α / max|W_j|^(1-α) and the weights multiplied by it, which is exact before rounding
+(SmoothQuant, Xiao et al., 2023; α = 0.65); max|X_j| comes from a calibration run. Embedding tables, LayerNorm, softmax
+and GELU stay float32. Standard LayerNorm and plain attention nodes measured faster than the fused contrib ones.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Weights = Mapping[str, NDArray[np.float32]]
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "int8", "int7"]
 
 _MS = "com.microsoft"
 _SMOOTHED = ("qkv", "up")
 _ALPHA = 0.65
+_LARGEST: Mapping[Precision, int] = {"int8": 127, "int7": 90}
+"""Largest integer of inputs and weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +171,14 @@ class BertGraph:
         return y if offset is None else self._op("Add", y, self._constant(offset))
 
     def _quantised(self, x: str, kernel: NDArray[np.float32]) -> str:
-        """x Wᵀ in integers: rows of x and of W are scaled to [-1, 1] and rounded to 1/127."""
+        """x Wᵀ in integers: rows of x and of W are scaled to [-1, 1] and rounded to 1/127, or 1/90 for `int7`."""
+        most = _LARGEST[self._precision]
         largest = self._op("ReduceMax", self._op("Abs", x), self._ints(2), keepdims=1)
         rows = self._op("Div", x, self._op("Max", largest, self._floats(1e-6)))
-        step, zero = self._constant(np.array(1 / 127, np.float32)), self._constant(np.array(128, np.uint8))
+        step, zero = self._constant(np.array(1 / most, np.float32)), self._constant(np.array(most + 1, np.uint8))
         rows = self._op("QuantizeLinear", rows, step, zero)
-        scale = np.maximum(np.abs(kernel).max(axis=1), 1e-12).astype(np.float32) / np.float32(127)
-        whole = np.clip(np.rint(kernel / scale[:, None]), -127, 127).astype(np.int8)
+        scale = np.maximum(np.abs(kernel).max(axis=1), 1e-12).astype(np.float32) / np.float32(most)
+        whole = np.clip(np.rint(kernel / scale[:, None]), -most, most).astype(np.int8)
         y = self._op(
             "MatMulIntegerToFloat",
             rows,

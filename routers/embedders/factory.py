@@ -1,6 +1,7 @@
 """From the name of an embedder, as people write it, to an encoder.
 
-all-MiniLM-L6-v2     the default: packaged copy if installed, else the hub's; ONNX Runtime, int8
+all-MiniLM-L6-v2     the default: packaged copy if installed, else the hub's; ONNX Runtime, in integers
+all-MiniLM-L6-v2/onnx-int8, -int7, -fp32    the same with this precision; without it, the processor decides
 hashing, hashing-64  no model; for tests and load tests
 a folder             ONNX if it is a BERT-like sentence encoder, else sentence-transformers
 any other name       sentence-transformers, from the hub
@@ -12,10 +13,14 @@ import importlib
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from routers.base import Progress, no_progress
 from routers.embedders.base import Encoder
 from routers.errors import EmbedderError
+
+if TYPE_CHECKING:
+    from routers.embedders.bert_graph import Precision
 
 DEFAULT = "all-MiniLM-L6-v2"
 _HUB_NAME = f"sentence-transformers/{DEFAULT}"
@@ -36,8 +41,8 @@ def make_encoder(spec: str, cache_dir: Path, progress: Progress | None = None) -
         from routers.embedders.hashing import HashingEncoder
 
         return HashingEncoder(max(2, int(match[1] or 384)))
-    if spec in (DEFAULT, _HUB_NAME):
-        return _default(cache_dir, report)
+    if match := re.fullmatch(rf"(?:sentence-transformers/)?{DEFAULT}(?:/onnx-(int8|int7|fp32))?", spec):
+        return _default(cache_dir, cast("Precision | None", match[1]), report)
     folder = Path(os.path.expanduser(spec))
     if spec and folder.is_dir():
         return _of_folder(folder.resolve(), cache_dir, report)
@@ -48,12 +53,14 @@ def make_encoder(spec: str, cache_dir: Path, progress: Progress | None = None) -
     return SentenceTransformerEncoder(spec)
 
 
-def _default(cache_dir: Path, progress: Progress) -> Encoder:
+def _default(cache_dir: Path, precision: Precision | None, progress: Progress) -> Encoder:
     from routers.embedders.onnx import OnnxEncoder, check_packages
     from routers.embedders.onnx_export import packaged_model
 
     check_packages()
-    return OnnxEncoder(packaged_model() or _downloaded(), cache_dir, name=DEFAULT, progress=progress)
+    return OnnxEncoder(
+        packaged_model() or _downloaded(), cache_dir, name=DEFAULT, precision=precision, progress=progress
+    )
 
 
 def _of_folder(folder: Path, cache_dir: Path, progress: Progress) -> Encoder:

@@ -1,8 +1,9 @@
-"""The default encoder: a BERT-like sentence encoder (all-MiniLM-L6-v2) in ONNX Runtime, int8, without torch.
+"""The default encoder: a BERT-like sentence encoder (all-MiniLM-L6-v2) in ONNX Runtime, in integers, without torch.
 
-The first opening writes the graph into the cache folder (`onnx_export`). Every opening embeds a few calibration texts
-and compares them with their float32 embeddings from the export: a machine whose integer kernels are too coarse (x86
-without VNNI may saturate) falls below a cosine of 0.99, and float32 is used there instead.
+The first opening writes the graph into the cache folder (`onnx_export`). The precision is the fastest that is exact
+enough on this processor: int8, or int7 on x86 without VNNI, whose 8-bit products saturate. Every opening embeds a few
+calibration texts and compares them with their float32 embeddings from the export. If a cosine is below 0.99, the
+encoder uses float32 instead.
 
 A text's vector does not depend on the batch it is embedded in, beyond float32 rounding. Runtime needs: onnxruntime,
 tokenizers, safetensors, filelock; `onnx` only for the first opening.
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,19 +50,32 @@ class OnnxEncoder:
         cache_dir: Path,
         *,
         name: str | None = None,
-        precision: Precision = "int8",
+        precision: Precision | None = None,
         num_threads: int = 1,
         progress: Progress = no_progress,
     ) -> None:
-        """Open `folder` (config.json, tokenizer.json, model.safetensors), exporting it into `cache_dir` if needed."""
+        """Open a model folder, exporting it into `cache_dir` if needed.
+
+        Args:
+            folder: Has config.json, tokenizer.json and model.safetensors.
+            cache_dir: Cache for exported graphs.
+            name: First part of the encoder's name; the folder's name if None.
+            precision: Arithmetic of the linear maps; None chooses the fastest one that suits the processor.
+            num_threads: Threads of ONNX Runtime.
+            progress: Called with the steps of an export.
+
+        Raises:
+            EmbedderError: A file or a package is missing, or the cache cannot be written.
+        """
         check_packages()
+        precision = precision or integer_precision()
         model = SentenceModel.read(folder)
         made = exported(model, cache_dir, precision, progress)
         self._session: Any = session(made / "model.onnx", num_threads)
         self._tokenizer = load_tokenizer(model)
         self.dim = model.shape.hidden
-        if precision == "int8" and self._worst_cosine(made) < _MIN_COSINE:
-            log.warning("int8 kernels of this CPU are too coarse for %s: using float32", folder.name)
+        if precision != "fp32" and self._worst_cosine(made) < _MIN_COSINE:
+            log.warning("%s is too inexact for %s on this processor: using float32", precision, folder.name)
             precision = "fp32"
             made = exported(model, cache_dir, precision, progress)
             self._session = session(made / "model.onnx", num_threads)
@@ -91,6 +107,21 @@ class OnnxEncoder:
 
         expected = load_file(made / "reference.safetensors")["embeddings"]
         return float((self.encode(CALIBRATION) * expected).sum(axis=1).min())
+
+
+def integer_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> Precision:
+    """Choose int8 if the processor adds 8-bit products without saturation, else int7.
+
+    x86 does so with VNNI or AMX; other processors do so always. An unreadable `cpuinfo` means int7, which is exact
+    everywhere.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return "int8"
+    try:
+        flags = set(re.findall(r"\w+", cpuinfo.read_text("utf-8")))
+    except OSError:
+        return "int7"
+    return "int8" if flags & {"avx512_vnni", "avx_vnni", "amx_int8"} else "int7"
 
 
 def check_packages() -> None:

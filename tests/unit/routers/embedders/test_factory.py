@@ -15,7 +15,7 @@ import pytest
 from routers.embedders import factory, onnx, onnx_export
 from routers.embedders.factory import make_encoder
 from routers.embedders.hashing import HashingEncoder
-from routers.embedders.onnx import OnnxEncoder
+from routers.embedders.onnx import OnnxEncoder, integer_precision
 from routers.embedders.sentence_transformer import SentenceTransformerEncoder
 from routers.errors import EmbedderError
 from tests.unit.routers.embedders import tiny_bert
@@ -83,7 +83,18 @@ def test_what_can_only_be_a_missing_folder_says_so(tmp_path: Path, spec: str) ->
 def test_the_default_is_the_packaged_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
     tiny_bert.write_model(tmp_path / "packaged")
     monkeypatch.setattr(onnx_export, "packaged_model", lambda: tmp_path / "packaged")
-    assert make_encoder(spec, tmp_path).name == "all-MiniLM-L6-v2/onnx-int8"
+    encoder = make_encoder(spec, tmp_path)
+    assert isinstance(encoder, OnnxEncoder)
+    assert encoder.name == f"all-MiniLM-L6-v2/onnx-{encoder.precision}"
+    assert encoder.precision == integer_precision()
+
+
+@pytest.mark.parametrize("precision", ["int8", "int7", "fp32"])
+def test_the_name_may_fix_the_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    tiny_bert.write_model(tmp_path / "packaged")
+    monkeypatch.setattr(onnx_export, "packaged_model", lambda: tmp_path / "packaged")
+    monkeypatch.setattr(onnx, "_MIN_COSINE", -1.0)  # the processor may be too inexact for int8
+    assert make_encoder(f"all-MiniLM-L6-v2/onnx-{precision}", tmp_path).name == f"all-MiniLM-L6-v2/onnx-{precision}"
 
 
 def test_without_the_package_the_default_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
