@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,8 @@ from server.planning.shadow import Shadow
 from server.policies.definitions import PolicySpec, PolicyStore
 from server.policies.embedders import BASE, Embedders
 from server.policies.engine_losses import EngineLosses
+from server.policies.fit_data import PolicyData
+from server.policies.fitter import Fitter
 from server.policies.manager import PolicyManager
 from server.policies.scores import ScoreStore
 from server.policies.vectors import VectorStore
@@ -125,7 +127,8 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
     metrics.show_load(lambda: admission.num_active, lambda: admission.num_waiting)
     limiter = Limiter(library.usage, metrics)
     memory = ConversationMemory()
-    shadow = Shadow(_shadow_fitter(settings, embedders, scores, vectors), metrics)
+    # Shadow fits publish to a folder of their own, so that they never replace an artefact that serves.
+    shadow = Shadow(Fitter(ArtefactStore(settings.home / "shadow")), PolicyData(scores, vectors), embedders, metrics)
     traffic = Traffic()
     decisions = DecisionLog(
         library.decisions,
@@ -192,19 +195,6 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         supervisor,
         tracing,
     )
-
-
-def _shadow_fitter(
-    settings: Settings, embedders: Embedders, scores: ScoreStore, vectors: VectorStore
-) -> Callable[[Sequence[PolicySpec]], PolicyManager]:
-    """How policies are fitted a second time, for decisions that are only counted."""
-    folder = settings.home / "shadow"
-
-    def manager(specs: Sequence[PolicySpec]) -> PolicyManager:
-        unseen = Metrics(max_experts=1, prices={})
-        return PolicyManager(specs, embedders, ArtefactStore(folder), PolicyStore(folder), scores, unseen, vectors)
-
-    return manager
 
 
 def policy_specs(settings: Settings) -> list[PolicySpec]:

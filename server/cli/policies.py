@@ -20,11 +20,17 @@ def list_policies(url: Url = DEFAULT_URL, api_key: Key = None, as_json: AsJson =
     if as_json:
         print_json(policies)
         return
-    table = Table("policy", "router", "state", "experts", "fitted", "from", box=None)
+    table = Table("policy", "router", "state", "experts", "missing", "fitted", "from", box=None)
     for each in policies:
         fitted = (each["provenance"] or {}).get("fitted_at", "")
         table.add_row(
-            each["name"], each["router"], each["state"], str(each["num_experts"] or ""), fitted, each["origin"]
+            each["name"],
+            each["router"],
+            each["state"],
+            str(each["num_experts"] or ""),
+            str(each["num_missing_experts"] or ""),
+            fitted,
+            each["origin"],
         )
     print_table(table)
     for each in policies:
@@ -32,6 +38,9 @@ def list_policies(url: Url = DEFAULT_URL, api_key: Key = None, as_json: AsJson =
             typer.echo(f"{each['name']}: {each['error']}")
         elif each["state"] == "stale":
             typer.echo(f"{each['name']}: the library has changed since; moergate fit {each['name']} --again")
+        elif each["state"] == "following":
+            num, since = each["num_missing_experts"], each["behind_since"]
+            typer.echo(f"{each['name']}: not yet fitted to {num} experts of the library, since {since}")
 
 
 @app.command()

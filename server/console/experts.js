@@ -73,6 +73,8 @@ const POLICIES = [
   { title: "Router", kind: "text", cell: row => row.router },
   { title: "State", kind: "text", cell: row => badge(row.state, row.state === "ready" ? "yes" : row.state === "failed" ? "no" : "draining") },
   { title: "Experts", cell: row => count(row.num_experts) },
+  { title: "Missing", help: "Experts of the library that the policy does not know yet", cell: row => row.behind_since
+    ? el("span", { title: `since ${row.behind_since}` }, count(row.num_missing_experts)) : "0" },
   { title: "Decisions", cell: row => count(row.decisions) },
   { title: "Abstained", help: "For no expert: the base answered", cell: row => row.decisions ? percent(row.abstentions / row.decisions, 1) : NONE },
   { title: "Problem", kind: "long", cell: row => row.error ?? "" },

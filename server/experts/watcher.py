@@ -20,7 +20,8 @@ from adapters_registry.library import Library
 from adapters_registry.records import AdapterRecord, LibraryChanges
 from adapters_registry.states import SERVING, AdapterState
 from server.planning.catalog import Catalog
-from server.policies.manager import LivePolicy, PolicyManager
+from server.policies.live import LivePolicy
+from server.policies.manager import PolicyManager
 from server.telemetry.metrics import Metrics
 
 POLL_S = 1.0
@@ -107,6 +108,7 @@ class LibraryWatcher:
         experts = {each: r for each, r in records.items() if r.state is AdapterState.ACTIVE}
         others = {each: r for each, r in records.items() if r.state is not AdapterState.ACTIVE}
         self.catalog = replace(self.catalog, experts=experts, others=others, is_read=True)
+        self._policies.note_library(self.records)
         self._metrics.experts.set(len(experts))
         for state in SERVING:
             self._metrics.versions.labels(state.value).set(sum(r.state is state for r in records.values()))

@@ -21,7 +21,7 @@ from adapters_registry.decisions import DecisionQuery, DecisionRecord
 from adapters_registry.stores.base import DecisionStore
 from routers.base import Matrix, RouteQuery, Vector
 from routers.maths.even_sample import evenly_spaced
-from server.policies.manager import LivePolicy
+from server.policies.live import LivePolicy
 
 MAX_ROWS = 5000
 READ_AT_ONCE = 100

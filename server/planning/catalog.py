@@ -31,7 +31,7 @@ from server.engine.recipes import (
     parse_asked,
 )
 from server.errors import BadRequest, ModelNotFound, Unavailable
-from server.policies.manager import LivePolicy
+from server.policies.live import LivePolicy
 
 DEFAULT_POLICY = "auto"
 MAX_VIEWS = 256

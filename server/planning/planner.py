@@ -34,7 +34,7 @@ from server.planning.recent_task_prompts import TaskWindows
 from server.planning.routing_fields import excluded_by, preference_of, task_id_of
 from server.planning.shadow import Shadow
 from server.planning.version_choice import Versions
-from server.policies.manager import LivePolicy
+from server.policies.live import LivePolicy
 from server.telemetry.metrics import Metrics
 
 MAX_CHOICE_TOKENS = 64

@@ -1,15 +1,15 @@
-"""Shadow decisions: what the policies would choose if a version were offered, counted while nobody gets it.
+"""Shadow decisions: what the policies would choose if a version were offered, counted but not executed.
 
-A canary with a share of 0 is in the shadow. Every policy whose method is cheap to fit is fitted a second time to the
-library with the shadowed versions in it, in place of the active ones of their names or beside them; each request
-that asks the policy is decided by both routers, and the second decision is only counted.
+A canary with a share of 0 is in the shadow. Every policy whose method is cheap to fit is fitted a second time, to the
+library with the shadowed versions in place of the active versions of their names, or beside the other experts. Both
+routers decide each request that asks for the policy; the second decision is only counted.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,31 +17,34 @@ import structlog
 
 from adapters_registry.records import AdapterRecord
 from adapters_registry.states import AdapterState
-from routers.base import Decision, RouteQuery
+from routers.base import Decision, RouteQuery, name_of, no_progress
+from routers.errors import RouterError
 from server.access.auth import Principal
 from server.planning.catalog import Catalog
+from server.policies.book import Entry
 from server.policies.definitions import PolicySpec
-from server.policies.manager import LivePolicy, PolicyManager
+from server.policies.embedders import Embedders
+from server.policies.fit_data import Experts, PolicyData, as_experts
+from server.policies.fitter import Fitter
+from server.policies.live import LivePolicy
 from server.telemetry.metrics import Metrics
 
 MAX_PENDING = 64
-"""Decisions of slow routers that may wait for a thread; beyond, requests are not decided on in the shadow."""
+"""Maximum number of decisions of slow routers that wait for a thread; further requests get no shadow decision."""
 
 MAX_COUNTED = 1000
 
 log = structlog.get_logger(__name__)
 
-Fitter = Callable[[Sequence[PolicySpec]], PolicyManager]
-
 
 @dataclass(slots=True)
 class Tally:
-    """What became of a shadowed expert's decisions.
+    """Counts of decisions about one shadowed expert.
 
     Attributes:
-        kept: Requests that both routers gave to it.
-        gained: Requests that it would get, by the expert (or ``base``) that got them.
-        lost: Requests that its active version got, by who would get them.
+        kept: Requests that both routers gave to the expert.
+        gained: Requests that the shadowed version would get, by the expert (or ``base``) that got them.
+        lost: Requests that the active version got, by the expert (or ``base``) that would get them.
     """
 
     kept: int = 0
@@ -49,20 +52,24 @@ class Tally:
     lost: Counter[str] = field(default_factory=Counter)
 
     def as_json(self) -> dict[str, Any]:
-        """For the admin API."""
+        """Return the counts for the admin API."""
         return {"kept": self.kept, "gained": dict(self.gained), "lost": dict(self.lost)}
 
 
 class Shadow:
-    """See the module's docstring.
+    """Fits policies to the library with the shadowed versions, and counts what they would decide.
 
     Args:
-        fitter: Makes a manager that fits these policies, apart from the live ones.
+        fitter: Fits a policy; its artefacts are kept apart from those of the live policies.
+        data: Gathers what policies are fitted to.
+        embedders: Embedders by name.
         metrics: Counts the decisions.
     """
 
-    def __init__(self, fitter: Fitter, metrics: Metrics) -> None:
+    def __init__(self, fitter: Fitter, data: PolicyData, embedders: Embedders, metrics: Metrics) -> None:
         self._fitter = fitter
+        self._data = data
+        self._embedders = embedders
         self._metrics = metrics
         self._wanted: tuple[Any, ...] = ()
         self._records: tuple[AdapterRecord, ...] = ()
@@ -74,7 +81,7 @@ class Shadow:
         self.tallies: dict[str, Tally] = {}
 
     def follow(self, catalog: Catalog) -> None:
-        """Fit to what is in the shadow now, if that has changed; returns at once."""
+        """Start fitting to the versions in the shadow if they have changed; returns at once."""
         shadowed = {r.name: r for r in catalog.others.values() if r.state is AdapterState.CANARY and not r.share}
         specs = tuple(
             live.spec
@@ -95,22 +102,34 @@ class Shadow:
             self._task = asyncio.create_task(self._fit(specs, (*rest, *shadowed.values())))
 
     async def close(self) -> None:
-        """Stop fitting and deciding."""
+        """Cancel running fits and decisions."""
         tasks = [*self._pending, *([self._task] if self._task else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _fit(self, specs: Sequence[PolicySpec], records: Sequence[AdapterRecord]) -> None:
-        manager = self._fitter(specs)
-        try:
-            self._policies = dict(await manager.refresh(records))
-            log.info("shadow fitted", policies=sorted(self._policies), shadowed=sorted(self.tallies))
-        finally:
-            await manager.close()
+        experts, fitted = as_experts(records), dict[str, LivePolicy]()
+        for spec in specs:
+            try:
+                fitted[spec.name] = await self._fit_one(Entry.of(spec), experts)
+            except (RouterError, OSError) as error:
+                log.warning("policy not fitted in the shadow", policy=spec.name, error=str(error))
+        self._policies = fitted
+        log.info("shadow fitted", policies=sorted(fitted), shadowed=sorted(self.tallies))
+
+    async def _fit_one(self, entry: Entry, experts: Experts) -> LivePolicy:
+        embedder = await self._embedders.get(entry.embedder)
+        with_scores = entry.reads_scores
+        version = await self._data.version(experts, embedder, entry.spec.samples, with_scores=with_scores)
+        live = await self._fitter.fitted_elsewhere(entry, version, embedder, experts)
+        if live is None:
+            data = await self._data.gather(experts, embedder, with_scores=with_scores)
+            live = await self._fitter.fit(entry, data, version, embedder, no_progress)
+        return live
 
     def note(self, policy: str, query: RouteQuery, decision: Decision, principal: Principal) -> None:
-        """Decide on a request again, as if the shadowed versions were offered; returns at once."""
+        """Decide a request again as if the shadowed versions were offered; returns at once."""
         live = self._policies.get(policy)
         if live is None or not query.text:
             return
@@ -151,4 +170,4 @@ class Shadow:
 
 
 def _names(decision: Decision) -> set[str]:
-    return {expert.expert_id.partition("@")[0] for expert in decision.experts}
+    return {name_of(expert.expert_id) for expert in decision.experts}

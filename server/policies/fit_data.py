@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from adapters_registry.records import AdapterRecord
 from routers.base import FitData, LibraryExpert, Matrix, Sample, ScoreTable, Vector
 from routers.embedders.base import Embedder
 from routers.fitting import data_version, fit_data, library_version
@@ -26,7 +27,7 @@ Experts = tuple[LibraryExpert, ...]
 
 
 class PolicyData:
-    """See the module's docstring.
+    """Gathers what policies are fitted to; keeps embeddings of examples in memory and on disk.
 
     Args:
         scores: The table that some methods learn from.
@@ -105,6 +106,14 @@ class PolicyData:
             return replace(data, scores=self.table(experts, rows_of(scored)) if with_scores else None)
 
         return await asyncio.to_thread(work)
+
+
+def as_experts(records: Sequence[AdapterRecord]) -> tuple[LibraryExpert, ...]:
+    """Return what routers know of versions, sorted by id."""
+    return tuple(
+        LibraryExpert(r.expert_id, r.card.description, tuple(r.card.tags), tuple(r.examples), tuple(r.card.tasks))
+        for r in sorted(records, key=lambda record: record.expert_id)
+    )
 
 
 def blocking(embedder: Embedder, loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[str]], Matrix]:

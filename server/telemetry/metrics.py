@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Literal
@@ -285,6 +286,12 @@ class Metrics:
             ("policy",),
             registry=self.registry,
         )
+        self.policy_missing_experts = Gauge(
+            "moergate_policy_missing_experts",
+            "Experts of the library that a policy does not know yet; above 0 while the policy follows the library.",
+            ("policy",),
+            registry=self.registry,
+        )
         self.decisions_dropped = Counter(
             "moergate_decisions_dropped",
             "Decisions that the log lost: the database was away or too slow, and the queue full.",
@@ -335,6 +342,12 @@ class Metrics:
         self._confidence_of(policy).observe(confidence)
         if expert is None:
             self.abstentions.labels(policy).inc()
+
+    def forget_policy(self, name: str) -> None:
+        """Remove the series that describe the state of a removed policy."""
+        for gauge in (self.policy_stale, self.policy_missing_experts):
+            with suppress(KeyError):
+                gauge.remove(name)
 
     def record_shadow(self, policy: str, expert: str, change: str) -> None:
         """Count a decision that was made in the shadow, too, and concerns an expert in it."""

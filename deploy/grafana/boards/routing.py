@@ -148,6 +148,12 @@ DRIFT = [
             "{{policy}} {{expert}} {{of}}",
         ),
     ),
+    graph(
+        "Experts not known yet",
+        "Experts of the library that a policy does not know yet; above 0 while it follows the library.",
+        "none",
+        (f"max by (policy) ({pick('moergate_policy_missing_experts', 'policy')})", "{{policy}}"),
+    ),
     states(
         "Stale",
         "Policies that route by an older library, because a fit failed or is too costly to be repeated by itself.",

@@ -4,8 +4,9 @@ import asyncio
 import errno
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from adapters_registry.visibility import EVERYBODY, Audience
 from routers.artefacts import ArtefactStore
 from routers.base import Artefact, FitData, Matrix, Progress, RouteQuery
+from routers.embedders.base import Encoder
 from routers.embedders.batching import BatchingEmbedder
 from routers.embedders.hashing import HashingEncoder
 from routers.errors import BadRouterConfig, NotFittable, UnknownRouter
@@ -24,7 +26,8 @@ from server.errors import BadRequest, NotFound
 from server.jobs import Job
 from server.policies.definitions import PolicySpec, PolicyStore
 from server.policies.embedders import Embedders
-from server.policies.manager import LivePolicy, PolicyManager
+from server.policies.live import LivePolicy
+from server.policies.manager import PolicyManager
 from server.policies.scores import Figures, ScoreRow, ScoreStore
 from server.policies.vectors import VectorStore
 from server.settings import PolicySettings
@@ -39,16 +42,48 @@ async def embedder() -> AsyncIterator[BatchingEmbedder]:
     await opened.close()
 
 
-def manager(root: Path, embedder: BatchingEmbedder, router: str = "knn", **options: object) -> PolicyManager:
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def manager(
+    root: Path,
+    embedder: BatchingEmbedder,
+    router: str = "knn",
+    *,
+    metrics: Metrics | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    open_encoder: Callable[[str], Encoder] = lambda name: HashingEncoder(16),
+    **options: object,
+) -> PolicyManager:
     return PolicyManager(
         [PolicySpec("auto", PolicySettings(router=router, options=dict(options)))],
-        Embedders(embedder, lambda name: HashingEncoder(16), 10),
+        Embedders(embedder, open_encoder, 10),
         ArtefactStore(root / "policies"),
-        PolicyStore(root / "policies"),
-        ScoreStore(root / "scores"),
-        Metrics(max_experts=3, prices={}),
+        definitions(root),
+        scores(root),
+        metrics or Metrics(max_experts=3, prices={}),
         VectorStore(root / "vectors.sqlite"),
+        clock=clock,
     )
+
+
+def definitions(root: Path) -> PolicyStore:
+    return PolicyStore(root / "policies")
+
+
+def scores(root: Path) -> ScoreStore:
+    return ScoreStore(root / "scores")
+
+
+def policy_gauge(metrics: Metrics, name: str, policy: str = "auto") -> float | None:
+    return metrics.registry.get_sample_value(f"moergate_policy_{name}", {"policy": policy})
 
 
 async def ended(policies: PolicyManager, job: Job) -> Job:
@@ -136,8 +171,9 @@ async def test_a_policy_knows_what_it_was_fitted_to_also_from_an_older_artefact(
 async def test_a_fit_that_fails_keeps_the_old_router(
     tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.policies.manager.FIRST_RETRY_S", 100.0)
-    policies = manager(tmp_path, embedder)
+    monkeypatch.setattr("server.policies.follower.FIRST_RETRY_S", 100.0)
+    clock, metrics = Clock(), Metrics(max_experts=3, prices={})
+    policies = manager(tmp_path, embedder, metrics=metrics, clock=clock)
     before = (await policies.refresh([record("sql", "list all orders")]))["auto"]
 
     def fail(*_: object) -> None:
@@ -148,11 +184,11 @@ async def test_a_fit_that_fails_keeps_the_old_router(
         kept = (await policies.refresh([record("dates", "convert to ISO")]))["auto"]
     assert kept is before
     assert (await policies.refresh([record("dates", "convert to ISO")]))["auto"] is before  # not at once again
-    policies._entries["auto"].retry_at = 0
-    assert policies._metrics.registry.get_sample_value("moergate_policy_stale", {"policy": "auto"}) == 1
+    clock.now += 1000
+    assert policy_gauge(metrics, "stale") == 1
     after = (await policies.refresh([record("dates", "convert to ISO")]))["auto"]
     assert after.expert_ids == {"dates@00000000"}
-    assert policies._metrics.registry.get_sample_value("moergate_policy_stale", {"policy": "auto"}) == 0
+    assert policy_gauge(metrics, "stale") == 0
 
 
 async def test_bad_policies_are_refused_at_once(tmp_path: Path, embedder: BatchingEmbedder) -> None:
@@ -163,7 +199,8 @@ async def test_bad_policies_are_refused_at_once(tmp_path: Path, embedder: Batchi
 
 
 async def test_a_costly_policy_goes_stale_and_is_fitted_on_demand(tmp_path: Path, embedder: BatchingEmbedder) -> None:
-    policies = manager(tmp_path, embedder, "classifier")
+    metrics = Metrics(max_experts=3, prices={})
+    policies = manager(tmp_path, embedder, "classifier", metrics=metrics)
     first = [record("sql", "list all orders"), record("dates", "convert to ISO")]
     assert "auto" not in await policies.refresh(first)  # a job fits it, and nobody else waits for that
     (job,) = policies.jobs.all()
@@ -179,7 +216,7 @@ async def test_a_costly_policy_goes_stale_and_is_fitted_on_demand(tmp_path: Path
     assert (await ended(policies, policies.refit("auto"))).state == "succeeded"
     shown = policies.describe_one("auto")
     assert (shown["state"], shown["num_experts"]) == ("ready", 3)
-    assert policies._metrics.registry.get_sample_value("moergate_policy_stale", {"policy": "auto"}) == 0
+    assert policy_gauge(metrics, "stale") == 0
 
 
 async def test_policies_made_while_running_survive_a_restart(tmp_path: Path, embedder: BatchingEmbedder) -> None:
@@ -223,7 +260,7 @@ async def test_what_a_policy_lacks_is_said_with_the_command_that_makes_it(
         await policies.remove("auto")
     with pytest.raises(NotFound):
         policies.refit("none")
-    assert set(policies._live) == {"auto"}
+    assert set(policies.live) == {"auto"}
 
 
 async def test_a_fit_can_be_cancelled_and_what_was_before_stays(
@@ -245,7 +282,7 @@ async def test_a_fit_can_be_cancelled_and_what_was_before_stays(
     assert (job.phase, job.state) == ("fitting", "running")
     job.cancel()
     assert (await ended(policies, job)).state == "cancelled"
-    assert policies._live["auto"] is before
+    assert policies.live["auto"] is before
 
 
 async def test_a_disk_that_is_full_is_said_and_changes_nothing(
@@ -261,7 +298,7 @@ async def test_a_disk_that_is_full_is_said_and_changes_nothing(
         patch.setattr("routers.artefacts._write", full)
         job = await ended(policies, policies.refit("auto"))
     assert (job.state, "No space left" in job.error) == ("failed", True)
-    assert policies._live["auto"] is before
+    assert policies.live["auto"] is before
     assert (await ended(policies, policies.refit("auto"))).state == "succeeded"
 
 
@@ -272,8 +309,8 @@ async def test_a_subset_restricts_a_policy(tmp_path: Path, embedder: BatchingEmb
     settings = PolicySettings(router="knn", subset=SubsetConfig(method="cluster", size=2))
     job = await ended(policies, await policies.create(PolicySpec("few", settings)))
     assert job.state == "succeeded", job.error
-    assert len(policies._live["few"].expert_ids) == 2
-    assert len(policies._live["auto"].expert_ids) == 3
+    assert len(policies.live["few"].expert_ids) == 2
+    assert len(policies.live["auto"].expert_ids) == 3
 
 
 async def test_scores_make_policies_that_learn_from_them(tmp_path: Path, embedder: BatchingEmbedder) -> None:
@@ -281,16 +318,16 @@ async def test_scores_make_policies_that_learn_from_them(tmp_path: Path, embedde
     policies = manager(tmp_path, embedder)
     await policies.refresh(records)
     figures = {"base": Figures(score=0), "sql@00000000": Figures(score=1), "dates@00000000": Figures(score=0.5)}
-    policies._data._scores.report([ScoreRow(task="sql", prompt="list orders", answer="x", models=figures)])
+    scores(tmp_path).report([ScoreRow(task="sql", prompt="list orders", answer="x", models=figures)])
     job = await policies.create(PolicySpec("best", PolicySettings(router="best_single"), origin="admin"))
     assert (await ended(policies, job)).state == "succeeded", job.error
-    (chosen,) = policies._live["best"].router.route(RouteQuery("anything")).experts
+    (chosen,) = policies.live["best"].router.route(RouteQuery("anything")).experts
     assert chosen.expert_id == "sql@00000000"
     again = (await manager(tmp_path, embedder).refresh(records))["best"]
-    assert again.version == policies._live["best"].version
+    assert again.version == policies.live["best"].version
     await policies.refresh(records)
     assert not await policies.wants_refresh()
-    policies._data._scores.report([ScoreRow(task="t", prompt="p", answer="x", models={"base": Figures(score=1)})])
+    scores(tmp_path).report([ScoreRow(task="t", prompt="p", answer="x", models={"base": Figures(score=1)})])
     assert await policies.wants_refresh()
     assert (await policies.refresh(records))["best"].version != again.version
     await policies.refresh(records)  # its own fit is news once, and no more
@@ -307,8 +344,7 @@ async def test_a_slow_embedder_holds_up_only_its_own_policies(
             free.wait()
             return super().encode(texts)
 
-    policies = manager(tmp_path, embedder)
-    policies._embedders = Embedders(embedder, lambda name: Slow(16), 10)
+    policies = manager(tmp_path, embedder, open_encoder=lambda name: Slow(16))
     await policies.refresh([record("sql", "list all orders")])
     slow = await policies.create(PolicySpec("slow", PolicySettings(router="knn", embedder="slow"), origin="admin"))
     quick = await policies.create(PolicySpec("quick", PolicySettings(router="centroid"), origin="admin"))
@@ -321,10 +357,9 @@ async def test_a_slow_embedder_holds_up_only_its_own_policies(
     assert (await ended(policies, slow)).state == "succeeded"
     assert await policies.wants_refresh()
     await policies.refresh(grown)
-    while policies._following:
-        await asyncio.gather(*policies._following.values())
-    assert len(policies._live["slow"].expert_ids) == 2
-    await policies._embedders.close()
+    while len(policies.live["slow"].expert_ids) < 2:
+        await asyncio.sleep(0.001)
+    await policies.close()
 
 
 async def test_examples_are_embedded_once_also_over_a_restart(tmp_path: Path) -> None:
@@ -389,13 +424,13 @@ async def test_a_router_of_another_embedder_is_no_predecessor(
         told.append((data.embedder, data.previous))
         return fit(config, data, progress)
 
-    policies, other = manager(tmp_path, embedder), manager(tmp_path, embedder)
+    policies = manager(tmp_path, embedder)
     records = [record("sql", "list all orders")]
     await ended(policies, await policies.create(PolicySpec("mine", PolicySettings(router="knn"), origin="admin")))
     await policies.refresh(records)
     monkeypatch.setattr(KnnRouter, "fit", spied)
     redefined = PolicySpec("mine", PolicySettings(router="knn", embedder="hashing-16"), origin="admin")
-    other._store.save(redefined)  # as another gateway does
+    definitions(tmp_path).save(redefined)  # as another gateway does
     live = await policies.refresh(records)
     while live["mine"].embedder.dim != 16:
         await asyncio.sleep(0.01)
@@ -443,10 +478,10 @@ async def test_a_long_fit_holds_up_no_other_policy(
 async def test_a_policy_that_another_gateway_fits_is_taken_up_when_it_is_ready(
     tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.policies.manager.FOLLOW_WAIT_S", 0.05)
+    monkeypatch.setattr("server.policies.follower.FOLLOW_WAIT_S", 0.05)
     records = [record("sql", "list all orders")]
     one, other = manager(tmp_path, embedder), manager(tmp_path, embedder)
-    async with one._store.alone("auto"):
+    async with definitions(tmp_path).alone("auto"):
         assert not await other.refresh(records)
         assert await other.wants_refresh()
     made = (await one.refresh(records))["auto"]
@@ -480,7 +515,7 @@ async def test_a_fit_of_a_definition_that_was_replaced_or_removed_is_thrown_away
     while slow.phase != "fitting":
         await asyncio.sleep(0.01)
     second = PolicySpec("mine", PolicySettings(router="knn", options={"max_candidates": 7}), origin="admin")
-    other._store.save(second)  # as another gateway does
+    definitions(tmp_path).save(second)  # as another gateway does
     assert await policies.wants_refresh()
     await policies.refresh(records)
     free.set()
@@ -489,7 +524,7 @@ async def test_a_fit_of_a_definition_that_was_replaced_or_removed_is_thrown_away
     for each in (policies, other):
         live = (await each.refresh(records))["mine"]
         assert live.router.config.max_candidates == 7  # type: ignore[attr-defined]
-    assert policies._live["mine"].provenance == other._live["mine"].provenance
+    assert policies.live["mine"].provenance == other.live["mine"].provenance
 
     free.clear()
     slow = await policies.create(first)
@@ -527,7 +562,8 @@ async def test_whom_a_policy_is_for_holds_before_it_is_fitted_again(
 async def test_a_live_policy_whose_fit_failed_is_tried_again(
     tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policies = manager(tmp_path, embedder)
+    clock, metrics = Clock(), Metrics(max_experts=3, prices={})
+    policies = manager(tmp_path, embedder, metrics=metrics, clock=clock)
     await policies.refresh([record("sql", "list all orders")])
     grown = [record("sql", "list all orders"), record("dates", "convert to ISO")]
 
@@ -538,7 +574,7 @@ async def test_a_live_policy_whose_fit_failed_is_tried_again(
         patch.setattr(ArtefactStore, "publish", full)
         assert len((await policies.refresh(grown))["auto"].expert_ids) == 1
     assert not await policies.wants_refresh()
-    policies._entries["auto"].retry_at = 0
+    clock.now += 1000
     assert await policies.wants_refresh()
     assert len((await policies.refresh(grown))["auto"].expert_ids) == 2
     await policies.refresh(grown)
@@ -546,22 +582,110 @@ async def test_a_live_policy_whose_fit_failed_is_tried_again(
 
 
 async def test_what_is_as_fitted_again_is_no_longer_stale(tmp_path: Path, embedder: BatchingEmbedder) -> None:
-    policies = manager(tmp_path, embedder, "classifier")
+    metrics = Metrics(max_experts=3, prices={})
+    policies = manager(tmp_path, embedder, "classifier", metrics=metrics)
     first = [record("sql", "list all orders"), record("dates", "convert to ISO")]
     await policies.refresh(first)
     (job,) = policies.jobs.all()
     await ended(policies, job)
     assert (await policies.refresh([*first, record("poems", "write a sonnet")]))["auto"].stale
     assert not (await policies.refresh(first))["auto"].stale
-    assert policies._metrics.registry.get_sample_value("moergate_policy_stale", {"policy": "auto"}) == 0
+    assert policy_gauge(metrics, "stale") == 0
 
 
 async def test_gateways_on_one_home_report_to_one_table_of_scores(tmp_path: Path, embedder: BatchingEmbedder) -> None:
-    one, other = manager(tmp_path, embedder), manager(tmp_path, embedder)
+    one = manager(tmp_path, embedder)
     await one.refresh([])
     await one.refresh([])
-    for policies, prompt in ((one, "first"), (other, "second")):
+    for prompt in ("first", "second"):
         row = ScoreRow(prompt=prompt, answer="x", models={"base": Figures(score=1)})
-        policies._data._scores.report([row])
+        scores(tmp_path).report([row])
     assert await one.wants_refresh()
-    assert {sample.prompt for sample in one._data._scores.samples()} == {"first", "second"}
+    assert {sample.prompt for sample in scores(tmp_path).samples()} == {"first", "second"}
+
+
+async def test_a_policy_says_what_it_lacks_until_it_is_fitted_to_it(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics(max_experts=3, prices={})
+    policies = manager(tmp_path, embedder, metrics=metrics)
+    assert policies.describe_one("auto")["state"] == "fitting"
+    first = [record("sql", "list all orders")]
+    await policies.refresh(first)
+    shown = policies.describe_one("auto")
+    assert (shown["state"], shown["num_missing_experts"], shown["behind_since"]) == ("ready", 0, None)
+    grown = [*first, record("dates", "convert to ISO"), record("poems", "write a sonnet")]
+
+    policies.note_library(grown)
+    shown = policies.describe_one("auto")
+    assert (shown["state"], shown["num_missing_experts"], shown["num_experts"]) == ("following", 2, 1)
+    assert datetime.now(UTC) - datetime.fromisoformat(shown["behind_since"]) < timedelta(minutes=5)
+    assert policy_gauge(metrics, "missing_experts") == 2
+    policies.note_library(grown[:2])
+    assert policies.describe_one("auto")["num_missing_experts"] == 1
+    assert policies.describe_one("auto")["behind_since"] == shown["behind_since"]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArtefactStore, "publish", full)
+        await policies.refresh(grown)
+    shown = policies.describe_one("auto")
+    assert (shown["state"], shown["num_missing_experts"]) == ("following", 2)
+    assert "No space left" in shown["error"]
+    assert (await ended(policies, policies.refit("auto"))).state == "succeeded"
+    shown = policies.describe_one("auto")
+    assert (shown["state"], shown["num_missing_experts"], shown["behind_since"], shown["error"]) == (
+        "ready",
+        0,
+        None,
+        None,
+    )
+    assert policy_gauge(metrics, "missing_experts") == 0
+
+
+async def test_a_subset_lacks_no_expert_that_it_considered(tmp_path: Path, embedder: BatchingEmbedder) -> None:
+    records = [record(name, f"{name} one") for name in ("sql", "dates", "poems")]
+    policies = manager(tmp_path, embedder)
+    await policies.refresh(records)
+    settings = PolicySettings(router="knn", subset=SubsetConfig(method="cluster", size=2))
+    spec = PolicySpec("few", settings, origin="admin")
+    assert (await ended(policies, await policies.create(spec))).state == "succeeded"
+    for opened in (policies, again := manager(tmp_path, embedder)):
+        await opened.refresh(records)
+        shown = opened.describe_one("few")
+        assert (shown["state"], shown["num_experts"], shown["num_missing_experts"]) == ("ready", 2, 0)
+    again.note_library([*records, record("cities", "capital of France")])
+    assert again.describe_one("few")["num_missing_experts"] == 1
+
+
+async def test_a_cancelled_first_fit_is_shown_and_not_begun_again(
+    tmp_path: Path, embedder: BatchingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(config: object, data: object, progress: Progress) -> Artefact:
+        while True:
+            progress(1, 2)
+            time.sleep(0.001)
+
+    monkeypatch.setattr(ClassifierRouter, "fit", slow)
+    policies = manager(tmp_path, embedder, "classifier")
+    records = [record("sql", "list all orders"), record("dates", "convert to ISO")]
+    await policies.refresh(records)
+    (job,) = policies.jobs.all()
+    job.cancel()
+    await ended(policies, job)
+    assert policies.describe_one("auto")["state"] == "cancelled"
+    await policies.refresh(records)
+    assert policies.jobs.all() == [job]
+
+
+async def test_a_removed_policy_leaves_no_series(tmp_path: Path, embedder: BatchingEmbedder) -> None:
+    metrics = Metrics(max_experts=3, prices={})
+    policies = manager(tmp_path, embedder, metrics=metrics)
+    await policies.refresh([record("sql", "list all orders")])
+    spec = PolicySpec("mine", PolicySettings(router="centroid"), origin="admin")
+    await ended(policies, await policies.create(spec))
+    assert policy_gauge(metrics, "stale", "mine") == policy_gauge(metrics, "missing_experts", "mine") == 0
+    await policies.remove("mine")
+    assert policy_gauge(metrics, "stale", "mine") is policy_gauge(metrics, "missing_experts", "mine") is None
