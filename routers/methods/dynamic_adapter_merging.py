@@ -10,9 +10,9 @@ No encoder besides the base is needed, and nothing is trained. The code keeps th
 weights: ``merge`` is ``ab``. The default is the weighted sum of the experts' updates (``exact``), which does not mix
 one expert's A with another's B. There, examples count with the length of their hidden states; here all have length one.
 The paper does not standardise (``standardise=false``), and never abstains. Plain hidden states point much the same way,
-strangers' too: on public tasks (docs/which-policy.md) they ranked the right expert first for 49 % of bare prompts and
-reached it for 10 %; standardised ones 68 and 59 %. With cosines so much further apart T = 0.01 gives nearly all weight
-to the first expert.
+strangers' too: on public tasks (docs/measurements/policies.md) they ranked the right expert first for 49 % of bare
+prompts and reached it for 10 %; standardised ones 68 and 59 %. With cosines so much further apart T = 0.01 gives nearly
+all weight to the first expert.
 
 Cost: the prompt's hidden states (the embedder of the policy is the base) and one product with E centroids.
 """

@@ -130,14 +130,14 @@ def test_every_alert_says_what_is_wrong_and_what_to_do(alert: Rule) -> None:
 
 
 def test_every_runbook_has_its_alert() -> None:
-    pages = {path.name for path in RUNBOOKS.glob("*.md")} - {"README.md"}
+    pages = {path.name for path in RUNBOOKS.glob("*.md")} - {"index.md"}
     assert pages == {Path((alert.annotations or {})["runbook"]).name for alert in ALERTS}
-    index = (RUNBOOKS / "README.md").read_text("utf-8")
+    index = (RUNBOOKS / "index.md").read_text("utf-8")
     assert all(f"({page})" in index for page in pages)
 
 
 def test_the_page_on_dashboards_has_every_panel_and_query() -> None:
-    page = (ROOT / "docs" / "dashboards.md").read_text("utf-8")
+    page = (ROOT / "docs" / "reference" / "dashboards.md").read_text("utf-8")
     again = "run `python -m tests.tools.panel_data`"
     for board in BOARDS.values():
         assert all(f"| **{panel['title']}** {panel['description']} |" in page for panel in panels(board)), again

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +24,7 @@ PAGES = [
 
 @pytest.fixture(scope="module")
 def generate() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "docs"))  # generate imports its neighbour
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -30,9 +32,26 @@ def generate() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["settings.md", "metrics.md", "errors.md", "routers.md", "commands.md"])
-def test_reference_pages_are_in_step(name: str, generate: ModuleType) -> None:
-    assert (ROOT / "docs" / "reference" / name).read_text("utf-8") == generate.PAGES[name](), "run `make docs`"
+def test_generated_pages_are_in_step(generate: ModuleType) -> None:
+    for name, page in generate.PAGES.items():
+        assert (ROOT / "docs" / name).read_text("utf-8") == page(), f"{name} is out of date; run `make docs`"
+
+
+@pytest.mark.parametrize("package", ["server", "routers", "adapters_registry"])
+def test_the_structure_names_every_folder_and_every_layer(package: str, generate: ModuleType) -> None:
+    """A folder has at most 15 modules, unless it is a plain list; every folder and module has a layer."""
+    page, structure = generate.PAGES["explanation/structure.md"](), generate.structure
+    in_layers = {name for layer in structure.layers(package) for name in layer}
+    for folder in [path.parent for path in (ROOT / package).rglob("__init__.py")]:
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        name = str(folder.relative_to(ROOT))
+        assert len(modules) <= 15 or name in ("routers/methods", "routers/gates", "server/cli"), f"{name} is too full"
+    for path in (ROOT / package).iterdir():
+        is_folder = (path / "__init__.py").is_file()
+        if is_folder:
+            assert f"| `{package}/{path.name}/` |" in page
+        if path.name != "console" and (is_folder or (path.suffix == ".py" and path.name != "__init__.py")):
+            assert path.stem in in_layers, f"{path.name} is in no layer of {package}"
 
 
 def test_every_router_is_documented() -> None:
@@ -80,7 +99,7 @@ def test_the_routers_example_is_a_router() -> None:
 
     from routers.base import FitData, LibraryExpert, RouteQuery, no_progress
 
-    page = (ROOT / "docs" / "writing-a-router.md").read_text("utf-8")
+    page = (ROOT / "docs" / "tutorial" / "first-router.md").read_text("utf-8")
     namespace: dict[str, object] = {"__name__": "example"}
     exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], namespace)  # noqa: S102
     kind = namespace["NearestMeanRouter"]
@@ -92,3 +111,14 @@ def test_the_routers_example_is_a_router() -> None:
     router = kind.load(config, kind.fit(config, data, no_progress))
     assert router.route(RouteQuery("q", rows[2])).experts[0].expert_id == experts[2].expert_id
     assert router.route(RouteQuery("q", rows[2], frozenset({experts[1].expert_id}))).abstained
+
+
+def test_the_site_builds_without_a_broken_link_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 50
+    loads = re.compile(r"""<(?:script|link|img)[^>]*\s(?:src|href)=["']?(https?://[^"'\s>]+)""")
+    for page in pages:
+        assert not loads.findall(page.read_text("utf-8")), page

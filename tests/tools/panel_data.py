@@ -1,4 +1,4 @@
-"""Writes docs/dashboards.md, every panel with its queries and what they gave: ``python -m tests.tools.panel_data``."""
+"""Writes docs/reference/dashboards.md, every panel with its results: run ``python -m tests.tools.panel_data``."""
 
 from __future__ import annotations
 
