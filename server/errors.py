@@ -1,4 +1,4 @@
-"""Everything that can go wrong for a caller, and how it looks on the wire.
+"""All errors that a caller can get, and their form on the wire.
 
 GatewayError
 ├── BadRequest               400  the body is not JSON, or a field has the wrong type
@@ -10,19 +10,19 @@ GatewayError
 ├── MethodNotAllowed         405  the path exists, but not for this method
 ├── Conflict                 409  the name or content is in use by something else
 ├── BodyTooLarge             413  more bytes than the limit
-├── TooManyRequests          429  the queue is full, or waiting for a place took too long
-├── RateLimited              429  the key's limit of requests or tokens a minute, or of requests at once
+├── TooManyRequests          429  the queue is full, or the wait in it was too long
+├── RateLimited              429  the key's limit of requests or tokens a minute, or of concurrent requests
 ├── QuotaExceeded            429  the key's budget is used up
 ├── ClientClosedRequest      499  the caller hung up (seen in logs and metrics only)
-├── InternalError            500  a fault of ours
-├── EngineLost               502  the engine broke off
+├── InternalError            500  a fault in the gateway
+├── EngineLost               502  the engine closed the connection
 ├── Unavailable              503  engine, library or database is not ready yet
 ├── EngineTimeout            504  the engine did not answer in time
 └── StorageFailed            507  no room, or no right to write
 
-Every error becomes OpenAI's ``{"error": {"message", "type", "param", "code"}}`` in one place, `error_body`.
-Errors of the packages below are mapped by type in `from_lower`; a test checks that none is forgotten. Nothing
-here knows FastAPI.
+Every error becomes OpenAI's ``{"error": {"message", "type", "param", "code"}}`` in one place, `error_body`. Errors of
+lower packages are mapped by type in `from_lower`; a test checks that none is forgotten. This module does not know
+FastAPI.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from routers import errors as router_errors
 
 
 class GatewayError(Exception):
-    """Root of the tree. `message` says what is wrong and what to do; it never holds what the caller may not see."""
+    """Root of the tree. `message` says what is wrong and what to do, and never reveals what the caller may not see."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -61,7 +61,7 @@ class GatewayError(Exception):
         self._more_headers = dict(more_headers or {})
 
     def headers(self) -> dict[str, str]:
-        """Response headers that belong to this error."""
+        """Response headers of this error."""
         waits = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
         return waits | self._more_headers
 
@@ -93,7 +93,7 @@ class AuthenticationFailed(GatewayError):
 
 
 class PermissionDenied(GatewayError):
-    """The key is good, but not for this."""
+    """The key is valid but lacks the scope for this."""
 
     status = 403
     type = "permission_error"
@@ -139,7 +139,7 @@ class BodyTooLarge(GatewayError):
 
 
 class TooManyRequests(GatewayError):
-    """All places are taken and the queue is full, or the wait in it was too long."""
+    """The queue is full, or the wait in it was too long."""
 
     status = 429
     type = "rate_limit_error"
@@ -147,7 +147,7 @@ class TooManyRequests(GatewayError):
 
 
 class RateLimited(GatewayError):
-    """The key's limit of requests or tokens a minute is reached, or that of requests at once."""
+    """The key reached its limit of requests or tokens a minute, or of concurrent requests."""
 
     status = 429
     type = "rate_limit_error"
@@ -163,7 +163,7 @@ class QuotaExceeded(GatewayError):
 
 
 class ClientClosedRequest(GatewayError):
-    """The caller went away; nobody reads this, but logs and metrics count it."""
+    """The caller disconnected; only logs and metrics show this."""
 
     status = 499
     type = "invalid_request_error"
@@ -171,21 +171,21 @@ class ClientClosedRequest(GatewayError):
 
 
 class InternalError(GatewayError):
-    """A fault of ours; the request id finds it in the log."""
+    """A fault in the gateway; the log has the details under the request id."""
 
     status = 500
     code = "internal_error"
 
 
 class EngineLost(GatewayError):
-    """The engine closed the connection or answered nonsense."""
+    """The engine closed the connection or sent an invalid answer."""
 
     status = 502
     code = "engine_lost"
 
 
 class Unavailable(GatewayError):
-    """Something that this request needs is not ready; try again."""
+    """A part that this request needs is not ready; retry."""
 
     status = 503
     code = "unavailable"
@@ -199,14 +199,14 @@ class EngineTimeout(GatewayError):
 
 
 class StorageFailed(GatewayError):
-    """The library's folder has no room or refuses to be written."""
+    """The library's folder is full or cannot be written."""
 
     status = 507
     code = "storage_failed"
 
 
 def error_body(error: GatewayError) -> bytes:
-    """The JSON that a caller sees, in OpenAI's shape, with `problems` as our one extension."""
+    """Return the JSON for the caller, in OpenAI's shape, with `problems` as the only extension."""
     payload: dict[str, Any] = {
         "message": error.message,
         "type": error.type,
@@ -247,7 +247,7 @@ _LOWER: dict[type[Exception], type[GatewayError]] = {
 
 
 def from_lower(error: Exception) -> GatewayError:
-    """Map any exception to what the caller sees; by type only, never by message."""
+    """Map any exception to the error for the caller, by type only, never by message."""
     if isinstance(error, GatewayError):
         return error
     for kind in type(error).__mro__:

@@ -1,4 +1,4 @@
-"""A running gateway: its parts, how they start, what is not ready yet, and how they end."""
+"""A running gateway: its parts, how they start, what is not ready yet, and how they stop."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Gateway:
     _registering: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start the engine, if it is ours, and all polling."""
+        """Start the local engine, if there is one, and all polling."""
         if self.supervisor:
             self.supervisor.start()
         self.pool.start()
@@ -92,7 +92,7 @@ class Gateway:
             self._tasks.append(self._registering)
 
     def missing(self) -> dict[str, str]:
-        """What is not ready, by part; empty when requests can be answered."""
+        """Return what is not ready, by part; empty when requests can be answered."""
         missing: dict[str, str] = {}
         if not self.pool.ready:
             missing["engine"] = self.pool.describe()
@@ -105,7 +105,7 @@ class Gateway:
         return missing
 
     async def close(self) -> None:
-        """End everything that was started."""
+        """Stop everything that was started."""
         self.admission.close()
         for task in self._tasks:
             task.cancel()
@@ -129,7 +129,7 @@ class Gateway:
         await self.library.close()
 
     async def _clean_up(self) -> None:
-        """Remove what an earlier end left behind, files without a record and old uploads; derive what is missing."""
+        """Remove unreferenced files and old uploads of an earlier run, and compute missing prototypes."""
         await asyncio.to_thread(_remove_old, self.settings.home / "uploads")
         await self.imports.clean_up()
         try:
@@ -140,7 +140,7 @@ class Gateway:
             log.warning("leftovers not removed", error=str(error))
 
     async def _register_manifests(self, path: Path) -> None:
-        """Register the experts that a library.json lists; one that is refused is logged and the others go on."""
+        """Register the experts that a library.json lists; refused experts are logged and skipped."""
         try:
             await self._register_all(path)
         finally:
@@ -156,7 +156,9 @@ class Gateway:
         for manifest in manifests:
             source = manifest.source.path if manifest.source else None
             if not source:
-                log.error("manifest without a folder: other sources are fetched by POST", expert=manifest.name)
+                log.error(
+                    "manifest without a folder; register other sources with POST /admin/adapters", expert=manifest.name
+                )
                 continue
             folder = (path.parent / source).absolute()
             try:
@@ -167,7 +169,7 @@ class Gateway:
         await self.lifecycle.all_seen_through()
 
     async def _embed_ahead(self) -> None:
-        """What the policies will be fitted to, while the engine starts; should it fail, the fit will say why."""
+        """Embed the library's examples while the engine starts; if this fails, the later fit reports why."""
         try:
             await self.policies.prepare(await self.library.list(*WAITING, AdapterState.ACTIVE))
         except (RegistryError, RouterError) as error:
@@ -175,7 +177,7 @@ class Gateway:
 
 
 def _remove_old(folder: Path) -> None:
-    """Remove sub-folders that nothing has touched for an hour; younger ones may be another gateway's."""
+    """Remove sub-folders unchanged for an hour; younger ones may belong to another gateway."""
     for entry in folder.glob("*"):
         if time.time() - entry.stat().st_mtime > LEFTOVER_AGE_S:
             shutil.rmtree(entry, ignore_errors=True)

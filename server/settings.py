@@ -1,9 +1,9 @@
 """All settings of the gateway, in one typed tree.
 
-Precedence: command-line flags, then ``MOERGATE_…`` environment variables, then a TOML file, then the defaults
-here. Field names are the flags (``max_loras`` is ``--max-loras``), the variables (``MOERGATE_MAX_LORAS``) and
-the TOML keys; the descriptions are the documentation. Unknown keys and bad values stop start-up and are
-named. Nothing is read at import.
+Precedence: command-line flags, then ``MOERGATE_…`` environment variables, then a TOML file, then these defaults. A
+field's name gives its flag (``max_loras`` is ``--max-loras``), its variable (``MOERGATE_MAX_LORAS``) and its TOML key;
+its description is the documentation. Unknown keys and bad values stop start-up with a message that names them. Nothing
+is read at import.
 """
 
 from __future__ import annotations
@@ -25,172 +25,186 @@ from server.sources.config import SourceSettings
 ENV_PREFIX = "MOERGATE_"
 
 CLIENT_VARIABLES = frozenset({"MOERGATE_URL", "MOERGATE_API_KEY", "MOERGATE_CONFIG"})
-"""Variables with our prefix that are not server settings: the command line's own, and the one that names the file."""
+"""Variables with the prefix that are not settings of the server."""
 
 
 class SettingsError(Exception):
-    """A setting is unknown or bad; the text names it, says where it came from, and what is allowed."""
+    """A setting is unknown or invalid; the text names it, its source, and the allowed values."""
 
 
 class PolicySettings(BaseModel):
-    """One policy: which router, with which options."""
+    """One policy: its router and the router's options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     router: str = Field("knn", description="Name of the routing method.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Options of the router's own config.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of the router.")
     embedder: str | None = Field(
         default=None,
-        description="Another embedder than the gateway's: as --embedder, or base for the base's hidden states.",
+        description="Embedder of this policy, as for --embedder; base means the base model's hidden states.",
     )
-    subset: SubsetConfig | None = Field(default=None, description="Use a part of the library only: method, size, seed.")
+    subset: SubsetConfig | None = Field(default=None, description="Use only a part of the library: method, size, seed.")
     data: Path | None = Field(
         default=None, description="JSON Lines of prompts with answers, for methods that need them."
     )
     tags: list[str] = Field(
-        default_factory=list, description="Of keys that are confined by tags, only those with one of these may ask it."
+        default_factory=list, description="Tags of the policy; a key that is confined by tags needs one of them."
     )
     tenant: str = Field(
-        default="", description="Of keys that are confined to a tenant, only those of this one may ask it."
+        default="", description="Tenant of the policy; a key that is confined to a tenant must be of this one."
     )
 
     @property
     def audience(self) -> Audience:
-        """Whom the policy is for."""
+        """The keys that the policy is for."""
         return Audience(frozenset(self.tags), self.tenant)
 
 
 class Price(BaseModel):
-    """Price in the operator's currency per million tokens."""
+    """Price per million tokens, in the operator's currency."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    input: float = Field(0.0, ge=0, description="Per million prompt tokens.")
-    output: float = Field(0.0, ge=0, description="Per million generated tokens.")
+    input: float = Field(0.0, ge=0, description="Price of a million prompt tokens.")
+    output: float = Field(0.0, ge=0, description="Price of a million generated tokens.")
 
 
 class Settings(BaseSettings):
-    """See the module's docstring."""
+    """All settings of a gateway; immutable once loaded."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
-    host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs API keys.")
+    host: str = Field("127.0.0.1", description="Address to listen on. Any address but loopback needs API keys.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     home: Path = Field(
         default_factory=lambda: Path.home() / ".moergate",
-        description="Folder of everything that must survive: the library, keys, fitted policies.",
+        description="Folder for everything that must survive: the library, keys, fitted policies.",
     )
     cache_dir: Path | None = Field(
         None, description="Folder for what can be rebuilt (base model, embedder); default: the user's cache folder."
     )
     database_url: str | None = Field(None, description="Database of the library; default: SQLite in the home folder.")
     library: Path | None = Field(
-        None, description="A library.json whose experts are registered at start-up; those that are there are kept."
+        None, description="A library.json whose experts are registered at start-up; existing experts are kept."
     )
 
     base_model: str = Field(
         "SmolLM2-135M-Instruct",
-        description="The base: a folder, a hub name, or the packaged SmolLM2-135M-Instruct.",
+        description="Base model: a folder, a hub name, or the packaged SmolLM2-135M-Instruct.",
     )
     base_name: str | None = Field(
         None, description="Name of the base for callers; default: the last part of base_model."
     )
     embedder: str = Field(
         "all-MiniLM-L6-v2",
-        description="Sentence embedder: the packaged all-MiniLM-L6-v2, a folder, a hub name, or hashing (a double).",
+        description="Sentence embedder: the packaged all-MiniLM-L6-v2, a folder, a hub name, or hashing (for tests).",
     )
-    embed_cache_entries: int = Field(20_000, ge=0, description="Embeddings kept in memory, least recently used go.")
+    embed_cache_entries: int = Field(
+        20_000, ge=0, description="Embeddings cached in memory; the least recently used are dropped."
+    )
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",
-        description="Number format of the engine; auto is the base model's own, or float32 on a CPU without bfloat16.",
+        description="Number format of the engine; auto is the base model's, or float32 on a CPU without bfloat16.",
     )
-    max_loras: int = Field(8, ge=1, le=1024, description="Experts that are resident in the engine at once (slots).")
+    max_loras: int = Field(8, ge=1, le=1024, description="Number of experts resident in the engine at once (slots).")
     max_recipes: int = Field(
-        32, ge=1, le=1024, description="Different experts, mixes and gates that the engine computes in one batch."
+        32, ge=1, le=1024, description="Number of different experts, mixes and gates in one batch of the engine."
     )
     max_lora_rank: int = Field(64, description="Largest rank of an expert.")
     max_model_len: int = Field(4096, ge=16, description="Longest prompt and answer together, in tokens.")
     kv_cache_gib: float = Field(2.0, gt=0, description="Memory of the engine's KV cache on a CPU, in GiB.")
     engine_url: list[str] = Field(
-        default_factory=list, description="URL of a running engine; repeat for replicas. Then none is started here."
+        default_factory=list,
+        description="URL of a running engine; repeat for replicas. With it, no engine is started here.",
     )
     engine_key: str | None = Field(None, description="API key that the engines at engine_url expect.", repr=False)
     engine_arg: list[str] = Field(
-        default_factory=list, description="An argument passed on to vllm serve as it is; repeat for more."
+        default_factory=list, description="An argument passed unchanged to vllm serve; repeat for more."
     )
 
     policies: dict[str, PolicySettings] = Field(
         default_factory=lambda: {"auto": PolicySettings(router="knn")},
-        description="Policies by name; auto is the default one.",
+        description="Policies by name; auto is the default policy.",
     )
     prices: dict[str, Price] = Field(
         default_factory=dict,
-        description="Prices per million tokens: for base, for expert (any expert), or for one expert's name.",
+        description="Prices per million tokens: for base, for expert (any expert), or for an expert by name.",
     )
 
-    max_concurrency: int = Field(256, ge=1, description="Requests that are worked on at once.")
-    max_queue: int = Field(512, ge=0, description="Requests that may wait for a place; more get 429.")
-    queue_timeout_s: float = Field(30.0, gt=0, description="Longest wait for a place, in seconds; then 429.")
-    connect_timeout_s: float = Field(5.0, gt=0, description="Longest wait for a connection to an engine.")
-    first_token_timeout_s: float = Field(300.0, gt=0, description="Longest wait for a stream's first bytes.")
-    total_timeout_s: float = Field(1800.0, gt=0, description="Longest time for a whole answer.")
-    drain_timeout_s: float = Field(60.0, ge=0, description="Time that running answers get when the gateway stops.")
+    max_concurrency: int = Field(256, ge=1, description="Maximum number of requests that run at once.")
+    max_queue: int = Field(512, ge=0, description="Maximum number of requests in the queue; further requests get 429.")
+    queue_timeout_s: float = Field(30.0, gt=0, description="Longest wait in the queue, in seconds; then 429.")
+    connect_timeout_s: float = Field(5.0, gt=0, description="Longest wait for a connection to an engine, in seconds.")
+    first_token_timeout_s: float = Field(
+        300.0, gt=0, description="Longest wait for a stream's first bytes, in seconds."
+    )
+    total_timeout_s: float = Field(1800.0, gt=0, description="Longest time for a whole answer, in seconds.")
+    drain_timeout_s: float = Field(
+        60.0, ge=0, description="Time that running answers get when the gateway stops, in seconds."
+    )
 
-    max_body_bytes: int = Field(16 << 20, ge=1024, description="Largest request body.")
-    max_upload_bytes: int = Field(1 << 30, ge=1024, description="Largest upload of an adapter.")
-    max_adapter_bytes: int = Field(4 << 30, ge=1024, description="Largest adapter, unpacked.")
+    max_body_bytes: int = Field(16 << 20, ge=1024, description="Largest request body, in bytes.")
+    max_upload_bytes: int = Field(1 << 30, ge=1024, description="Largest upload of an adapter, in bytes.")
+    max_adapter_bytes: int = Field(4 << 30, ge=1024, description="Largest adapter after unpacking, in bytes.")
     source_dirs: list[Path] = Field(
         default_factory=list,
-        description="Folders from which adapters may be registered by path; none given: any folder.",
+        description="Folders from which adapters may be registered by path; without any, all folders.",
     )
     sources: SourceSettings = Field(
         default_factory=SourceSettings,
-        description="Where else adapters may be fetched from: URLs, object stores, the hub; nothing by default.",
+        description="Remote sources of adapters: URLs, object stores, the hub; none by default.",
     )
 
     probe_adapters: bool = Field(
         True,
-        description="Ask the engine whether a registered adapter works before it is offered: that it changes the "
-        "base's answers, that they are finite, and that its name gives its own answers.",
+        description="Probe a registered adapter in the engine before it is offered: it must change the base's answers, "
+        "its numbers must be finite, and its name must give its own answers.",
     )
     kept_versions: int = Field(
-        2, ge=0, description="Replaced versions of an expert whose files are kept, so that they can be rolled back to."
+        2, ge=0, description="Number of replaced versions of an expert whose files are kept for rollbacks."
     )
     conversation_idle_s: float = Field(
         300.0,
         ge=0,
-        description="A replaced version goes on answering conversations that began on it until they have been silent "
-        "for so many seconds.",
+        description="Seconds of silence after which a conversation no longer keeps a replaced version in service.",
     )
 
     count_stream_tokens: bool = Field(
         False,
-        description="Ask the engine for the token counts of streams, and take them out of the answer again. "
-        "Without it a stream counts as one token an event, and its prompt's tokens are known only if the caller "
-        "asks for usage.",
+        description="Request the token counts of streams from the engine, and remove them from the answer. Without it, "
+        "each event of a stream counts as one token, and the prompt's tokens are known only if the caller requests "
+        "usage.",
     )
     metrics_experts: int = Field(
         100,
         ge=1,
-        description="Experts, and API keys, with a label of their own in the metrics; others share the label other.",
+        description="Number of experts, and of API keys, with a separate label in the metrics; the rest share other.",
     )
     decision_log: Literal["off", "decisions", "embeddings", "prompts"] = Field(
         "decisions",
-        description="What the database keeps of requests: nothing; who decided what for whom; also the embeddings of "
-        "prompts without an expert, which can reveal something of them; also the routed texts.",
+        description="What the database keeps of each request: off, nothing; decisions, the decision and its key; "
+        "embeddings, also the embeddings of prompts without an expert (which can reveal parts of them); prompts, also "
+        "the routed texts.",
     )
     decision_log_sample: float = Field(
-        1.0, ge=0, le=1, description="Share of the requests that the decision log keeps, chosen by request id."
+        1.0, ge=0, le=1, description="Share of requests that the decision log keeps, chosen by request id."
     )
-    decision_log_days: int = Field(14, ge=1, le=3650, description="Days after which decisions and feedback go.")
+    decision_log_days: int = Field(
+        14, ge=1, le=3650, description="Days after which decisions and feedback are deleted."
+    )
     otlp_endpoint: str | None = Field(
         None,
-        description="URL of an OpenTelemetry collector that gets a trace of each request, by OTLP over HTTP, as "
-        "http://localhost:4318. The standard variables OTEL_… (headers, sampling, resource) count. None: no tracing.",
+        description="URL of an OpenTelemetry collector for traces of requests (OTLP over HTTP), such as "
+        "http://localhost:4318. The standard variables OTEL_… (headers, sampling, resource) apply. Without it, no "
+        "tracing.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity to log.")
-    log_format: Literal["console", "json"] = Field("console", description="For people, or one JSON object a line.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest severity that is logged."
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="Format of the log: text for people, or one JSON object per line."
+    )
 
     @field_validator("max_lora_rank")
     @classmethod
@@ -222,7 +236,7 @@ class Settings(BaseSettings):
 
     @property
     def served_base_name(self) -> str:
-        """What callers call the base."""
+        """Name of the base for callers."""
         return self.base_name or self.base_model.rstrip("/").rsplit("/", 1)[-1]
 
     @classmethod
@@ -234,7 +248,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then environment; the file joins in `load_settings`."""
+        """Order flags before the environment; `load_settings` adds the file."""
         return init_settings, env_settings
 
 
@@ -249,7 +263,7 @@ def load_settings(
         environ: The environment; None is the process's own (the only one that pydantic-settings reads).
 
     Raises:
-        SettingsError: Naming the key, its source, and what is allowed.
+        SettingsError: A setting is unknown or invalid; names the key, its source, and the allowed values.
     """
     environ = os.environ if environ is None else environ
     given = {key: value for key, value in flags.items() if value is not None and value != []}

@@ -1,7 +1,7 @@
-"""Puts the gateway together: the one place that picks classes for seams.
+"""Builds the gateway: the one place that chooses a class for each seam.
 
-`open_gateway` builds every part and starts nothing that listens; `Gateway.start` begins to poll and
-supervise; `Gateway.close` ends everything it started, in the opposite order.
+`open_gateway` builds every part and starts nothing that listens. `Gateway.start` starts polling and supervision;
+`Gateway.close` stops everything in the opposite order.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from server.tracing.exporter import Tracing
 
 IDLE_CONNECTION_S = 4.0
-"""Kept-alive connections to engines are closed by us before a server with the usual 5 s does it."""
+"""Idle connections to engines are closed after this time, before a server with the usual 5 s closes them."""
 
 log = structlog.get_logger(__name__)
 
@@ -78,10 +78,10 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
     Args:
         settings: All settings.
         encoder: The sentence encoder, loaded.
-        model: The base as the engine gets it: a folder or a hub name; ignored with remote engines.
+        model: The base for the engine: a folder or a hub name; ignored with remote engines.
 
     Raises:
-        SettingsError: The address needs keys and there are none, or a policy has bad options.
+        SettingsError: The address needs keys and there are none, or a policy has invalid options.
         RegistryError: The home folder or its database cannot be used.
         EngineMissing: A local engine is wanted and vLLM is not installed.
     """
@@ -198,7 +198,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
 
 
 def policy_specs(settings: Settings) -> list[PolicySpec]:
-    """The policies of the settings; raises SettingsError if a policy's data cannot be used."""
+    """Return the policies of the settings. Raises SettingsError if a policy's data cannot be used."""
     specs = []
     for name, policy in settings.policies.items():
         try:
@@ -210,21 +210,21 @@ def policy_specs(settings: Settings) -> list[PolicySpec]:
 
 
 def _encoder_opener(settings: Settings, model: str) -> Callable[[str], Encoder]:
-    """How embedders are loaded that single policies ask for."""
+    """Return the function that loads embedders of single policies."""
     cache_dir = settings.cache_dir or default_cache_dir()
 
     def open_encoder(name: str) -> Encoder:
         if name != BASE:
             return make_encoder(name, cache_dir)
         if settings.embedder.startswith("hashing"):
-            return make_encoder(settings.embedder, cache_dir)  # the double stands for both
+            return make_encoder(settings.embedder, cache_dir)  # the test double replaces both embedders
         return HiddenStateEncoder(model)
 
     return open_encoder
 
 
 async def open_library(settings: Settings, model: str | None = None) -> Library:
-    """The library in the home folder; with a base folder, adapters are checked against it."""
+    """Open the library in the home folder; adapters are checked against the base if `model` is its folder."""
     base = await asyncio.to_thread(_base_spec, model) if model else None
     limits = AdapterLimits(
         max_rank=settings.max_lora_rank,
@@ -237,16 +237,18 @@ async def open_library(settings: Settings, model: str | None = None) -> Library:
 def _base_spec(model: str) -> BaseSpec | None:
     if Path(model).is_dir():
         return BaseSpec.from_folder(Path(model))
-    log.warning("adapters are not checked against the base's shapes, for its files are not here", base=model)
+    log.warning(
+        "adapters are not checked against the base's shapes, because its files are not on this machine", base=model
+    )
     return None
 
 
 async def refuse_exposure(settings: Settings, library: Library) -> None:
-    """Raise `SettingsError` if strangers could reach a gateway without keys."""
+    """Raise `SettingsError` if the network could reach a gateway without keys."""
     if settings.host in LOOPBACK_NAMES or any(key.revoked_at is None for key in await library.keys.list()):
         return
     raise SettingsError(
-        f"Will not listen on {settings.host} without API keys: anybody who reaches this machine could use it.\n"
+        f"Refusing to listen on {settings.host} without API keys: everybody who reaches this machine could use it.\n"
         f"Create one first:  moergate keys create NAME --home {settings.home}\n"
         "or listen on loopback:  --host 127.0.0.1"
     )
@@ -255,7 +257,7 @@ async def refuse_exposure(settings: Settings, library: Library) -> None:
 def _tracing(settings: Settings) -> Tracing | None:
     if settings.otlp_endpoint is None or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
-    from server.tracing.exporter import Tracing  # only now: a quarter of a second, and 5 MB
+    from server.tracing.exporter import Tracing  # imported on use: it costs a quarter of a second and 5 MB
 
     return Tracing(settings.otlp_endpoint)
 
