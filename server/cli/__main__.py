@@ -1,4 +1,4 @@
-"""``python -m server.cli``: the command without its script."""
+"""``python -m server.cli``: the command ``moergate`` without its script."""
 
 from server.cli.main import main
 

@@ -1,4 +1,4 @@
-"""``moergate abstentions``: what nobody covers, in groups."""
+"""``moergate abstentions``: prompts that no expert covers, in groups."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from rich.table import Table
 
 from server.cli.client import DEFAULT_URL, AsJson, Key, Url, call, print_json, print_table
 
-HELP = """Group the prompts for which no expert was chosen: you may want an expert for the largest groups.
+HELP = """Group the prompts for which no expert was chosen. The largest groups may deserve an expert.
 
   moergate abstentions --days 30
   moergate abstentions --policy auto --k 5 --json
 
-Needs the setting decision_log = embeddings, or prompts to see texts too."""
+This needs the setting decision_log = embeddings, or prompts to show texts too."""
 
 
 def abstentions(
-    policy: Annotated[str | None, typer.Option(help="Only of this policy.")] = None,
-    days: Annotated[int, typer.Option(min=1, help="Only of the last days.")] = 7,
-    k: Annotated[int | None, typer.Option(min=1, max=50, help="How many groups. Default: as many as fit.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Only decisions of this policy.")] = None,
+    days: Annotated[int, typer.Option(min=1, help="Only decisions of the last DAYS days.")] = 7,
+    k: Annotated[
+        int | None, typer.Option(min=1, max=50, help="Number of groups. Default: chosen from the data.")
+    ] = None,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """See HELP."""
+    """Group the prompts that no expert covers; HELP is the help text."""
     asked = {name: value for name, value in {"policy": policy, "days": days, "k": k}.items() if value is not None}
     answer: dict[str, Any] = call("GET", url, f"/admin/abstentions?{urlencode(asked)}", key=api_key)
     if as_json:

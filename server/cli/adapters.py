@@ -30,43 +30,43 @@ def add(
     source: Annotated[
         str,
         typer.Argument(
-            help="A PEFT folder, or an archive (zip, tar, tar.gz) of one, here; or what the gateway fetches: "
-            "hub:org/name@revision, or a URL (https, s3, gs, az) of an archive or of a folder, which ends with '/'."
+            help="A local PEFT folder or archive (zip, tar, tar.gz); or a source for the gateway to fetch: "
+            "hub:org/name@revision, or a URL (https, s3, gs, az) of an archive, or of a folder (ending with '/')."
         ),
     ],
     description: Annotated[str, typer.Option(help="What the expert is good at.")] = "",
-    tag: Annotated[
-        list[str] | None, typer.Option(help="A tag, which keys can be confined by too; repeat for more.")
-    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag; keys can be confined by tags; repeat for more.")] = None,
     tenant: Annotated[
         str | None,
-        typer.Option(help="Whose it is: keys of other tenants do not see it. Default: the same as the version before."),
+        typer.Option(help="Owner; keys of other tenants do not see the expert. Default: that of the version before."),
     ] = None,
-    example: Annotated[list[str] | None, typer.Option(help="A prompt that it is good at; repeat for more.")] = None,
+    example: Annotated[
+        list[str] | None, typer.Option(help="A prompt that the expert is good at; repeat for more.")
+    ] = None,
     examples_file: Annotated[
         Path | None, typer.Option(help="A file with one example prompt a line, or JSONL with 'prompt'.")
     ] = None,
     max_examples: Annotated[
-        int | None, typer.Option(help="Take at most so many of the examples, evenly spaced.", min=1)
+        int | None, typer.Option(help="Maximum number of examples; an evenly spaced sample is taken.", min=1)
     ] = None,
     publish: Annotated[
-        str, typer.Option(help="What becomes of it once its probes have passed: active, canary or ready.")
+        str, typer.Option(help="State after the probes have passed: active, canary or ready.")
     ] = "active",
-    share: Annotated[
-        float, typer.Option(help="Of a canary: its part of the conversations, 0 to 1.", min=0, max=1)
-    ] = 0.1,
+    share: Annotated[float, typer.Option(help="A canary's share of the conversations, 0 to 1.", min=0, max=1)] = 0.1,
     upload: Annotated[bool, typer.Option(help="Send the files, for a gateway on another machine.")] = False,
-    sha256: Annotated[str | None, typer.Option(help="Of what is fetched; 'moergate adapters digest' tells it.")] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="Digest of the fetched files, as 'moergate adapters digest' prints it.")
+    ] = None,
     signature: Annotated[str | None, typer.Option(help="KEY:BASE64, a signature of that SHA-256.")] = None,
     credentials: Annotated[
-        str | None, typer.Option(help="Name of a secret that the gateway is configured with, for fetching.")
+        str | None, typer.Option(help="Name of a secret in the gateway's settings, for fetching.")
     ] = None,
-    background: Annotated[bool, typer.Option("--background", help="Do not wait for what is fetched.")] = False,
+    background: Annotated[bool, typer.Option("--background", help="Do not wait for the fetch.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register an adapter, or a new version of one; it can be routed to seconds later."""
+    """Register an adapter, or a new version of one; requests are routed to it seconds later."""
     examples = [*(example or []), *(_read_examples(examples_file) if examples_file else [])]
     if max_examples is not None:
         from routers.maths.even_sample import evenly_spaced
@@ -87,7 +87,7 @@ def add(
             return
         record = _fetched(job, name, url, api_key)
     elif sha256 or signature or credentials:
-        raise ClientError("--sha256, --signature and --credentials go with what the gateway fetches.", 2)
+        raise ClientError("--sha256, --signature and --credentials apply only to sources that the gateway fetches.", 2)
     else:
         record = _register(manifest, Path(source), upload, url, api_key)
     if as_json:
@@ -95,7 +95,7 @@ def add(
     else:
         typer.echo(f"{record['id']} is {shown_state(record)}: rank {record['rank']}, {len(examples)} examples.")
         if not examples:
-            typer.echo("It has no example prompts, so routers that learn from examples will not choose it.")
+            typer.echo("The expert has no example prompts, so routers that learn from examples will not choose it.")
 
 
 @app.command("import")
@@ -106,13 +106,13 @@ def import_adapters(
             help="A folder with a sub-folder or archive for each adapter, or a list of manifests (JSON, YAML)."
         ),
     ],
-    parallel: Annotated[int, typer.Option(help="So many at a time.", min=1, max=64)] = 8,
+    parallel: Annotated[int, typer.Option(help="Number of adapters registered at a time.", min=1, max=64)] = 8,
     upload: Annotated[bool, typer.Option(help="Send the files, for a gateway on another machine.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register many adapters at once. Repeat it as you like: what is there already stays as it is.
+    """Register many adapters at once. Repeating is safe: existing adapters stay unchanged.
 
     A sub-folder may have, beside the adapter's two files, a manifest.json (or .yaml) with card, examples and publish,
     and an examples.jsonl (or .txt). Ends with 1 if any adapter was refused.
@@ -141,7 +141,7 @@ def import_adapters(
 def digest(
     path: Annotated[Path, typer.Argument(help="A PEFT folder, or an archive of one.")],
 ) -> None:
-    """Print the SHA-256 of an archive, or of a folder's two files: what sources are pinned to and signed by."""
+    """Print the SHA-256 that pins and signs a source: of an archive, or of a folder's two files."""
     from server.sources.proof import digest_of
 
     try:
@@ -152,7 +152,7 @@ def digest(
 
 @app.command("list")
 def list_adapters(
-    state: Annotated[str, typer.Option(help="Those in this state, or all.")] = "active",
+    state: Annotated[str, typer.Option(help="Show adapters in this state, or all.")] = "active",
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
@@ -197,13 +197,13 @@ def rm(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove an adapter: requests that use it end, then its files go. Its record stays."""
+    """Remove an adapter: its running requests finish, then its files are deleted. Its record stays."""
     record = call("DELETE", url, f"/admin/adapters/{quoted(ref)}", key=api_key)
     print_json(record) if as_json else typer.echo(f"{record['id']} is removed.")
 
 
 def _register(manifest: dict[str, Any], source: Path, upload: bool, url: str, api_key: str | None) -> dict[str, Any]:
-    """Register the adapter in a folder or archive; the record."""
+    """Register the adapter in a folder or archive; returns its record."""
     if not source.exists():
         raise ClientError(f"{source} does not exist.", 2)
     if source.is_dir() and not upload:
@@ -214,11 +214,11 @@ def _register(manifest: dict[str, Any], source: Path, upload: bool, url: str, ap
 
 
 def _remote(source: str) -> dict[str, Any] | None:
-    """A source that the gateway fetches, as a manifest has it; None for a path."""
+    """Return the manifest's form of a source that the gateway fetches; None for a path."""
     if source.startswith("hub:"):
         match = _HUB.fullmatch(source)
         if match is None:
-            raise ClientError(f"{source} is no repository; write hub:org/name@revision or …@revision:subfolder.", 2)
+            raise ClientError(f"{source} is not a repository; write hub:org/name@revision or …@revision:subfolder.", 2)
         return {"hub": {key: value for key, value in match.groupdict().items() if value}}
     return {"url": source} if "://" in source else None
 
@@ -234,8 +234,8 @@ def _promises(sha256: str | None, signature: str | None, credentials: str | None
 
 
 def _fetched(job: dict[str, Any], name: str, url: str, api_key: str | None) -> dict[str, Any]:
-    """The record that a job made, once it has ended. Raises ClientError if it failed."""
-    stays = "Cancelled; what has come is kept for a day, and the same command goes on."
+    """Wait for a job and return the record that it created. Raises ClientError if it failed."""
+    stays = "Cancelled; the partial download is kept for a day, and the same command resumes it."
     ended = watch_job(job, url, api_key, stays, in_bytes=True)
     if ended["state"] != "succeeded":
         error = {"message": f"{name} was not registered: {ended['error'] or ended['state']}"}

@@ -1,6 +1,6 @@
-"""``moergate adapters import``: many adapters at once, in parallel, again and again without harm.
+"""``moergate adapters import``: register many adapters in parallel.
 
-What is there already stays as it is, so that an import that was broken off is simply repeated.
+Existing adapters stay unchanged, so an interrupted import is simply repeated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ReadExamples = Callable[[Path], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One adapter to import: its manifest without a source, and where its files are."""
+    """One adapter to import: its manifest without a source, and the location of its files."""
 
     manifest: dict[str, Any]
     place: Path
@@ -37,7 +37,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one: ``new``, ``new version``, ``unchanged`` or ``refused``."""
+    """Result of one import: ``new``, ``new version``, ``unchanged`` or ``refused``."""
 
     name: str
     result: str
@@ -45,14 +45,14 @@ class Outcome:
 
 
 def find_items(source: Path, read_examples: ReadExamples) -> list[Item]:
-    """The adapters of a folder, or those that a manifest file lists.
+    """Find the adapters in a folder, or those that a manifest file lists.
 
-    A folder has one sub-folder or archive for each, named as the expert shall be; beside its two files a sub-folder may
-    have ``manifest.json`` (or yaml: card, examples, publish, also another name) and ``examples.jsonl`` (or txt). A
-    manifest file is a list of manifests, as JSON or YAML, with ``source.path`` relative to itself.
+    A folder has one sub-folder or archive per adapter, named like the expert. Beside its two files a sub-folder may
+    have ``manifest.json`` (or yaml: card, examples, publish, another name) and ``examples.jsonl`` (or txt). A manifest
+    file is a list of manifests, as JSON or YAML, with ``source.path`` relative to the file.
 
     Raises:
-        ClientError: There is nothing, or a manifest cannot be read.
+        ClientError: There are no adapters, or a manifest cannot be read.
     """
     if source.is_dir():
         items = [item for entry in sorted(source.iterdir()) if (item := _from_entry(entry, read_examples))]
@@ -73,7 +73,9 @@ def _from_entry(entry: Path, read_examples: ReadExamples) -> Item | None:
     if entry.is_file():
         ending = next((each for each in ARCHIVES if entry.name.endswith(each)), None)
         return None if ending is None else Item({"name": entry.name.removesuffix(ending)}, entry)
-    if not (entry / CONFIG_FILE).is_file() and not any(entry.glob("adapter_*")):  # half an adapter is refused by name
+    if not (entry / CONFIG_FILE).is_file() and not any(
+        entry.glob("adapter_*")
+    ):  # an incomplete adapter is refused by name
         return None
     manifest: dict[str, Any] = {"name": entry.name}
     for file in filter(Path.is_file, (entry / name for name in MANIFEST_FILES)):
@@ -115,14 +117,14 @@ def import_all(
     parallel: int,
     progress: Callable[[int, int], None],
 ) -> list[Outcome]:
-    """Register all, several at a time; what each becomes, in the order of `items`.
+    """Register all items, several at a time; returns their outcomes in the order of `items`.
 
     Args:
-        items: What to register.
+        items: The adapters to register.
         before: The active adapters, by name.
-        register: Registers one.
-        parallel: How many at a time.
-        progress: Called with how many are done, and in all.
+        register: Registers one item.
+        parallel: Number of registrations at a time.
+        progress: Called with the number done and the total.
     """
     outcomes: dict[int, Outcome] = {}
     progress(0, len(items))
@@ -140,7 +142,7 @@ def _one(item: Item, before: Mapping[str, Mapping[str, Any]], register: Register
     try:
         record = register(item.manifest, item.place)
     except ClientError as error:
-        if error.exit_code == 3:  # nobody answers: the others will not get one either, but each says so
+        if error.exit_code == 3:  # no gateway answers; the other items report the same
             return Outcome(name, "refused", "the gateway does not answer")
         return Outcome(name, "refused", str(error))
     if earlier is None:

@@ -1,4 +1,4 @@
-"""How the command line talks to a running gateway: plain HTTP with the standard library, errors as sentences."""
+"""The command line's client of a running gateway: plain HTTP with the standard library, errors as sentences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.table import Table
 
 Url = Annotated[str, typer.Option("--url", envvar="MOERGATE_URL", help="The gateway's address.")]
 Key = Annotated[
-    str | None, typer.Option("--api-key", envvar="MOERGATE_API_KEY", help="An API key, if the gateway wants one.")
+    str | None, typer.Option("--api-key", envvar="MOERGATE_API_KEY", help="An API key, if the gateway needs one.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -43,7 +43,7 @@ def call(
     """Send a request and return the parsed answer.
 
     Raises:
-        ClientError: With the gateway's own message, and every problem that it lists.
+        ClientError: The gateway refused or did not answer; has the gateway's message and its list of problems.
     """
     parts = urlsplit(url if "//" in url else f"//{url}")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -70,11 +70,11 @@ def call(
 
 
 def explain(answer: Any, status: int) -> str:
-    """The gateway's error as text, with every problem that it lists."""
+    """Format the gateway's error with every problem that it lists."""
     error = answer.get("error", {}) if isinstance(answer, dict) else {}
     message = str(error.get("message") or f"the gateway answers {status}")
     problems = error.get("problems", [])
-    lines = [message.partition(". ")[0] + "." if problems else message]  # what follows its title is the problems again
+    lines = [message.partition(". ")[0] + "." if problems else message]  # the text after the title repeats the problems
     for problem in problems:
         lines.append(f"  {problem['where']}: {problem['what']}\n    → {problem['fix']}")
     return "\n".join(lines)
@@ -86,5 +86,5 @@ def print_json(value: Any) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table; what is not for a screen is not cut to one."""
+    """Print a table; without a terminal, do not truncate it to a screen's width."""
     Console(width=None if sys.stdout.isatty() else _WIDE).print(table)

@@ -1,4 +1,4 @@
-"""``moergate compare``: every policy on one's own tasks, and a report that says what the differences are worth."""
+"""``moergate compare``: run every policy on the user's tasks, and report which differences are significant."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 
 HELP = """Compare policies on your own tasks, through a running gateway and its engine.
 
-Tasks are DIR/TASK/SPLIT.jsonl, DIR/TASK.jsonl or a file, one object a line with 'prompt', 'answer' and 'metric'. A task
-whose name is that of an expert (or stands on its card) belongs to it; others are held out; those with the metric 'none'
-are out of scope, where a good policy abstains. The base and the oracle (each task by its own expert) come in any case.
+Tasks are DIR/TASK/SPLIT.jsonl, DIR/TASK.jsonl or a file: one object per line with 'prompt', 'answer' and 'metric'. A
+task belongs to the expert of the same name, or whose card names the task. Other tasks are held out. Tasks with the
+metric 'none' are out of scope: a good policy abstains there. The base and the oracle (each task by its own expert) are
+always included.
 
-Writes OUT/results.jsonl, OUT/leaderboard.md, OUT/leaderboard.json and OUT/compare.html. Answers are kept by recipe and
-prompt, so that what several policies choose is generated once, and a second run costs only what is new."""
+Writes results.jsonl, leaderboard.md, leaderboard.json and compare.html into OUT. Answers are stored by recipe and
+prompt, so each is generated once, and a second run generates only new ones."""
 
 
 SHOWN = ("policy", "score", "normalised", "p_value", "routed", "abstained_out", "auroc", "held_out")
-"""Columns of the leaderboard that fit into a terminal; the files have all."""
+"""Columns of the leaderboard that fit into a terminal; the files have all columns."""
 
 
 def compare(
@@ -39,13 +40,13 @@ def compare(
     held_out: Annotated[
         Path | None, typer.Option(help="Another folder of tasks, whose file is always 'val'.", exists=True)
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many prompts of each task.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Maximum number of prompts of each task.", min=1)] = None,
     leave_own_out: Annotated[
         bool, typer.Option("--leave-own-out", help="Hide each prompt's own expert from the policies.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("comparison"),
     max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
-    parallel: Annotated[int, typer.Option(help="Requests under way at once.", min=1, max=512)] = 16,
+    parallel: Annotated[int, typer.Option(help="Number of concurrent requests.", min=1, max=512)] = 16,
     base_price: Annotated[
         tuple[float, float], typer.Option(help="Price of a million tokens of the base: input and output.")
     ] = (1.0, 1.0),
@@ -55,11 +56,11 @@ def compare(
     publish: Annotated[
         bool, typer.Option("--publish", help="Show the leaderboard in the gateway's console; needs an admin key.")
     ] = False,
-    skip_bad_rows: Annotated[bool, typer.Option(help="Leave out rows that cannot be used.")] = False,
+    skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows that cannot be used.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
 ) -> None:
-    """See HELP."""
+    """Compare policies; HELP is the help text."""
     from server.cli.progress import phases, run_to_end
     from server.compare.client import GatewayClient
     from server.compare.report import About, write_report

@@ -1,4 +1,4 @@
-"""``moergate compose``: several experts merged into one ordinary adapter."""
+"""``moergate compose``: merge several experts into one ordinary adapter."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ def compose(
     method: Annotated[str, typer.Option(help=f"The formula: {', '.join(METHODS)}.")] = "exact",
     rank: Annotated[int | None, typer.Option(help="Rank of the result, for svd.")] = None,
     density: Annotated[float, typer.Option(help="Share of entries kept, for magnitude_prune, ties and dare.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of dare's random choice.")] = 0,
-    tenant: Annotated[str | None, typer.Option(help="Whose it is. Default: its experts' tenant.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of dare's random choice.")] = 0,
+    tenant: Annotated[str | None, typer.Option(help="Owner. Default: the tenant of its experts.")] = None,
     description: Annotated[str, typer.Option(help="What the expert is good at.")] = "",
-    example: Annotated[list[str] | None, typer.Option(help="A prompt that it is good at; repeat for more.")] = None,
+    example: Annotated[
+        list[str] | None, typer.Option(help="A prompt that the expert is good at; repeat for more.")
+    ] = None,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """See HELP."""
+    """Merge experts into one adapter; HELP is the help text."""
     if method not in METHODS:
         raise ClientError(f"There is no method {method!r}; choose one of {', '.join(METHODS)}.", 2)
     order = {

@@ -1,4 +1,4 @@
-"""``moergate config``: what a gateway would run with."""
+"""``moergate config``: show the settings that a gateway would run with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``moergate decisions``: what was decided for requests, and what callers thought of the answers."""
+"""``moergate decisions``: decisions for requests, and callers' feedback on the answers."""
 
 from __future__ import annotations
 
@@ -22,26 +22,30 @@ SAMPLES, LIBRARY = "samples", "library"
 
 @app.callback(invoke_without_command=True)
 def decisions(context: typer.Context) -> None:
-    """List the last decisions; without a sub-command as 'decisions list'."""
+    """List the last decisions; the default sub-command is 'list'."""
     if context.invoked_subcommand is None and isinstance(context.command, typer.core.TyperGroup):
-        context.command.commands["list"].main([], standalone_mode=False)  # reads the environment too
+        context.command.commands["list"].main(
+            [], standalone_mode=False
+        )  # through the command, so that it reads the environment too
 
 
 @app.command("list")
 def list_decisions(
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of decisions.")] = 20,
     policy: Annotated[str | None, typer.Option(help="Only of this policy.")] = None,
-    expert: Annotated[str | None, typer.Option(help="Only with this expert: name or name@version.")] = None,
+    expert: Annotated[str | None, typer.Option(help="Only decisions with this expert: name or name@version.")] = None,
     abstained: Annotated[
-        bool | None, typer.Option("--abstained/--answered", help="Only those without an expert, or with one.")
+        bool | None, typer.Option("--abstained/--answered", help="Only decisions without an expert, or with one.")
     ] = None,
-    request_id: Annotated[str | None, typer.Option(help="Only of this request.")] = None,
-    rated: Annotated[bool | None, typer.Option("--rated/--unrated", help="Only with feedback, or without.")] = None,
+    request_id: Annotated[str | None, typer.Option(help="Only decisions of this request.")] = None,
+    rated: Annotated[
+        bool | None, typer.Option("--rated/--unrated", help="Only decisions with feedback, or without.")
+    ] = None,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what was decided for requests, newest first."""
+    """List decisions, newest first."""
     wanted = {"policy": policy, "expert": expert, "abstained": abstained, "request_id": request_id, "rated": rated}
     found = []
     for decision in _all(url, api_key, wanted, min(limit, PAGE)):
@@ -62,14 +66,14 @@ def list_decisions(
         table.add_row(*map(str, row), f"{each['duration_ms']:.0f}", tokens, rating)
     print_table(table)
     if not found:
-        typer.echo("No such decision is kept.")
+        typer.echo("No decision matches.")
 
 
 @app.command()
 def export(
-    out: Annotated[Path | None, typer.Argument(help="The file to write; left out: standard output.")] = None,
+    out: Annotated[Path | None, typer.Argument(help="The file to write. Default: standard output.")] = None,
     feedback: Annotated[
-        bool, typer.Option("--feedback", help="Only what feedback teaches: prompts with the expert that suits them.")
+        bool, typer.Option("--feedback", help="Export only what feedback teaches: prompts with the right expert.")
     ] = False,
     form: Annotated[
         str, typer.Option("--format", help="With --feedback: samples (JSON Lines) or library (for moergate tune).")
@@ -80,9 +84,9 @@ def export(
 ) -> None:
     """Write decisions as JSON Lines, or what feedback teaches as samples to learn from.
 
-    A rating above 0 says that the expert that answered suits the prompt; 'expert' in the feedback names a better one.
-    Samples have 'prompt', 'task' (the expert), the empty 'answer' and metric 'none', for no wanted answer is known.
-    Needs prompts in the log (setting decision_log = prompts).
+    A rating above 0 says that the answering expert suits the prompt; 'expert' in the feedback names a better one.
+    Samples have 'prompt', 'task' (the expert), an empty 'answer' and the metric 'none', because the right answer is
+    unknown. The export needs prompts in the log (setting decision_log = prompts).
     """
     if form not in (SAMPLES, LIBRARY):
         raise ClientError(f"There is no format {form!r}: choose {SAMPLES} or {LIBRARY}.", 2)
@@ -94,8 +98,8 @@ def export(
     learnt = list(taught(rated))
     if rated and not learnt:
         raise ClientError(
-            f"{len(rated)} requests have feedback, but none teaches anything: the prompts are not kept (setting "
-            "decision_log = prompts), or no rating says which expert suits one.",
+            f"{len(rated)} requests have feedback, but none can be exported: the prompts are not kept (setting "
+            "decision_log = prompts), or no rating says which expert suits a prompt.",
             1,
         )
     if form == LIBRARY:
@@ -106,7 +110,7 @@ def export(
 
 
 def taught(decisions: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Samples from decisions with feedback, newest first; of one prompt the newest opinion counts."""
+    """Yield samples from decisions with feedback, newest first; only the newest feedback on a prompt counts."""
     seen = set()
     for each in decisions:
         prompt, opinion = each["prompt"], each["feedback"]
@@ -129,7 +133,7 @@ def taught(decisions: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def as_library(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The prompts as examples of their experts, in the form of a library.json."""
+    """Return the prompts as examples of their experts, in the form of a library.json."""
     examples: dict[str, list[str]] = {}
     for sample in samples:
         examples.setdefault(sample["task"], []).append(sample["prompt"])
@@ -137,7 +141,7 @@ def as_library(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _all(url: str, key: str | None, wanted: dict[str, Any], limit: int) -> Iterator[dict[str, Any]]:
-    """Decisions, page by page, newest first."""
+    """Yield decisions, page by page, newest first."""
     query: dict[str, Any] = {"limit": limit} | {
         name: str(value).lower() if isinstance(value, bool) else value
         for name, value in wanted.items()

@@ -1,4 +1,4 @@
-"""``moergate fake-engine``: the double of an engine, for load tests and for trying the gateway without a model."""
+"""``moergate fake-engine``: a test double of an engine, for load tests and for trying the gateway without a model."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from typing import Annotated
 
 import typer
 
-HELP = "Run a double of an engine: it speaks vLLM's HTTP, generates nothing, and takes as long as it is told."
+HELP = "Run a test double of an engine: it speaks vLLM's HTTP API, generates filler, and takes the given time."
 
 
 def fake_engine(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8100,
     ttft_ms: Annotated[float, typer.Option(min=0, help="Time to the first token, in milliseconds.")] = 0.0,
-    tokens_per_s: Annotated[float, typer.Option(min=0, help="Speed after it; 0 is as fast as possible.")] = 0.0,
-    num_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer where max_tokens is absent.")] = 16,
-    slots: Annotated[int, typer.Option(min=1, help="Experts that it says are resident at once.")] = 1024,
+    tokens_per_s: Annotated[
+        float, typer.Option(min=0, help="Tokens per second after the first; 0 is as fast as possible.")
+    ] = 0.0,
+    num_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer without max_tokens.")] = 16,
+    slots: Annotated[int, typer.Option(min=1, help="Number of experts reported as resident at once.")] = 1024,
 ) -> None:
-    """See HELP."""
+    """Run the test double; HELP is the help text."""
     import uvicorn
 
     from server.engine.fake import FakeEngine

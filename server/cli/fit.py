@@ -1,4 +1,4 @@
-"""``moergate fit``: a policy from a routing method, fitted by a running gateway while one watches."""
+"""``moergate fit``: define a policy and watch a running gateway fit it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, print_json
 from server.cli.watching import watch_job
 
-HELP = """Define a policy and fit it to the library of a running gateway; callers then write its name in 'model'.
+HELP = """Define a policy and fit it to the library of a running gateway. Callers then put its name into 'model'.
 
   moergate fit careful --router knn -o threshold=0.6
   moergate fit cheap --router route_llm -o strong_share=0.3        (after 'moergate score')
@@ -32,25 +32,29 @@ def fit(
     data: Annotated[
         Path | None, typer.Option(help="JSON Lines of prompts with answers ('prompt', 'answer', 'task', 'metric').")
     ] = None,
-    skip_bad_rows: Annotated[bool, typer.Option(help="Leave out rows of the data that cannot be used.")] = False,
+    skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows of the data that cannot be used.")] = False,
     embedder: Annotated[
-        str | None, typer.Option(help="Another embedder for this policy; 'base' for the base's hidden states.")
+        str | None, typer.Option(help="Embedder of this policy; 'base' means the base model's hidden states.")
     ] = None,
     subset: Annotated[
-        str | None, typer.Option(help="Use a part of the library: METHOD:SIZE, with the method cluster or greedy.")
+        str | None, typer.Option(help="Use only a part of the library: METHOD:SIZE, with the method cluster or greedy.")
     ] = None,
     tag: Annotated[
         list[str] | None,
-        typer.Option(help="Of keys confined by tags, only those with one of these may ask it; repeat."),
+        typer.Option(help="Tag of the policy; a key confined by tags needs one of them; repeat."),
     ] = None,
-    tenant: Annotated[str, typer.Option(help="Of keys confined to a tenant, only those of this one may ask it.")] = "",
-    again: Annotated[bool, typer.Option("--again", help="Fit an existing policy as it is defined.")] = False,
+    tenant: Annotated[
+        str, typer.Option(help="Tenant of the policy; a key confined to a tenant must be of this one.")
+    ] = "",
+    again: Annotated[
+        bool, typer.Option("--again", help="Fit an existing policy again, with its definition unchanged.")
+    ] = False,
     background: Annotated[bool, typer.Option("--background", help="Return at once; the fit goes on.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """See HELP."""
+    """Define and fit a policy; HELP is the help text."""
     if again:
         job = call("POST", url, f"/admin/policies/{quote(policy)}/fit", key=api_key, body=b"{}")
     else:
@@ -70,7 +74,7 @@ def fit(
     if background:
         print_json(job) if as_json else typer.echo(f"{job['id']} fits {policy}; GET /admin/jobs/{job['id']} shows it.")
         return
-    ended = watch_job(job, url, api_key, "Cancelled; what the policy was before stays.")
+    ended = watch_job(job, url, api_key, "Cancelled; the previous policy stays in service.")
     if ended["state"] != "succeeded":
         raise ClientError(f"{policy} was not fitted: {ended['error'] or ended['state']}", 1)
     shown = call("GET", url, f"/admin/policies/{quote(policy)}", key=api_key)
@@ -85,7 +89,7 @@ def fit(
 def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ClientError(f"{text!r} is no option; write NAME=VALUE, for example threshold=0.5.", 2)
+        raise ClientError(f"{text!r} is not an option; write NAME=VALUE, for example threshold=0.5.", 2)
     try:
         return name, orjson.loads(value)
     except orjson.JSONDecodeError:
@@ -95,7 +99,7 @@ def _option(text: str) -> tuple[str, Any]:
 def _subset(text: str) -> dict[str, Any]:
     method, colon, size = text.partition(":")
     if not colon or not size.isdigit():
-        raise ClientError(f"{text!r} is no subset; write METHOD:SIZE, for example cluster:8.", 2)
+        raise ClientError(f"{text!r} is not a subset; write METHOD:SIZE, for example cluster:8.", 2)
     return {"method": method, "size": int(size)}
 
 

@@ -1,4 +1,4 @@
-"""The library of a home folder, opened by a command that needs no running gateway."""
+"""Opens the library of a home folder, for commands that need no running gateway."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Home = Annotated[Path | None, typer.Option(help="The gateway's home folder.")]
 
 
 def with_library(settings: Settings, work: Callable[[Library], Awaitable[Result]]) -> Result:
-    """Do something with the library that the settings name; raises RegistryError."""
-    from server.wiring import open_library  # most commands need nothing of it
+    """Open the library of these settings and run `work` on it; raises RegistryError."""
+    from server.wiring import open_library  # imported on use: most commands do not need it
 
     async def run() -> Result:
         library = await open_library(settings)

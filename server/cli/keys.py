@@ -1,4 +1,4 @@
-"""``moergate keys``: works on the home folder itself, so that the first key can be made before the gateway runs."""
+"""``moergate keys``: works on the home folder directly, so that the first key can be made before the gateway runs."""
 
 from __future__ import annotations
 
@@ -28,35 +28,38 @@ SCOPES = ("infer", "admin", "metrics")
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="What or whom the key is for.")],
+    name: Annotated[str, typer.Argument(help="Name of the key: what or whom it is for.")],
     scope: Annotated[
         list[str] | None, typer.Option(help="infer, admin or metrics; repeat for several. Default: infer.")
     ] = None,
     experts: Annotated[
         list[str] | None, typer.Option(help="Pattern of expert names that the key may use, such as 'sql*'; repeat.")
     ] = None,
-    policies: Annotated[list[str] | None, typer.Option(help="The same of policies.")] = None,
+    policies: Annotated[
+        list[str] | None, typer.Option(help="Pattern of policy names that the key may use; repeat.")
+    ] = None,
     tag: Annotated[
         list[str] | None,
         typer.Option(help="Tag of experts that the key may use, and of policies that have any; repeat."),
     ] = None,
     tenant: Annotated[
-        str | None, typer.Option(help="Tenant whose experts and policies the key may use, besides those of no tenant.")
+        str | None,
+        typer.Option(help="Tenant whose experts and policies the key may use, beside those without a tenant."),
     ] = None,
-    expires_days: Annotated[int | None, typer.Option(min=1, help="Days until the key ends. Default: never.")] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Most requests in a minute.")] = None,
+    expires_days: Annotated[int | None, typer.Option(min=1, help="Days until the key expires. Default: never.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Maximum requests in a minute.")] = None,
     tokens_per_minute: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens in a minute, prompts and answers.")
+        int | None, typer.Option(min=1, help="Maximum tokens in a minute, of prompts and answers.")
     ] = None,
     budget_per_day: Annotated[
-        float | None, typer.Option(min=0, help="Most cost in a UTC day, in the currency of the setting prices.")
+        float | None, typer.Option(min=0, help="Maximum cost in a UTC day, in the currency of the setting prices.")
     ] = None,
-    budget_per_month: Annotated[float | None, typer.Option(min=0, help="Most cost in a UTC month.")] = None,
-    max_concurrency: Annotated[int | None, typer.Option(min=1, help="Most requests at once.")] = None,
+    budget_per_month: Annotated[float | None, typer.Option(min=0, help="Maximum cost in a UTC month.")] = None,
+    max_concurrency: Annotated[int | None, typer.Option(min=1, help="Maximum concurrent requests.")] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Create a key and print it; it is shown this once, only its hash is kept."""
+    """Create a key and print it. The key is shown only once; only its hash is stored."""
     scopes = frozenset(scope or ["infer"])
     if unknown := scopes - set(SCOPES):
         raise ClientError(f"Unknown scope {sorted(unknown)[0]!r}: scopes are {', '.join(SCOPES)}.", 2)
@@ -72,9 +75,7 @@ def create(
         raise ClientError("; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors()), 2) from None
     bounds = [*([] if tenant is None else [tenant]), *(tag or [])]
     if not all(0 < len(bound) <= MAX_CARD_ITEM_CHARS for bound in bounds):
-        raise ClientError(
-            f"A tenant or tag has 1 to {MAX_CARD_ITEM_CHARS} characters; leave out what you do not mean.", 2
-        )
+        raise ClientError(f"A tenant or tag has 1 to {MAX_CARD_ITEM_CHARS} characters; omit the option for none.", 2)
     record, plaintext = new_key(
         name,
         scopes=scopes,
@@ -88,7 +89,7 @@ def create(
     settings = load_settings({"home": home})
     with_library(settings, lambda library: library.keys.add(record, actor="command line"))
     if (budget_per_day or budget_per_month) and not settings.prices:
-        typer.echo("No prices are set here: where the gateway has none either, nothing counts as cost.", err=True)
+        typer.echo("No prices are set here; unless the gateway has prices, every request costs 0.", err=True)
     _tell(record, plaintext, as_json)
 
 
@@ -98,7 +99,7 @@ def rotate(
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give a key a new secret and print it; the old one ends, what the key may do and has used stays."""
+    """Replace a key's secret and print the new one. Rights and usage stay; the old secret stops working."""
     _, plaintext, digest = generate_key(key_id)
     record = with_library(
         load_settings({"home": home}), lambda library: library.keys.replace_secret(key_id, digest, actor="command line")
@@ -112,7 +113,7 @@ def show(
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a key may do, what it has used of its limits, and how many requests it has under way."""
+    """Show a key's rights, its usage of its limits, and its running requests."""
 
     async def look(library: Library) -> tuple[KeyRecord, tuple[Used, ...], int]:
         record = await library.keys.find(key_id)
@@ -164,7 +165,7 @@ def revoke(
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key useless for good; a running gateway follows within seconds."""
+    """Revoke a key permanently; a running gateway applies it within seconds."""
     record = with_library(
         load_settings({"home": home}), lambda library: library.keys.revoke(key_id, actor="command line")
     )
@@ -172,16 +173,16 @@ def revoke(
 
 
 def _tell(record: KeyRecord, plaintext: str, as_json: bool) -> None:
-    """Print a key's secret, this once."""
+    """Print a key's secret, which is shown only once."""
     if as_json:
         print_json(_shown(record) | {"key": plaintext})
     else:
         typer.echo(plaintext)
-        typer.echo("Keep it now: it cannot be shown again.", err=True)
+        typer.echo("Store it now: it cannot be shown again.", err=True)
 
 
 def _in_words(sight: Sight) -> str:
-    """The experts that a key sees, on a line."""
+    """Describe the experts that a key sees, on one line."""
     bounds = (("tagged ", ", ".join(sight.tags)), ("tenant ", sight.tenant))
     return "; ".join([", ".join(sight.experts), *(f"{what}{bound}" for what, bound in bounds if bound)])
 

@@ -1,4 +1,4 @@
-"""``moergate library``: a whole library as one file, and back; works on the home folder and database themselves."""
+"""``moergate library``: back up and restore a whole library; works on the home folder and database directly."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ DatabaseUrl = Annotated[str | None, typer.Option(help="The library's database, i
 
 @app.command("export")
 def export_library(
-    file: Annotated[Path, typer.Argument(help="Where the backup goes; replaced if it exists.")],
+    file: Annotated[Path, typer.Argument(help="File of the backup; replaced if it exists.")],
     home: Home = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Write experts with all versions and files, keys' hashes, the audit, and policies made while running, as one file.
+    """Write all experts, versions, files, keys' hashes, the audit log, and policies of the admin API to one file.
 
-    Gateways may run meanwhile. Policies are fitted again from their definitions after a restore.
+    Gateways may keep running. After a restore, policies are fitted again from their definitions.
     """
 
     from adapters_registry import backup
@@ -50,7 +50,7 @@ def export_library(
 
 @app.command("restore")
 def restore_library(
-    file: Annotated[Path, typer.Argument(help="A backup that 'moergate library export' has written.")],
+    file: Annotated[Path, typer.Argument(help="A backup written by 'moergate library export'.")],
     home: Home = None,
     database_url: DatabaseUrl = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The command's top: sub-commands, their help, and how errors end the process.
+"""The command ``moergate``: its sub-commands, their help, and how errors end the process.
 
 Exit codes: 0 done, 1 the request failed, 2 wrong usage or settings, 3 no gateway answers.
 """
@@ -45,13 +45,11 @@ app.add_typer(adapters.app, name="adapters", help="Register, list, show and remo
 app.add_typer(library.app, name="library", help="Back up a whole library as one file, and restore it.")
 app.command("compose", help=compose.HELP)(compose.compose)
 app.command("fit", help=fit.HELP)(fit.fit)
-app.add_typer(
-    policies.app, name="policies", help="List, show and remove policies, and the methods they can be made of."
-)
+app.add_typer(policies.app, name="policies", help="List, show and remove policies, and list the routing methods.")
 app.command("tune", help=tune.HELP)(tune.tune)
 app.command("score", help=score.HELP)(score.score)
 app.command("compare", help=compare.HELP)(compare.compare)
-app.add_typer(decisions.app, name="decisions", help="List what was decided for requests, and export it to learn from.")
+app.add_typer(decisions.app, name="decisions", help="List decisions for requests, and export them to learn from.")
 app.command("abstentions", help=abstentions.HELP)(abstentions.abstentions)
 app.command("route", help=route.HELP)(route.route)
 app.add_typer(keys.app, name="keys", help="Create, list and revoke API keys in a home folder.")

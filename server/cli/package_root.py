@@ -1,7 +1,7 @@
-"""Makes sure that our three packages come from one place.
+"""Checks that the three packages come from one place.
 
-Their names are generic; another project's ``server`` or ``routers`` on the path would be mixed with ours and
-fail in strange ways.
+Their names are generic. If another project's ``server`` or ``routers`` is on the path, the mixture would fail in
+confusing ways.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ PACKAGES = ("server", "routers", "adapters_registry")
 
 
 def check_one_root() -> None:
-    """Raise ImportError unless the three packages lie side by side."""
+    """Raise ImportError unless the three packages are in the same folder."""
     roots = {}
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
@@ -24,5 +24,5 @@ def check_one_root() -> None:
         places = ", ".join(f"{name} in {root}" for name, root in roots.items())
         raise ImportError(
             f"Moergate's packages come from different places ({places}): another project's package of the same "
-            "name is in front on the path. Run moergate in an environment, or a folder, without it."
+            "name comes first on the path. Run moergate in an environment or a folder without it."
         )

@@ -1,4 +1,4 @@
-"""``moergate policies``: what policies there are, and what they can be made of."""
+"""``moergate policies``: list, show and remove policies; list the routing methods."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def show(
     url: Url = DEFAULT_URL,
     api_key: Key = None,
 ) -> None:
-    """Show a policy with its options and where its artefact comes from."""
+    """Show a policy with its options and its artefact's provenance."""
     print_json(call("GET", url, f"/admin/policies/{quote(name)}", key=api_key))
 
 
@@ -60,7 +60,7 @@ def drift(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a policy's last decisions on this gateway with what it was fitted to."""
+    """Compare a policy's last decisions on this gateway with those expected from its fit."""
     found = call("GET", url, f"/admin/policies/{quote(name)}/drift", key=api_key)
     if as_json:
         print_json(found)
@@ -91,7 +91,7 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="A method, to see its options.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the routing methods, or the options of one; needs no gateway."""
+    """List the routing methods, or the options of one method; needs no gateway."""
     from server.policies.method_cards import describe_methods
 
     found = describe_methods([name] if name else None)

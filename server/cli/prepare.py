@@ -1,4 +1,4 @@
-"""``moergate prepare``: what a first start would build, built before it."""
+"""``moergate prepare``: build what a first start would build."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import typer
 from server.cli.progress import phases
 from server.settings import load_settings
 
-HELP = """Build or fetch the base model and the embedder now, so that the first start need not.
+HELP = """Build or fetch the base model and the embedder now, so that the first start does not have to.
 
-For images, machines without a network later, and whoever would rather wait once. What is there already is checked and
-left alone."""
+Use it for images, and for machines that will have no network. Existing files are checked and kept."""
 
 
 def prepare(
@@ -23,8 +22,8 @@ def prepare(
     cache_dir: Annotated[Path | None, typer.Option(help="As for serve.")] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
 ) -> None:
-    """See `HELP`."""
-    from server.cli.prepare_assets import prepare_assets  # numpy and what the embedder needs
+    """Build or fetch the assets; HELP is the help text."""
+    from server.cli.prepare_assets import prepare_assets  # imported on use: it loads numpy and the embedder's packages
 
     flags = {"base_model": base_model, "embedder": embedder, "cache_dir": cache_dir}
     settings = load_settings(flags, config=config)

@@ -1,4 +1,4 @@
-"""Progress bars by phase, and running something asynchronous from a command."""
+"""Progress bars by phase, and running asynchronous work from a command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from server.cli.client import ClientError
 
 @contextlib.contextmanager
 def phases() -> Iterator[Callable[[str, int, int], None]]:
-    """A function that shows how far each phase is; the bars stay when the work has ended."""
+    """Provide a function that shows each phase's progress; the bars stay after the work has ended."""
     columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
@@ -31,7 +31,7 @@ def phases() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def run_to_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run to the end; of errors that came together the first one is raised.
+    """Run asynchronous work; of several concurrent errors the first is raised.
 
     Raises:
         ClientError: The gateway cannot be reached or refuses.

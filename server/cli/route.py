@@ -1,4 +1,4 @@
-"""``moergate route``: which expert would get a prompt, and why."""
+"""``moergate route``: show which expert would get a prompt, and why."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def route(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """See HELP."""
+    """Show which expert would get a prompt; HELP is the help text."""
     body = {"model": model, "messages": [{"role": "user", "content": text}]}
     answer = call("POST", url, "/v1/route", key=api_key, body=orjson.dumps(body))
     if as_json:

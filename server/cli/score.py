@@ -1,4 +1,4 @@
-"""``moergate score``: how the base and every expert do on labelled prompts; what several routers learn from."""
+"""``moergate score``: score the base and every expert on labelled prompts, for routers that learn from scores."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import typer
 
 from server.cli.client import DEFAULT_URL, AsJson, Key, Url, call, print_json
 
-HELP = """Fill the table of scores: the answer of the base and of every expert to labelled prompts.
+HELP = """Fill the table of scores: answer labelled prompts by the base and by every expert, and score the answers.
 
-Tasks are DIR/TASK/SPLIT.jsonl or DIR/TASK.jsonl, one object a line with 'prompt', 'answer' and 'metric'. Answers are
-kept, so that a run that was interrupted goes on where it was, and a new expert costs only its own answers."""
+Tasks are DIR/TASK/SPLIT.jsonl or DIR/TASK.jsonl: one object per line with 'prompt', 'answer' and 'metric'. Answers are
+stored, so an interrupted run resumes where it stopped, and a new expert costs only its own answers."""
 
 ROWS_PER_REPORT = 200
 
@@ -20,21 +20,21 @@ ROWS_PER_REPORT = 200
 def score(
     tasks: Annotated[Path, typer.Option(help="Folder or file of tasks.", exists=True)],
     split: Annotated[str, typer.Option(help="Name of the file in each task's folder.")] = "train",
-    limit: Annotated[int, typer.Option(help="At most so many prompts of each task.", min=1)] = 32,
+    limit: Annotated[int, typer.Option(help="Maximum number of prompts of each task.", min=1)] = 32,
     losses: Annotated[
         bool, typer.Option("--losses", help="Also losses and entropies (prompt log-probabilities).")
     ] = False,
     expert: Annotated[
-        list[str] | None, typer.Option(help="Only this expert, besides the base; repeat for more.")
+        list[str] | None, typer.Option(help="Score only this expert and the base; repeat for more.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
-    parallel: Annotated[int, typer.Option(help="Requests under way at once.", min=1, max=512)] = 16,
-    skip_bad_rows: Annotated[bool, typer.Option(help="Leave out rows that cannot be used.")] = False,
+    parallel: Annotated[int, typer.Option(help="Number of concurrent requests.", min=1, max=512)] = 16,
+    skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows that cannot be used.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """See HELP."""
+    """Fill the table of scores; HELP is the help text."""
     from server.cli.progress import phases, run_to_end
     from server.compare.client import GatewayClient
     from server.compare.run import score_all

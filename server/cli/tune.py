@@ -1,4 +1,4 @@
-"""``moergate tune``: the sentence encoder fine-tuned on the library's own examples, in a folder for ``--embedder``."""
+"""``moergate tune``: fine-tune the sentence encoder on the library's examples, into a folder for ``--embedder``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ HELP = """Fine-tune the sentence encoder on the experts' example prompts, and wr
   moergate tune encoder --library library.json --share 1.0
   moergate fit tuned --router lora_retriever --embedder $PWD/encoder
 
-Prompts of one expert move together, those of different experts apart. Needs sentence-transformers and torch, here; the
-gateway opens the folder without them if the model is a BERT. It must be able to read the folder."""
+Training moves prompts of one expert together and prompts of different experts apart. It needs sentence-transformers
+and torch on this machine; the gateway opens the folder without them if the model is a BERT. The gateway must be able
+to read the folder."""
 
 
 def tune(
@@ -34,16 +35,16 @@ def tune(
     share: Annotated[float, typer.Option(help="Share of the experts to train on, chosen by the seed.")] = 0.4,
     steps: Annotated[int, typer.Option(help="Batches to train on.", min=1)] = 200,
     pairs: Annotated[int, typer.Option(help="Pairs of prompts in a batch.", min=2)] = 16,
-    learning_rate: Annotated[float, typer.Option(help="The highest one.")] = 2e-5,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-5,
     bare_share: Annotated[
-        float, typer.Option(help="Share of prompts shown without their expert's template; 0 as in the paper.")
+        float, typer.Option(help="Share of prompts that are shown without their expert's template; 0 as in the paper.")
     ] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """See HELP."""
+    """Fine-tune the encoder; HELP is the help text."""
     from routers.embedders.tune import TuneConfig, tune_encoder
     from server.cli.progress import phases
 
@@ -76,14 +77,14 @@ def _percent(measured: Measured, field: str) -> str:
 
 
 def _from_file(path: Path) -> dict[str, list[str]]:
-    """The examples in a file as ``moergate serve --library`` reads it."""
+    """Read the examples from a file in the format of ``moergate serve --library``."""
     try:
         manifests = orjson.loads(path.read_bytes())
         examples = {manifest["name"]: manifest.get("examples", []) for manifest in manifests}
     except OSError as error:
         raise ClientError(f"{path} cannot be read: {error}.", 2) from None
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        raise ClientError(f"{path} is no library: a JSON list of objects with 'name' and 'examples'.", 2) from None
+        raise ClientError(f"{path} is not a library: a JSON list of objects with 'name' and 'examples'.", 2) from None
     for name, texts in examples.items():
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ClientError(f"{path}: the examples of {name} must be a list of texts.", 2)

@@ -1,4 +1,4 @@
-"""``moergate adapters versions|promote|withdraw|rollback|history``: the life of versions on the command line."""
+"""``moergate adapters versions|promote|withdraw|rollback|history``: commands for versions of an expert."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from server.cli.client import DEFAULT_URL, AsJson, Key, Url, call, print_json, print_table
 
-Reason = Annotated[str, typer.Option(help="Why; kept in the history.")]
+Reason = Annotated[str, typer.Option(help="The reason; kept in the history.")]
 
 
 def versions(
@@ -30,7 +30,9 @@ def promote(
     share: Annotated[
         float | None,
         typer.Option(
-            help="Only this part of the conversations, 0 to 1: a canary. 0 only shows what it would get.", min=0, max=1
+            help="Make a canary with this share of the conversations, 0 to 1; 0 only counts shadow decisions.",
+            min=0,
+            max=1,
         ),
     ] = None,
     reason: Reason = "",
@@ -38,7 +40,7 @@ def promote(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version the active one of its name; with --share its canary."""
+    """Make a version the active version of its name, or with --share its canary."""
     order = {"reason": reason} | ({} if share is None else {"share": share})
     _change(url, f"/admin/adapters/{quoted(ref)}/promote", order, api_key, as_json)
 
@@ -50,7 +52,7 @@ def withdraw(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take a canary's share of the traffic away."""
+    """Take away a canary's share of the traffic."""
     _change(url, f"/admin/adapters/{quoted(ref)}/withdraw", {"reason": reason}, api_key, as_json)
 
 
@@ -61,13 +63,13 @@ def rollback(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the version active again that was before the one that is."""
+    """Make the previous version active again."""
     _change(url, f"/admin/adapters/{quoted(name)}/rollback", {"reason": reason}, api_key, as_json)
 
 
 def history(
     name: Annotated[str | None, typer.Argument(help="name or name@version; without it, every change.")] = None,
-    limit: Annotated[int, typer.Option(help="At most so many changes.", min=1, max=1000)] = 50,
+    limit: Annotated[int, typer.Option(help="Maximum number of changes.", min=1, max=1000)] = 50,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
@@ -92,7 +94,7 @@ def _change(url: str, path: str, order: dict[str, Any], api_key: str | None, as_
 
 
 def shown_state(record: dict[str, Any]) -> str:
-    """A record's state in words."""
+    """Describe a record's state in words."""
     if record["state"] == "canary":
         return f"a canary with {record['share']:.0%} of the conversations"
     return {"registered": "registered, and will be probed when an engine is ready"}.get(
@@ -114,5 +116,5 @@ def print_versions(records: list[dict[str, Any]]) -> None:
 
 
 def quoted(text: str) -> str:
-    """Text as it may stand in a path."""
+    """Quote text for a URL path."""
     return quote(text, safe="@")

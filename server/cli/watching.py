@@ -1,4 +1,4 @@
-"""Watching a job of the gateway from the command line."""
+"""Watches a job of the gateway from the command line."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, T
 from server.cli.client import ClientError, call
 
 POLL_S = 0.2
-"""Between two looks at a job."""
+"""Interval between two polls of a job."""
 
 
 def watch_job(
     job: dict[str, Any], url: str, api_key: str | None, cancelled: str, *, in_bytes: bool = False
 ) -> dict[str, Any]:
-    """Show how far a job of the gateway is until it has ended; returns it.
+    """Show a job's progress until it ends; returns the ended job.
 
     Args:
-        job: As the gateway showed it.
-        url, api_key: Of the gateway.
-        cancelled: What to say when the user interrupts, which cancels the job.
-        in_bytes: Whether its steps are bytes.
+        job: The job as the gateway returned it.
+        url, api_key: Address and key of the gateway.
+        cancelled: Message for an interrupt by the user, which cancels the job.
+        in_bytes: Whether the job's steps are bytes.
 
     Raises:
         ClientError: The gateway cannot be reached or refuses, or the user interrupts.
