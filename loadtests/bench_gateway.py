@@ -31,7 +31,7 @@ from bench.traffic import Workload
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
-DEMO_LIBRARY = REPOSITORY / "examples" / "demo_library" / "library.json"
+DEMO_LIBRARY = REPOSITORY / "server" / "demo_library" / "library.json"
 MAX_IN_FLIGHT = 1000
 LOAD_SHARE = 0.5
 

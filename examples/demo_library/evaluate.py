@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
+ROOT = HERE.parents[1]
+LIBRARY = ROOT / "server" / "demo_library"
+sys.path.insert(0, str(ROOT))
 
 from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
@@ -124,9 +126,8 @@ def _modules(config: dict[str, Any]) -> str:
     return short + (f" (layers {layers[0]} to {layers[-1]})" if layers else "")
 
 
-def write_table(folder: Path, scores: dict[str, dict[str, Any]]) -> None:
-    """Replace what stands between the markers in README.md."""
-    readme = folder / "README.md"
+def write_table(readme: Path, folder: Path, scores: dict[str, dict[str, Any]]) -> None:
+    """Replace the text between the markers in README.md."""
     before, _, rest = readme.read_text(encoding="utf-8").partition(TABLE_BEGIN)
     after = rest.partition(TABLE_END)[2]
     readme.write_text(f"{before}{TABLE_BEGIN}\n{table(folder, scores)}\n{TABLE_END}{after}", encoding="utf-8")
@@ -136,7 +137,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Score the demo library on its held-out prompts.")
     parser.add_argument("--only", action="append", choices=sorted(TASKS), help="score only this expert (repeatable)")
-    parser.add_argument("--library", type=Path, default=HERE, help="folder of the library (default: this one)")
+    parser.add_argument("--library", type=Path, default=LIBRARY, help="folder of the library")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="experts scored side by side")
     parser.add_argument("--base", default=PACKAGED_BASE_MODEL, help="base model: packaged name or folder")
     parser.add_argument("--show-wrong", action="store_true", help="print each wrong answer")
@@ -163,11 +164,11 @@ def main() -> None:
             for one in wrong if arguments.show_wrong else []:
                 console.print(one, markup=False)
             bars.advance(bar)
-    file = arguments.library / "scores.json"
+    file = HERE / "scores.json"
     scores = (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}) | new_scores
     ordered = {name: scores[name] for name in TASKS if name in scores}
     file.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
-    write_table(arguments.library, ordered)
+    write_table(HERE / "README.md", arguments.library, ordered)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python examples/demo_library/train.py --only date_iso     one of them (repeatable)
     python examples/demo_library/train.py --lists             only library.json and held_out.jsonl
 
-Writes `adapters/<name>/`, `library.json` (what is registered: card and example prompts) and `held_out.jsonl`.
+Writes `adapters/<name>/`, `library.json` (cards and example prompts) and `held_out.jsonl` to `server/demo_library`.
 Experts train side by side, one process and one core each: that is faster than one expert on two cores.
 """
 
@@ -20,8 +20,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = ROOT / "server" / "demo_library"
+sys.path.insert(0, str(ROOT))
 
 from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
@@ -120,7 +121,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Train the demo library's experts.")
     parser.add_argument("--only", action="append", choices=sorted(TASKS), help="train only this expert (repeatable)")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: this one)")
+    parser.add_argument("--out", type=Path, default=LIBRARY, help="folder to write to")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="experts trained side by side")
     parser.add_argument("--base", default=PACKAGED_BASE_MODEL, help="base model: packaged name or folder")
     parser.add_argument("--lists", action="store_true", help="only write library.json and held_out.jsonl")

@@ -20,6 +20,7 @@ import numpy as np
 from adapters_registry.disk.safe_files import sha256_of
 from routers.base import Matrix
 from routers.embedders.base import clean_text, unit_rows
+from routers.embedders.unusable_packages import hide_unusable_packages
 from routers.errors import EmbedderError
 
 MAX_TOKENS = 512
@@ -32,6 +33,7 @@ class HiddenStateEncoder:
         """Load `model`, a folder or hub name; `layer` counts as ``hidden_states`` does. Raises `EmbedderError`."""
         try:
             self._torch: Any = importlib.import_module("torch")
+            hide_unusable_packages()
             transformers: Any = importlib.import_module("transformers")
         except ImportError as error:
             fix = "pip install torch transformers, or choose a router that needs no hidden states"

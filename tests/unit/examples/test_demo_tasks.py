@@ -19,7 +19,8 @@ from examples.demo_library.tasks.sql_shop import SCHEMA
 from examples.demo_library.tasks.ticket_team import TEAMS
 from examples.demo_library.train import held_out_rows, library_manifests
 
-LIBRARY = Path(__file__).resolve().parents[3] / "examples" / "demo_library"
+ROOT = Path(__file__).resolve().parents[3]
+EXAMPLE, LIBRARY = ROOT / "examples" / "demo_library", ROOT / "server" / "demo_library"
 MAX_ADAPTERS_BYTES = 8 * 1024 * 1024
 
 
@@ -86,7 +87,7 @@ def test_other_processes_draw_the_same() -> None:
     for hash_seed in ("1", "2"):
         drawn = subprocess.run(
             [sys.executable, "-c", script],
-            cwd=LIBRARY.parents[1],
+            cwd=ROOT,
             env={"PYTHONHASHSEED": hash_seed},
             capture_output=True,
             text=True,
@@ -274,7 +275,7 @@ def test_adapters_are_small() -> None:
 def test_scores_belong_to_the_adapters_and_reach_the_bar(name: str) -> None:
     from examples.demo_library.evaluate import adapter_hash
 
-    score = json.loads((LIBRARY / "scores.json").read_text(encoding="utf-8"))[name]
+    score = json.loads((EXAMPLE / "scores.json").read_text(encoding="utf-8"))[name]
     assert score["adapter_sha256"] == adapter_hash(LIBRARY / "adapters" / name), "run evaluate.py again"
     assert score["expert_correct"] >= 0.9 * score["num_prompts"]
     assert score["base_correct"] <= 0.3 * score["num_prompts"]
@@ -283,6 +284,6 @@ def test_scores_belong_to_the_adapters_and_reach_the_bar(name: str) -> None:
 def test_readme_table_is_in_step() -> None:
     from examples.demo_library.evaluate import TABLE_BEGIN, TABLE_END, table
 
-    scores = json.loads((LIBRARY / "scores.json").read_text(encoding="utf-8"))
-    readme = (LIBRARY / "README.md").read_text(encoding="utf-8")
+    scores = json.loads((EXAMPLE / "scores.json").read_text(encoding="utf-8"))
+    readme = (EXAMPLE / "README.md").read_text(encoding="utf-8")
     assert readme.partition(TABLE_BEGIN)[2].partition(TABLE_END)[0].strip() == table(LIBRARY, scores)
