@@ -96,7 +96,7 @@ docs: $(STAMP) ## Write the pages that are generated from the code
 	$(BIN)/python docs/generate.py
 
 docs-site: $(STAMP) ## Build the documentation as a site in build/site; a broken link fails
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 dashboards: $(STAMP) ## Write deploy/grafana/dashboards from deploy/grafana/boards
 	$(BIN)/python deploy/grafana/build.py

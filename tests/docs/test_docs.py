@@ -1,12 +1,15 @@
 """The documentation says what is: reference pages are in step with the code, links lead somewhere, examples run."""
 
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -73,20 +76,54 @@ def test_make_targets_named_in_pages_exist() -> None:
             assert named in targets, f"{page.name} names make {named}"
 
 
-def test_commands_of_the_readme_are_accepted() -> None:
-    text = (ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
-    commands = re.findall(r"^\.venv/bin/moergate (.+)$", text, re.MULTILINE)
-    assert len(commands) >= 4
-    known = set(re.findall(r"--[a-z-]+", (ROOT / "docs/reference/commands.md").read_text("utf-8")))
-    known |= set(re.findall(r"--[a-z-]+", (ROOT / "docs/reference/settings.md").read_text("utf-8")))
-    for command in commands:
-        words = shlex.split(command)
-        flags = {word for word in words if word.startswith("--")}
-        assert flags <= known, f"{flags - known} in: {command}"
-        names = [word for word in words if not word.startswith("-")][
-            : 2 if words[0] in ("adapters", "keys", "policies") else 1
-        ]
-        assert run_cli(*names, "--help").returncode == 0
+def test_commands_in_pages_are_accepted() -> None:
+    """Every ``moergate`` command in a page names a command that exists, with options that it has."""
+    serve = set(re.findall(r"--[a-z-]+", (ROOT / "docs/reference/settings.md").read_text("utf-8"))) | {"--config"}
+    known = {"moergate serve": serve}
+    for section in (ROOT / "docs/reference/commands.md").read_text("utf-8").split("\n## `")[1:]:
+        name, text = section.split("`", 1)
+        known.setdefault(name, set(re.findall(r"--[a-z-]+|(?<=`)-[a-z](?=,)", text)))
+    num_commands = 0
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+            for line in re.findall(r"^(?:\.venv/bin/)?moergate .+$", block.replace("\\\n", " "), re.MULTILINE):
+                words = shlex.split(line.partition(" | ")[0], comments=True)
+                command = max(
+                    (
+                        name
+                        for name in (*known, "moergate decisions")
+                        if ["moergate", *words[1:]][: len(name.split())] == name.split()
+                    ),
+                    key=len,
+                    default="",
+                )
+                assert command, f"{page.name}: no such command: {line}"
+                flags = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+                assert flags <= known.get(command, set()), f"{page.name}: {flags} in: {line}"
+                num_commands += 1
+    assert num_commands >= 50
+
+
+def test_prose_wraps_at_120_columns() -> None:
+    """Rows of tables, code, and what cannot be broken (a code span, a link) may be longer."""
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        if text.startswith("<!-- Written by"):
+            continue
+        for line in re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines():
+            if len(line) > 120 and not line.startswith(("|", "![", "#")):
+                assert len(re.sub(r"`[^`]*`|\]\([^)]*\)", "", line).split()) < 2, f"{page.name}: {line}"
+
+
+def test_decisions_have_one_form_and_are_listed() -> None:
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "index.md").read_text("utf-8")
+    for page in sorted(folder.glob("0*.md")):
+        headings = re.findall(r"^#+ .*", page.read_text("utf-8"), re.MULTILINE)
+        assert headings[0].startswith(f"# {page.name[:4]}: "), f"{page.name} begins with {headings[0]}"
+        assert headings[1:] == ["## Context", "## Decision", "## Consequences"], page.name
+        title = headings[0].partition(": ")[2]
+        assert f"| [{page.name[:4]}]({page.name}) | {title} |" in index, f"{page.name} is missing in index.md"
 
 
 def test_make_help_lists_the_targets() -> None:
@@ -94,23 +131,58 @@ def test_make_help_lists_the_targets() -> None:
     assert {"serve", "test", "bench-gateway"} <= {line.split()[0] for line in shown.splitlines()}
 
 
-def test_the_routers_example_is_a_router() -> None:
+def first_block(page: str, language: str) -> str:
+    """The first code block of a page in a language."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL)
+    return str(blocks[0])
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "options"),
+    [
+        ("tutorial/first-router.md", "NearestExampleRouter", {"threshold": 0.3}),
+        ("how-to/write-a-router.md", "NearestMeanRouter", {}),
+    ],
+)
+def test_the_routers_of_the_pages_are_routers(page: str, name: str, options: dict[str, float]) -> None:
     import numpy as np
 
     from routers.base import FitData, LibraryExpert, RouteQuery, no_progress
 
-    page = (ROOT / "docs" / "tutorial" / "first-router.md").read_text("utf-8")
     namespace: dict[str, object] = {"__name__": "example"}
-    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], namespace)  # noqa: S102
-    kind = namespace["NearestMeanRouter"]
-    assert isinstance(kind, type)
+    exec(first_block(page, "python"), namespace)  # noqa: S102
+    kind: Any = namespace[name]
     rows = np.eye(4, dtype=np.float32)
     experts = tuple(LibraryExpert(f"e{i}@{i:08x}", examples=("x",)) for i in range(4))
     data = FitData(experts, {e.expert_id: rows[i : i + 1] for i, e in enumerate(experts)}, "test", "v")
-    config = kind.config_class()
+    config = kind.config_class(**options)
     router = kind.load(config, kind.fit(config, data, no_progress))
     assert router.route(RouteQuery("q", rows[2])).experts[0].expert_id == experts[2].expert_id
     assert router.route(RouteQuery("q", rows[2], frozenset({experts[1].expert_id}))).abstained
+
+
+def test_the_tutorials_router_is_short_and_keeps_the_contract(tmp_path: Path) -> None:
+    code = first_block("tutorial/first-router.md", "python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 35
+    entry_points = tomllib.loads(first_block("tutorial/first-router.md", "toml"))["project"]["entry-points"]
+    (tmp_path / "nearest_example.py").write_text(code, "utf-8")
+    (tmp_path / "my_router-0.1.dist-info").mkdir()
+    (tmp_path / "my_router-0.1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: my-router\nVersion: 0.1\n"
+    )
+    (tmp_path / "my_router-0.1.dist-info" / "entry_points.txt").write_text(
+        "".join(
+            f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in targets.items())
+            for group, targets in entry_points.items()
+        )
+    )
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    shown = run_cli("policies", "methods", "nearest_example", env={"PYTHONPATH": path})
+    assert "Nearest example" in shown.stdout, shown.stderr
+    contract = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "nearest_example"]
+    contract.append("tests/contract/test_router_contract.py")
+    done = subprocess.run(contract, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_site_builds_without_a_broken_link_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
