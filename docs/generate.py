@@ -119,10 +119,11 @@ def commands_page() -> str:
     for path, command in _commands(typer.main.get_command(app), "moergate"):
         parts.append(f"## `{path}`\n\n{inspect.cleandoc(command.help or '')}\n")
         if path.endswith(" serve"):
-            parts.append("Its options are the [settings](settings.md).\n")
-            continue
+            parts.append("Its options are the [settings](settings.md) and these:\n")
         rows = []
         for parameter in command.params:
+            if path.endswith(" serve") and parameter.name in Settings.model_fields.keys():
+                continue
             if isinstance(parameter, click.Option) or hasattr(parameter, "opts"):
                 help_text = getattr(parameter, "help", "") or ""
                 rows.append(f"| `{', '.join(parameter.opts)}` | {help_text} |")

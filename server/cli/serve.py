@@ -78,7 +78,9 @@ def command() -> Callable[..., None]:
 def prepare_demo(console: Console) -> None:
     """Install the packages with the demo's models unless they are there; raises SettingsError."""
     if missing := missing_packages():
-        console.print(f"Installing the demo's models: {', '.join(missing)} (usually less than a minute, once).")
+        console.print(
+            f"Installing the demo's models: {', '.join(missing)} (usually less than a minute, once).", soft_wrap=True
+        )
         install_models(missing)
 
 
@@ -107,7 +109,9 @@ def _run(settings: Settings) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     listener = bind(settings.host, settings.port)
     console = Console(stderr=True)
-    console.print("Preparing the base model and the embedder (usually 2 s; the first time up to a minute).")
+    console.print(
+        "Preparing the base model and the embedder (usually 2 s; the first time up to a minute).", soft_wrap=True
+    )
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
     ) as bars:
@@ -124,7 +128,7 @@ def _run(settings: Settings) -> None:
         console.print(ready_text(gateway, listener.getsockname()[1]), soft_wrap=True, highlight=False, markup=False)
 
     if not settings.engine_url:
-        console.print("Starting the engine and registering the library (usually 20 to 60 s).")
+        console.print("Starting the engine and registering the library (usually 20 to 60 s).", soft_wrap=True)
     _one_thread_for_products()
     _calm_garbage_collection()
     with asyncio.Runner(loop_factory=_new_loop) as runner:

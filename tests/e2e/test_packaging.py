@@ -7,34 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.wheels import build_wheel
+
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
-    for name in listed.stdout.splitlines():
-        if not name.startswith(("examples/", "tests/", "docs/")) and (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-w",
-        folder,
-        source,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (built,) = folder.glob("moergate-*.whl")
-    return built
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_holds_exactly_the_three_packages(wheel: Path) -> None:
@@ -44,6 +24,10 @@ def test_the_wheel_holds_exactly_the_three_packages(wheel: Path) -> None:
     assert tops == {"server", "routers", "adapters_registry"}
     assert any(name.startswith("adapters_registry/migrations/versions/") for name in names)
     assert "server/py.typed" in names
+    assert {"server/demo_library/library.json", "server/demo_library/adapters/date_iso/adapter_config.json"} <= set(
+        names
+    )
+    assert "server/demo_library/adapters/date_iso/adapter_model.safetensors" in names
     assert {"server/console/index.html", "server/console/app.js", "server/console/console.css"} <= set(names)
 
 

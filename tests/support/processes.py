@@ -70,12 +70,14 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(home: Path, port: int, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[Serving]:
+def serving(
+    home: Path, port: int, *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Iterator[Serving]:
     """Run ``moergate serve`` as a process of its own; it is ended, and if need be killed, at the end."""
     log = home.parent / f"{home.name}.log"
     command = [sys.executable, "-m", "server.cli", "serve", "--home", str(home), "--port", str(port), *arguments]
     with log.open("ab") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **(env or {})})
+        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **(env or {})}, cwd=cwd)
     try:
         yield Serving(process, f"http://127.0.0.1:{port}", log)
     finally:
