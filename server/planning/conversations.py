@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
+
+from server.engine.body import JsonBody
 
 MAX_REMEMBERED = 20_000
 
@@ -45,14 +45,13 @@ class Conversation:
         return int.from_bytes(drawn) / 2**64
 
 
-def conversation_of(key_id: str, fields: Mapping[str, Any], request_id: str) -> Conversation:
-    """The conversation of a request's body; a prompt that is no conversation is one of its own, named by its id."""
-    named = fields.get("prompt_cache_key")
-    messages = fields.get("messages") or fields.get("input")
-    turns = messages if isinstance(messages, list) else []
+def conversation_of(key_id: str, body: JsonBody, request_id: str) -> Conversation:
+    """The conversation of a request's body; a lone prompt is a conversation by itself, named by the request's id."""
+    named = body.fields.get("prompt_cache_key")
+    turns = body.turns
     roles = [turn.get("role") if isinstance(turn, dict) else None for turn in turns]
     goes_on = "assistant" in roles
-    kept = fields.get("conversation")
+    kept = body.fields.get("conversation")
     kept = kept.get("id") if isinstance(kept, dict) else kept
     if isinstance(kept, str) and kept:
         return Conversation(_digest(key_id, kept), goes_on=True)

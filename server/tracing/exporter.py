@@ -26,9 +26,9 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from server.endpoints import Endpoint
 from server.settings import SettingsError
 from server.tracing.request_trace import SpanSink, Trace
-from server.tracing.span_attributes import OPERATIONS
 
 TRACES_PATH = "/v1/traces"
 CLOSE_S = 3.0
@@ -64,17 +64,17 @@ class Tracing:
         scope = InstrumentationScope("moergate", version("moergate"))
         self._sink = SpanSink(self._processor.on_end, self._ids.generate_span_id, resource, scope)
 
-    def begin(self, path: str, headers: Mapping[str, str], request_id: str, received_at: float) -> Trace:
+    def begin(self, endpoint: Endpoint, headers: Mapping[str, str], request_id: str, received_at: float) -> Trace:
         """A request has come in; the caller's ``traceparent`` makes its trace a part of the caller's."""
         caller = self._propagator.extract(headers)
         parent = get_current_span(caller).get_span_context()
         trace_id = parent.trace_id if parent.is_valid else self._ids.generate_trace_id()
-        name = OPERATIONS.get(path, f"POST {path}")
-        sampled = self._sampler.should_sample(caller, trace_id, name, SpanKind.SERVER, {"http.route": path})
+        name = endpoint.operation or f"POST {endpoint.path}"
+        sampled = self._sampler.should_sample(caller, trace_id, name, SpanKind.SERVER, {"http.route": endpoint.path})
         flags = TraceFlags(TraceFlags.SAMPLED if sampled.decision is Decision.RECORD_AND_SAMPLE else TraceFlags.DEFAULT)
         context = SpanContext(trace_id, self._ids.generate_span_id(), False, flags, sampled.trace_state)
         known = parent if parent.is_valid else None
-        return Trace(self._sink, context, known, path, headers, request_id, received_at)
+        return Trace(self._sink, context, known, endpoint, headers, request_id, received_at)
 
     async def close(self) -> None:
         """Send what waits, for a bounded time."""

@@ -28,20 +28,20 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from server.endpoints import Endpoint
 from server.tracing.span_attributes import (
     MAX_TEXT_CHARS,
-    OPERATIONS,
     Attributes,
     address_of,
     answer_attributes,
-    asked_attributes,
     model_name,
     plan_attributes,
+    request_attributes,
 )
 
 if TYPE_CHECKING:
     from server.engine.body import JsonBody
-    from server.planning.planner import Plan
+    from server.planning.plan import Plan
     from server.telemetry.metrics import Outcome
 
 _OK, _ERROR = Status(StatusCode.UNSET), Status(StatusCode.ERROR)
@@ -96,7 +96,7 @@ class Trace:
         sink: Where its spans go.
         context: Of the root span; says whether the trace is recorded.
         parent: The caller's span, if it sent one.
-        path: One of our endpoints.
+        endpoint: The endpoint that was called.
         headers: The request's.
         request_id: Its id.
         received_at: ``time.perf_counter()`` at its arrival.
@@ -107,7 +107,7 @@ class Trace:
         sink: SpanSink,
         context: SpanContext,
         parent: SpanContext | None,
-        path: str,
+        endpoint: Endpoint,
         headers: Mapping[str, str],
         request_id: str,
         received_at: float,
@@ -119,19 +119,19 @@ class Trace:
         self._context = context
         self._is_recorded = bool(context.trace_flags.sampled)
         self._parent = parent
-        self._path = path
+        self._endpoint = endpoint
         self._headers = headers
         self._request_id = request_id
         self._received_at = received_at
-        self._asked: Attributes = {}
+        self._request_attributes: Attributes = {}
         self._attempts: list[_Attempt] = []
         self._epoch_ns = time.time_ns() - int(time.perf_counter() * 1e9)
 
-    def asked(self, key_id: str, body: JsonBody) -> None:
+    def note_request(self, key_id: str, body: JsonBody) -> None:
         """Note what the caller asked for."""
         if not self._is_recorded:
             return
-        self._asked = {"moergate.key_id": key_id, **asked_attributes(self._path, body)}
+        self._request_attributes = {"moergate.key_id": key_id, **request_attributes(self._endpoint, body)}
 
     def attempt(self, replica: str) -> None:
         """See `server.engine.base.EngineTrace`."""
@@ -213,19 +213,19 @@ class Trace:
     def _write_root(self, end: _End) -> None:
         attributes: Attributes = {
             "http.request.method": "POST",
-            "http.route": self._path,
+            "http.route": self._endpoint.path,
             "url.scheme": "http",
-            "url.path": self._path,
+            "url.path": self._endpoint.path,
             "moergate.request_id": self._request_id,
             **address_of(self._headers.get("host", "")),
-            **self._asked,
+            **self._request_attributes,
             **_error(end),
         }
         if end.status is not None:
             attributes["http.response.status_code"] = end.status
         if agent := self._headers.get("user-agent"):
             attributes["user_agent.original"] = agent[:MAX_TEXT_CHARS]
-        operation = OPERATIONS.get(self._path)
+        operation = self._endpoint.operation
         if operation is not None:
             attributes["gen_ai.operation.name"] = operation
             attributes["gen_ai.provider.name"] = "moergate"
@@ -233,7 +233,7 @@ class Trace:
             attributes.update(plan_attributes(self.plan))
         if operation is not None and end.outcome is not None:
             attributes.update(answer_attributes(end.outcome, str(self.plan.recipe) if self.plan else "base"))
-        name = f"{operation} {model_name(self.plan)}".rstrip() if operation else f"POST {self._path}"
+        name = f"{operation} {model_name(self.plan)}".rstrip() if operation else f"POST {self._endpoint.path}"
         times = self._received_at, end.at
         self._write(name, self._context, self._parent, *times, attributes, SpanKind.SERVER, is_error=end.is_fault)
 

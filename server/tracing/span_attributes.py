@@ -6,44 +6,34 @@ Names are those of OpenTelemetry's conventions (``gen_ai.``, ``http.``, ``server
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 from urllib.parse import urlsplit
+
+from server.endpoints import Endpoint
 
 if TYPE_CHECKING:
     from server.engine.body import JsonBody
-    from server.planning.planner import Plan
+    from server.planning.plan import Plan
     from server.telemetry.metrics import Outcome
 
 Attributes = dict[str, str | bool | int | float]
-
-OPERATIONS: Mapping[str, str] = {
-    "/v1/chat/completions": "chat",
-    "/v1/responses": "chat",
-    "/v1/messages": "chat",
-    "/v1/completions": "text_completion",
-}
-"""``gen_ai.operation.name`` by endpoint."""
 
 MAX_TEXT_CHARS = 200
 MAX_NUMBER = 2**53
 """Larger numbers of callers are left out: one that the wire format cannot hold would cost the whole batch of spans."""
 
-_NUMBERS = {
-    "gen_ai.request.max_tokens": ("max_completion_tokens", "max_tokens", "max_output_tokens"),
-    "gen_ai.request.temperature": ("temperature",),
-    "gen_ai.request.top_p": ("top_p",),
-}
 
-
-def asked_attributes(path: str, body: JsonBody) -> Attributes:
-    """What the caller asked for."""
+def request_attributes(endpoint: Endpoint, body: JsonBody) -> Attributes:
+    """Return what the caller asked for."""
     found: Attributes = {"gen_ai.request.model": (body.model or "auto")[:MAX_TEXT_CHARS]}
-    if path in OPERATIONS:
+    if endpoint.operation is not None:
         found["gen_ai.request.stream"] = body.stream
-        for name, keys in _NUMBERS.items():
-            if (number := _number(body.fields, keys)) is not None:
-                found[name] = number
+        numbers = {
+            "gen_ai.request.max_tokens": body.max_answer_tokens or None,
+            "gen_ai.request.temperature": body.fields.get("temperature"),
+            "gen_ai.request.top_p": body.fields.get("top_p"),
+        }
+        found.update({name: value for name, value in numbers.items() if _is_bounded_number(value)})
     return found
 
 
@@ -93,10 +83,5 @@ def address_of(netloc: str) -> Attributes:
     return found
 
 
-def _number(fields: Mapping[str, Any], keys: tuple[str, ...]) -> int | float | None:
-    """The first of these fields that is a number of a decent size."""
-    for key in keys:
-        value = fields.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER:
-            return value
-    return None
+def _is_bounded_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER

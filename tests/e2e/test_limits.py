@@ -16,7 +16,7 @@ import pytest
 
 from adapters_registry.key_limits import KeyLimits, Used
 from adapters_registry.keys import new_key
-from server.access.key_limits import ANSWER_TOKENS, longest_answer
+from server.access.key_limits import ANSWER_TOKENS, max_total_answer_tokens
 from server.engine.body import parse_body
 from server.engine.fake import FakeEngine
 from tests.support.servers import Running, running_gateway
@@ -154,7 +154,7 @@ async def test_requests_at_once(tmp_path: Path) -> None:
         answers = await asyncio.gather(*calls)
         assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429]
         refused = next(answer for answer in answers if answer.status_code == 429)
-        assert "2 requests under way" in refused.json()["error"]["message"]
+        assert "2 requests at once" in refused.json()["error"]["message"]
         async with client.stream("POST", "/v1/chat/completions", json=CHAT | {"max_tokens": 50, "stream": True}):
             pass  # the caller hangs up, and the place is free again
         await asyncio.sleep(0.2)
@@ -206,4 +206,4 @@ async def test_a_policy_that_a_key_may_not_ask_is_as_if_it_were_not_there(tmp_pa
     ],
 )
 def test_tokens_set_aside_for_answers(fields: dict[str, Any], tokens: int) -> None:
-    assert longest_answer(parse_body(orjson.dumps(fields))) == tokens
+    assert max_total_answer_tokens(parse_body(orjson.dumps(fields))) == tokens

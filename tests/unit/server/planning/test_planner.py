@@ -3,7 +3,7 @@
 import pytest
 
 from routers.base import Decision, GateChoice, WeightedExpert
-from server.planning.planner import _recipe_of
+from server.planning.planner import recipe_of
 
 A, B, C = "a@00000000", "b@00000000", "c@00000000"
 MANY = {f"e{number:03d}@{number:08x}": 0.1 + number / 1000 for number in range(100)}
@@ -26,11 +26,11 @@ MANY = {f"e{number:03d}@{number:08x}": 0.1 + number / 1000 for number in range(1
 )
 def test_decisions_become_recipes(weights: dict[str, float], gate: GateChoice | None, recipe: str) -> None:
     experts = tuple(WeightedExpert(expert, weight) for expert, weight in weights.items())
-    assert str(_recipe_of(Decision(experts, 0.5, gate=gate))) == recipe
+    assert str(recipe_of(Decision(experts, 0.5, gate=gate))) == recipe
 
 
 def test_of_too_many_experts_the_heaviest_are_kept() -> None:
-    recipe = str(_recipe_of(Decision(tuple(WeightedExpert(e, w) for e, w in MANY.items()), 0.5)))
+    recipe = str(recipe_of(Decision(tuple(WeightedExpert(e, w) for e, w in MANY.items()), 0.5)))
     assert recipe.count("@") == 64
     assert "e036@" in recipe
     assert "e035@" not in recipe
