@@ -63,8 +63,8 @@ class MemoryEngine:
         payload: Parts of the answer.
         refuses: Raised instead of an answer.
         breaks: Raised after the last part.
-        hold: While it is not set, no answer begins.
-        hold_parts: While it is not set, no part after the first is sent.
+        hold: Until it is set, no answer begins.
+        hold_first, hold_parts: Until it is set, the first part or a later part is not sent.
     """
 
     payload: Sequence[bytes] = (b'{"model":"base"}',)
@@ -74,6 +74,7 @@ class MemoryEngine:
     refuses: Exception | None = None
     breaks: EngineFault | None = None
     hold: asyncio.Event | None = None
+    hold_first: asyncio.Event | None = None
     hold_parts: asyncio.Event | None = None
     requests: list[EngineRequest] = field(default_factory=list)
     num_closed: int = 0
@@ -88,8 +89,9 @@ class MemoryEngine:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         for number, part in enumerate(self.payload):
-            if number and self.hold_parts is not None:
-                await self.hold_parts.wait()
+            hold = self.hold_parts if number else self.hold_first
+            if hold is not None:
+                await hold.wait()
             yield part
         if self.breaks is not None:
             raise self.breaks
@@ -253,11 +255,13 @@ async def data_path(
         limits=limits,
         count_stream_tokens=count_stream_tokens,
     )
-    yield DataPath(
-        pipeline, library, engine, pool, metrics, admission, authenticator, limiter, decisions, access_log, lines
-    )
-    await limiter.close()
-    await library.close()
+    try:
+        yield DataPath(
+            pipeline, library, engine, pool, metrics, admission, authenticator, limiter, decisions, access_log, lines
+        )
+    finally:
+        await limiter.close()
+        await library.close()
 
 
 def call_of(
