@@ -1,4 +1,4 @@
-"""The decision log: what each request was routed to, written behind its back.
+"""The decision log: records how each request was routed, asynchronously and off the request path.
 
 `note` is called once a request, at its end, and only appends to a bounded queue. One task writes the queue to the
 database, a batch every `PAUSE_S` or `BATCH` rows. While the database is away, requests go on: the queue fills, and what

@@ -1,7 +1,7 @@
-"""Attributes of spans: what they say of a request, its routing and its answer.
+"""Attributes of spans: a request, its routing and its answer.
 
-Names are those of OpenTelemetry's conventions (``gen_ai.``, ``http.``, ``server.``); what is ours alone starts with
-``moergate.``. Texts and numbers of callers are bounded, and nothing of a prompt or an answer is among them.
+Names follow OpenTelemetry's conventions (``gen_ai.``, ``http.``, ``server.``); Moergate's own names start with
+``moergate.``. Texts and numbers from callers are bounded. No attribute contains text of a prompt or an answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Attributes = dict[str, str | bool | int | float]
 
 MAX_TEXT_CHARS = 200
 MAX_NUMBER = 2**53
-"""Larger numbers of callers are left out: one that the wire format cannot hold would cost the whole batch of spans."""
+"""Larger numbers from callers are omitted: the wire format cannot hold them, and the whole batch would be lost."""
 
 
 def request_attributes(endpoint: Endpoint, body: JsonBody) -> Attributes:
@@ -38,7 +38,7 @@ def request_attributes(endpoint: Endpoint, body: JsonBody) -> Attributes:
 
 
 def plan_attributes(plan: Plan) -> Attributes:
-    """What was decided."""
+    """Return what was decided."""
     found: Attributes = {"moergate.recipe": str(plan.recipe), "moergate.expert": plan.expert_name}
     if plan.policy_name is not None and plan.decision is not None:
         found["moergate.policy"] = plan.policy_name
@@ -48,7 +48,7 @@ def plan_attributes(plan: Plan) -> Attributes:
 
 
 def answer_attributes(outcome: Outcome, recipe: str) -> Attributes:
-    """What came of it; `recipe` is what answered."""
+    """Return what came of the request; `recipe` is what the engine executed."""
     found: Attributes = {"gen_ai.response.model": recipe}
     if outcome.input_tokens:
         found["gen_ai.usage.input_tokens"] = outcome.input_tokens
@@ -60,7 +60,7 @@ def answer_attributes(outcome: Outcome, recipe: str) -> Attributes:
 
 
 def model_name(plan: Plan | None) -> str:
-    """The model in a span's name: of a bounded number, so nothing that was not found and no recipe of the caller's."""
+    """Return the model for a span's name: one of a bounded set, so neither unknown names nor the caller's recipes."""
     if plan is None:
         return ""
     if plan.policy_name is not None:
@@ -69,7 +69,7 @@ def model_name(plan: Plan | None) -> str:
 
 
 def address_of(netloc: str) -> Attributes:
-    """Host and port of a server, as somebody called it; nothing if that is no address."""
+    """Return host and port of a network location; empty if it is not a valid address."""
     try:
         parts = urlsplit(f"//{netloc[:MAX_TEXT_CHARS]}")
         host, port = parts.hostname, parts.port
