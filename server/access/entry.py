@@ -14,7 +14,7 @@ class Lease:
     """What a running request holds: a permit and, for a key with limits, the grant.
 
     Its owner calls `release` when the request ends. As a context manager, the lease releases itself only if the block
-    fails; after the block, whoever took the lease over owns it.
+    fails; after a successful block, it belongs to the answer that took it over.
 
     Args:
         admission: Gave the permit, and takes it back.

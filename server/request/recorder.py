@@ -1,4 +1,4 @@
-"""Step 7 of the data path: records how a request ended, once, in every place that keeps such records.
+"""Step 7 of the data path: records the end of a request, once, in everything that keeps such records.
 
 These are the usage of the key, the metrics, the decision log, the trace and the access log. `Recorder` gets plain
 values and knows nothing of the connection to the engine.
