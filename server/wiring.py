@@ -29,6 +29,7 @@ from routers.errors import BadSamples
 from routers.library.samples import read_samples
 from server.access.admission import Admission
 from server.access.auth import LOOPBACK_NAMES, Authenticator
+from server.access.entry import Entry
 from server.access.key_limits import Limiter
 from server.engine.base_model import default_cache_dir
 from server.engine.connector import TimedConnector
@@ -56,7 +57,8 @@ from server.policies.manager import PolicyManager
 from server.policies.scores import ScoreStore
 from server.policies.vectors import VectorStore
 from server.request.answer import Limits
-from server.request.pipeline import GENERATING, Pipeline
+from server.request.pipeline import Pipeline
+from server.request.recorder import Recorder
 from server.settings import Settings, SettingsError
 from server.sources.fetching import SourceFetcher
 from server.telemetry.drift import Traffic, drifts
@@ -135,22 +137,19 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         traffic,
         metrics,
         level=settings.decision_log,
-        endpoints=GENERATING,
         sample=settings.decision_log_sample,
         keep_days=settings.decision_log_days,
     )
     metrics.show_drift(lambda: drifts(traffic, watcher.catalog.policies))
     pipeline = Pipeline(
-        authenticator,
-        limiter,
-        admission,
-        watcher,
-        Planner(pool, metrics, memory, shadow),
-        pool,
-        metrics,
-        Limits(settings.first_token_timeout_s, settings.total_timeout_s),
-        access_log,
-        decisions,
+        authenticator=authenticator,
+        entry=Entry(limiter, admission),
+        library=watcher,
+        planner=Planner(pool, metrics, memory, shadow),
+        pool=pool,
+        recorder=Recorder(metrics, decisions, access_log),
+        metrics=metrics,
+        limits=Limits(settings.first_token_timeout_s, settings.total_timeout_s),
         count_stream_tokens=settings.count_stream_tokens,
     )
     lifecycle = Lifecycle(library, watcher, pool, metrics, probes=settings.probe_adapters)

@@ -21,7 +21,7 @@ Examples of experts should go through `example_view` before they are embedded, s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,14 +64,6 @@ class View:
 EMPTY = View()
 
 
-def view_of(path: str, body: object) -> View:
-    """The view of a request to `path`; empty for endpoints that are not routed by their text."""
-    for ending, view in _VIEWS.items():
-        if path.rstrip("/").endswith(ending):
-            return view(body)
-    return EMPTY
-
-
 def chat_view(body: object) -> View:
     """OpenAI chat completions: `messages`."""
     return _conversation(_items(body, "messages"), ())
@@ -104,24 +96,9 @@ def messages_view(body: object) -> View:
     return replace(view, num_ignored_parts=view.num_ignored_parts + num_ignored)
 
 
-def tokenize_view(body: object) -> View:
-    """vLLM's tokenize: like chat if it has messages, else like completions."""
-    return chat_view(body) if isinstance(_get(body, "messages"), list) else completion_view(body)
-
-
 def example_view(prompt: str) -> str:
     """An expert's example as it should be embedded: cut like a prompt."""
     return excerpt(prompt)
-
-
-_VIEWS: Mapping[str, Callable[[object], View]] = {
-    "/chat/completions": chat_view,
-    "/completions": completion_view,
-    "/responses": responses_view,
-    "/messages": messages_view,
-    "/messages/count_tokens": messages_view,
-    "/tokenize": tokenize_view,
-}
 
 
 # -- from a conversation to a text --------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""Who may send requests: API keys, their limits, and the bounded queue."""
+"""Access: API keys and their limits, and the permits of running requests."""

@@ -1,7 +1,7 @@
-"""Admission: how many requests are worked on at once, and how many may wait for that.
+"""Admission: bounds how many requests run at once and how many wait for a permit.
 
-First come, first served. A request that finds the queue full, or waits too long in it, is told to come back. A caller
-that hangs up while waiting leaves the queue.
+Requests are served in order of arrival. A request that finds the queue full, or waits too long, is refused with a
+retry time. A caller that hangs up while waiting leaves the queue.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from server.errors import TooManyRequests, Unavailable
 
 
 class Admission:
-    """A bounded number of places with a bounded queue before them.
+    """Hands out a bounded number of permits, with a bounded queue of waiting requests.
 
     Args:
-        max_active: Places.
-        max_queue: Requests that may wait.
-        queue_timeout_s: Longest wait.
+        max_active: Number of permits.
+        max_queue: Maximum number of waiting requests.
+        queue_timeout_s: Maximum wait for a permit, in seconds.
     """
 
     def __init__(self, max_active: int, max_queue: int, queue_timeout_s: float) -> None:
@@ -31,11 +31,11 @@ class Admission:
 
     @property
     def num_waiting(self) -> int:
-        """Requests in the queue now."""
+        """Number of requests in the queue."""
         return len(self._waiting)
 
     async def acquire(self) -> None:
-        """Take a place, waiting for one if need be; every success must be paired with one `release`.
+        """Take a permit, waiting if necessary; every success must be paired with one `release`.
 
         Raises:
             TooManyRequests: The queue is full or the wait was too long.
@@ -48,46 +48,47 @@ class Admission:
             return
         if len(self._waiting) >= self._max_queue:
             raise TooManyRequests(
-                f"All {self._max_active} places are taken and {len(self._waiting)} requests wait already; try later.",
+                f"The gateway is running {self._max_active} requests and {len(self._waiting)} are waiting; "
+                "try again later.",
                 retry_after_s=self._retry_after_s(),
             )
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
+        permit: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(permit)
         try:
             async with asyncio.timeout(self._queue_timeout_s):
-                await place
+                await permit
         except TimeoutError:
-            self._give_up(place)
+            self._give_up(permit)
             raise TooManyRequests(
-                f"No place became free within {self._queue_timeout_s:g} s; try later.",
+                f"The gateway is busy: no other request ended within {self._queue_timeout_s:g} s. Try again later.",
                 retry_after_s=self._retry_after_s(),
             ) from None
         except BaseException:
-            self._give_up(place)
+            self._give_up(permit)
             raise
 
     def release(self) -> None:
-        """Give a place back; the longest waiting request gets it."""
+        """Return a permit; the request that has waited longest gets it."""
         while self._waiting:
-            place = self._waiting.popleft()
-            if not place.done():
-                place.set_result(None)
+            permit = self._waiting.popleft()
+            if not permit.done():
+                permit.set_result(None)
                 return
         self.num_active -= 1
 
     def close(self) -> None:
-        """Refuse what comes from now on, and what waits."""
+        """Refuse waiting and new requests."""
         self._closed = True
         while self._waiting:
-            place = self._waiting.popleft()
-            if not place.done():
-                place.set_exception(Unavailable("The gateway is shutting down.", retry_after_s=5))
+            permit = self._waiting.popleft()
+            if not permit.done():
+                permit.set_exception(Unavailable("The gateway is shutting down.", retry_after_s=5))
 
-    def _give_up(self, place: asyncio.Future[None]) -> None:
-        if place.done() and not place.cancelled() and place.exception() is None:
-            self.release()  # the place was handed over in the same moment: pass it on
-        elif place in self._waiting:
-            self._waiting.remove(place)
+    def _give_up(self, permit: asyncio.Future[None]) -> None:
+        if permit.done() and not permit.cancelled() and permit.exception() is None:
+            self.release()  # the permit was granted at the same moment: pass it on
+        elif permit in self._waiting:
+            self._waiting.remove(permit)
 
     def _retry_after_s(self) -> int:
         return max(1, min(60, round(self._queue_timeout_s / 2)))

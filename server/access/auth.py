@@ -1,7 +1,7 @@
-"""Authentication: from a request's headers to a principal.
+"""Authentication: finds the principal behind a request's headers.
 
-A key comes as ``Authorization: Bearer …`` (OpenAI) or ``x-api-key`` (Anthropic). While no key exists, and
-only then, everybody who can reach the loopback address is let in with all scopes; the first key ends that.
+A key is sent as ``Authorization: Bearer …`` (OpenAI) or ``x-api-key`` (Anthropic). As long as no key exists, any
+program that reaches the loopback address may use the gateway and its admin API. The first key ends that.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks.
+    """The caller of a request.
 
     Attributes:
         key_id: The key's public id, or ``anonymous``.
         scopes: Any of ``infer``, ``admin`` and ``metrics``.
-        sight: Which experts and policies it may use.
-        limits: How much it may use; None if there is no limit.
-        name: What the operator called the key; the metrics show it.
+        sight: Experts and policies that the key may use.
+        limits: Usage limits; None if there are none.
+        name: The operator's name for the key; also the metrics' label.
     """
 
     key_id: str
@@ -45,7 +45,7 @@ class Principal:
     name: str = "none"
 
     def require(self, scope: str, *others: str) -> None:
-        """Raise `PermissionDenied` unless the key has the scope, or one of the others."""
+        """Raise `PermissionDenied` unless the key has this scope or one of the others."""
         if self.scopes.isdisjoint((scope, *others)):
             raise PermissionDenied(f"This key lacks the scope {scope!r}; ask the operator for one that has it.")
 
@@ -53,8 +53,8 @@ class Principal:
 ANONYMOUS = Principal("anonymous", frozenset({"infer", "admin"}))
 
 
-class _Known(NamedTuple):
-    """A key that the store has, and who comes with it."""
+class _KnownKey(NamedTuple):
+    """A key of the store, and its principal."""
 
     record: KeyRecord
     principal: Principal
@@ -62,16 +62,17 @@ class _Known(NamedTuple):
 
 @dataclass(slots=True)
 class _Memory:
-    """What the store has answered since its last change."""
+    """Answers of the store since its last change; None stands for a secret of no key."""
 
-    keys: OrderedDict[str, _Known | None] = field(default_factory=OrderedDict)
+    keys: OrderedDict[str, _KnownKey | None] = field(default_factory=OrderedDict)
     needs_no_key: bool | None = None
 
 
 class Authenticator:
-    """Checks keys against the store, and remembers the answers until the store changes.
+    """Checks keys against the store, and remembers the answers until `forget` reports a change.
 
-    `forget` is called with every change of keys.
+    Args:
+        keys: Store of all keys.
     """
 
     def __init__(self, keys: KeyStore) -> None:
@@ -80,10 +81,10 @@ class Authenticator:
         self._asking = asyncio.Lock()
 
     def forget(self, key_ids: Collection[str] | None = None) -> None:
-        """Ask the store again from now on: about these keys and secrets that were none, or about everything.
+        """Forget these keys and all unknown secrets, or everything, so that the store is asked again.
 
-        Others are remembered, so that they go on should the store be away. What is being asked for at this moment is
-        answered from before the change, and not remembered.
+        Other keys stay remembered, so that they keep working while the store is unreachable. A lookup that is running
+        at this moment may still return the old state, which is not remembered.
         """
         if key_ids is None:
             self._memory = _Memory()
@@ -93,42 +94,42 @@ class Authenticator:
             self._memory = _Memory(OrderedDict(kept))
 
     async def authorise(self, headers: Mapping[str, str], scope: str, *others: str) -> Principal:
-        """The principal behind a request, who must have the scope, or one of the others.
+        """Return the principal behind a request; it must have this scope or one of the others.
 
         Raises:
-            AuthenticationFailed: See `authenticate`.
-            PermissionDenied: Likewise, or for lack of a scope.
+            AuthenticationFailed: As `authenticate`.
+            PermissionDenied: As `authenticate`, or the principal has none of the scopes.
         """
         principal = await self.authenticate(headers)
         principal.require(scope, *others)
         return principal
 
     async def authenticate(self, headers: Mapping[str, str]) -> Principal:
-        """The principal behind a request.
+        """Return the principal behind a request.
 
         Raises:
-            AuthenticationFailed: No key where one is needed, or one that is not good.
-            PermissionDenied: A web page of another origin reaches for a gateway that needs no key.
+            AuthenticationFailed: A key is needed, and there is none or an invalid one.
+            PermissionDenied: A web page of another origin called a gateway that needs no key.
         """
         secret = _secret_of(headers)
         known = await self._find(secret) if secret else None
         if known is not None and known.record.is_usable():
             return known.principal
-        if await self._needs_no_key():  # even with a wrong key: clients of the openai kind always send one
+        if await self._needs_no_key():  # even with an unknown key: OpenAI clients always send one
             _refuse_foreign_page(headers)
             return ANONYMOUS
         if secret is None:
             raise AuthenticationFailed("No API key. Send it as 'Authorization: Bearer <key>'.")
         raise AuthenticationFailed("This API key is unknown, revoked or expired.")
 
-    async def _find(self, secret: str) -> _Known | None:
-        """The key whose secret this is."""
+    async def _find(self, secret: str) -> _KnownKey | None:
+        """Return the key with this secret."""
         memory = self._memory
         digest = hashlib.sha256(secret.encode()).hexdigest()
         if digest not in memory.keys:
             async with self._asking:
                 record = await find_key(self._keys, secret)
-                memory.keys[digest] = None if record is None else _Known(record, _principal_of(record))
+                memory.keys[digest] = None if record is None else _KnownKey(record, _principal_of(record))
             while len(memory.keys) > MAX_REMEMBERED:
                 memory.keys.popitem(last=False)
         return memory.keys.get(digest)
@@ -156,11 +157,14 @@ def _secret_of(headers: Mapping[str, str]) -> str | None:
 
 
 def _refuse_foreign_page(headers: Mapping[str, str]) -> None:
-    """Without keys, loopback is the only guard: a web page must not get past it by DNS rebinding or a blind post."""
+    """Refuse what a browser sends for another site.
+
+    Without keys, loopback is the only protection. A web page must not get around it by DNS rebinding or a blind post.
+    """
     origin = headers.get("origin")
     if not _is_loopback(f"//{headers.get('host', '')}") or (origin and not _is_loopback(origin)):
         raise PermissionDenied(
-            "Without API keys this gateway answers only to programs on its own machine. "
+            "Without API keys, this gateway answers only programs on its own machine. "
             "Create a key with 'moergate keys create' and send it."
         )
 
@@ -169,5 +173,5 @@ def _refuse_foreign_page(headers: Mapping[str, str]) -> None:
 def _is_loopback(url: str) -> bool:
     try:
         return urlsplit(url).hostname in LOOPBACK_NAMES
-    except ValueError:  # such as an opening bracket without its closing one
+    except ValueError:  # for example an unmatched bracket
         return False

@@ -1,7 +1,8 @@
-"""Limits of keys: a request is counted before it runs and settled when it ends; see `adapters_registry.key_limits`.
+"""Limits of keys: counts a request before it runs and settles the actual usage when it ends.
 
-Keys without limits cost nothing here. What a request may take is estimated before: its text at four bytes a token, and
-the longest answer that it allows, or a usual one if it sets no bound.
+`adapters_registry.key_limits` defines the limits. A request of a key without limits is not counted. Before a request
+runs, its usage is estimated: the prompt at four bytes per token, plus the longest answer that the request allows. A
+request that sets no bound reserves a fixed length.
 """
 
 from __future__ import annotations
@@ -23,39 +24,44 @@ from server.telemetry.metrics import Metrics
 
 BYTES_PER_TOKEN = 4
 ANSWER_TOKENS = 256
-"""Set aside for an answer whose length the caller does not bound."""
+"""Reserved for an answer whose length the caller does not bound."""
 
 _BINARY = re.compile(rb'"data:[^",]{0,100};base64,[^"]*"')
-_LONGEST = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _UNITS = {"requests_per_minute": "requests", "tokens_per_minute": "tokens"}
 
 log = structlog.get_logger(__name__)
 
 
 class Grant:
-    """A request that may run; `settle` must be called when it has ended, and may be called again."""
+    """Permission for one request of a key with limits; `settle` must be called when the request has ended.
+
+    Args:
+        limiter: Records the actual usage.
+        principal: The caller.
+        reservation: What was counted in advance.
+        prompt_tokens: Estimated length of the prompt, charged if the engine reports no usage.
+    """
 
     def __init__(self, limiter: Limiter, principal: Principal, reservation: Reservation, prompt_tokens: int) -> None:
         self._limiter: Limiter | None = limiter
         self._principal = principal
         self._reservation = reservation
         self.prompt_tokens = prompt_tokens
-        """What the prompt is charged as if the engine does not come to say it."""
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether it matters how many tokens the answer takes."""
+        """Whether a limit depends on the length of the answer."""
         return bool(self._reservation.used)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """What is left, in OpenAI's headers."""
+        """Return the remaining allowance as OpenAI's ``x-ratelimit-`` headers."""
         limits = self._principal.limits
         if limits is None or (used := self._reservation.used.get("minute")) is None:
             return []
         return [(name.encode(), value.encode()) for name, value in _headers(limits, used).items()]
 
     def settle(self, tokens: int, cost: float) -> None:
-        """Say what it took."""
+        """Record the actual usage and release the reservation; further calls have no effect."""
         limiter, self._limiter = self._limiter, None
         if limiter is not None:
             limiter.settle(self._reservation, tokens, cost)
@@ -65,33 +71,33 @@ class Limiter:
     """Counts requests against the limits of their keys.
 
     Args:
-        usage: Where they are counted.
-        metrics: Counts those that were refused.
+        usage: Store that counts the requests of all gateways.
+        metrics: Counts refusals.
     """
 
     def __init__(self, usage: UsageStore, metrics: Metrics) -> None:
         self._usage = usage
         self._metrics = metrics
-        self._settling: set[asyncio.Task[None]] = set()
+        self._writing: set[asyncio.Task[None]] = set()
 
     async def admit(self, principal: Principal, body: JsonBody, *, generates: bool) -> Grant | None:
-        """Count a request; None for a key without limits.
+        """Count a request and return its grant; None for a key without limits.
 
         Raises:
-            RateLimited: Too many requests or tokens in this minute, or too many requests at once.
+            RateLimited: Too many requests or tokens in this minute, or too many concurrent requests.
             QuotaExceeded: The key's budget is used up.
         """
         limits, key = principal.limits, principal.key_id
         if limits is None:
             return None
         prompt_tokens = estimated_prompt_tokens(body) if generates else 0
-        tokens = prompt_tokens + longest_answer(body) if generates else 0
+        tokens = prompt_tokens + max_total_answer_tokens(body) if generates else 0
         try:
             reserved = await self._usage.reserve(key, limits, tokens, utc_now())
         except TooManyAtOnce:
             self._metrics.record_limited(principal.name, "max_concurrency")
             raise RateLimited(
-                f"This key may have {limits.max_concurrency} requests under way at once; wait for one to end.",
+                f"This key may run {limits.max_concurrency} requests at once; wait for one of them to end.",
                 retry_after_s=1,
             ) from None
         except OverLimit as over:
@@ -103,14 +109,14 @@ class Limiter:
         return Grant(self, principal, reserved, prompt_tokens)
 
     def settle(self, reservation: Reservation, tokens: int, cost: float) -> None:
-        """A request has ended; what it took is written in the background."""
+        """Write the usage of a request that has ended, in the background."""
         task = asyncio.create_task(self._write(reservation, tokens, cost))
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
 
     async def close(self) -> None:
-        """Write what is still to be written."""
-        await asyncio.gather(*self._settling)
+        """Wait until all usage is written."""
+        await asyncio.gather(*self._writing)
 
     async def _write(self, reservation: Reservation, tokens: int, cost: float) -> None:
         try:
@@ -120,25 +126,13 @@ class Limiter:
 
 
 def estimated_prompt_tokens(body: JsonBody) -> int:
-    """Tokens of a prompt, by the size of its text."""
+    """Estimate the length of a prompt from the size of its text; inline binary data does not count."""
     return len(_BINARY.sub(b"", body.raw)) // BYTES_PER_TOKEN
 
 
-def longest_answer(body: JsonBody) -> int:
-    """Tokens of all answers together at most, as far as the caller says."""
-    given = [_count(body.fields.get(name)) for name in _LONGEST]
-    longest = max(given) or ANSWER_TOKENS
-    prompts = body.fields.get("prompt")
-    is_several = isinstance(prompts, list) and bool(prompts) and isinstance(prompts[0], str | list)
-    num_prompts = len(prompts) if is_several else 1  # type: ignore[arg-type]
-    return longest * num_prompts * max(1, _count(body.fields.get("n")), _count(body.fields.get("best_of")))
-
-
-def _count(value: object) -> int:
-    """A number of tokens or answers as engines read it, who take 5.0 and "5" too; 0 if it is none."""
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = float(value)
-    return int(value) if isinstance(value, int | float) and value > 0 and value == value // 1 else 0
+def max_total_answer_tokens(body: JsonBody) -> int:
+    """Return the maximum number of tokens of all answers together."""
+    return (body.max_answer_tokens or ANSWER_TOKENS) * body.num_answers
 
 
 def _refusal(limits: KeyLimits, over: OverLimit, tokens: int) -> RateLimited | QuotaExceeded:
@@ -146,24 +140,26 @@ def _refusal(limits: KeyLimits, over: OverLimit, tokens: int) -> RateLimited | Q
     if unit is None:
         period = used.window.period
         return QuotaExceeded(f"This key's budget for the {period} is used up; ask the operator for a larger one.")
-    most = getattr(limits, over.limit)
-    if unit == "tokens" and tokens > most:
-        text = f"This request may take {tokens} tokens, more than this key's {most} a minute. Set a smaller max_tokens."
-        return RateLimited(text)
+    limit = getattr(limits, over.limit)
+    if unit == "tokens" and tokens > limit:
+        return RateLimited(
+            f"This request may use {tokens} tokens, but this key is limited to {limit} per minute. "
+            "Set a smaller max_tokens."
+        )
     wait_s = max(1, round(used.window.ends_at - time.time()))
-    need = f" and this request may take {tokens}" if unit == "tokens" else ""
+    need = f" and this request may use {tokens}" if unit == "tokens" else ""
     spent = used.tokens if unit == "tokens" else used.requests
-    text = f"This key may use {most} {unit} a minute; {spent} are used{need}. Try again in {wait_s} s."
+    text = f"This key is limited to {limit} {unit} per minute; {spent} are used{need}. Try again in {wait_s} s."
     return RateLimited(text, retry_after_s=wait_s, more_headers=_headers(limits, used))
 
 
 def _headers(limits: KeyLimits, used: Used) -> dict[str, str]:
-    """What is left of a minute, in OpenAI's headers."""
+    """Return what is left of this minute as OpenAI's headers."""
     found = {}
     spent = {"requests": used.requests, "tokens": used.tokens}
-    for limit, unit in _UNITS.items():
-        if (most := getattr(limits, limit)) is not None:
-            found[f"x-ratelimit-limit-{unit}"] = str(most)
-            found[f"x-ratelimit-remaining-{unit}"] = str(max(0, most - spent[unit]))
+    for name, unit in _UNITS.items():
+        if (limit := getattr(limits, name)) is not None:
+            found[f"x-ratelimit-limit-{unit}"] = str(limit)
+            found[f"x-ratelimit-remaining-{unit}"] = str(max(0, limit - spent[unit]))
             found[f"x-ratelimit-reset-{unit}"] = f"{max(0, round(used.window.ends_at - time.time()))}s"
     return found

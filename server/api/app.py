@@ -17,13 +17,14 @@ from server.api.decisions import decisions_router, feedback_router
 from server.api.example_map import map_router
 from server.api.health import health_router
 from server.api.incoming import error_response, request_id_of, with_request_id
-from server.api.inference import PATHS, InferenceApp
+from server.api.inference import InferenceApp
 from server.api.leaderboard import leaderboard_router
 from server.api.lifecycle import lifecycle_router
 from server.api.openapi import document
 from server.api.overview import overview_router
 from server.api.policies import policies_router
 from server.api.public import public_router
+from server.endpoints import ENDPOINTS
 from server.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, from_lower
 from server.gateway import Gateway
 from server.journal.feedback import FeedbackDesk
@@ -70,11 +71,10 @@ class Edge:
 
     def __init__(self, inference: InferenceApp, rest: FastAPI) -> None:
         self._inference = inference
-        self._paths = frozenset(PATHS)
         self.rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] in self._paths and scope["method"] == "POST":
+        if scope["type"] == "http" and scope["path"] in ENDPOINTS and scope["method"] == "POST":
             await self._inference(scope, receive, send)
         else:
             await self.rest(with_request_id(scope) if scope["type"] == "http" else scope, receive, send)
@@ -93,7 +93,7 @@ def _from_framework(error: Exception, request: Request) -> GatewayError | None:
         return BadRequest("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()))
     if isinstance(error, HTTPException):
         if error.status_code == 404:
-            if request.url.path in PATHS:
+            if request.url.path in ENDPOINTS:
                 return MethodNotAllowed(f"{request.method} is not allowed here; use POST.")
             return NotFound(
                 f"There is no {request.method} {request.url.path[:200]}; GET /openapi.json lists what there is."

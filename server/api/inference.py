@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from server.api.incoming import error_response, headers_of, read_body, request_id_of
+from server.endpoints import ENDPOINTS
 from server.errors import ClientClosedRequest, from_lower
 from server.request.answer import Answer
 from server.request.pipeline import Call, Pipeline
@@ -22,21 +23,11 @@ from server.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from server.tracing.exporter import Tracing
 
-PATHS = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/tokenize",
-    "/detokenize",
-)
-
 log = structlog.get_logger(__name__)
 
 
 class InferenceApp:
-    """Answers one inference endpoint.
+    """Answers the inference endpoints.
 
     Args:
         pipeline: Does the work.
@@ -55,12 +46,13 @@ class InferenceApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         received_at = time.perf_counter()
+        endpoint = ENDPOINTS[scope["path"]]
         headers = headers_of(scope)
         request_id = request_id_of(headers)
         structlog.contextvars.bind_contextvars(request_id=request_id)
         trace = None
         if self._tracing is not None:
-            trace = self._tracing.begin(scope["path"], headers, request_id, received_at)
+            trace = self._tracing.begin(endpoint, headers, request_id, received_at)
             structlog.contextvars.bind_contextvars(trace_id=trace.trace_id)
         hang_up = _HangUp(receive)
 
@@ -69,7 +61,7 @@ class InferenceApp:
             hang_up.watch()
             return raw
 
-        call = Call(scope["path"], headers, body, request_id, received_at, trace)
+        call = Call(endpoint, headers, body, request_id, received_at, trace)
         try:
             await self._answer(call, send, hang_up)
         finally:
@@ -104,8 +96,8 @@ class InferenceApp:
             if not hang_up.happened:
                 raise
             if answer is None:
-                self._metrics.record_error(call.path, "client_closed_request", 499)
-                log.info("caller hung up", request_id=call.request_id, endpoint=call.path)
+                self._metrics.record_error(call.endpoint.path, "client_closed_request", 499)
+                log.info("caller hung up", request_id=call.request_id, endpoint=call.endpoint.path)
         except Exception as error:
             status, code, response = self._refusal(error, call, has_answer=answer is not None)
             if not started:
@@ -120,11 +112,11 @@ class InferenceApp:
         """Log and count what went wrong; its status, its code, and what the caller is told."""
         known = from_lower(error)
         if known.status == 500:
-            log.exception("request failed", request_id=call.request_id, endpoint=call.path)
+            log.exception("request failed", request_id=call.request_id, endpoint=call.endpoint.path)
         elif not has_answer:
-            log.info("refused", request_id=call.request_id, endpoint=call.path, code=known.code)
+            log.info("refused", request_id=call.request_id, endpoint=call.endpoint.path, code=known.code)
         if not has_answer:
-            self._metrics.record_error(call.path, known.code or "error", known.status)
+            self._metrics.record_error(call.endpoint.path, known.code or "error", known.status)
         return known.status, known.code, error_response(known, call.request_id)
 
 

@@ -15,9 +15,9 @@ from pydantic.json_schema import models_json_schema
 from adapters_registry.records import Manifest
 from server.api.admin import ComposeOrder, ExamplesOrder
 from server.api.example_map import PlaceOrder
-from server.api.inference import PATHS
 from server.api.lifecycle import ChangeOrder, PromoteOrder
 from server.api.policies import PolicyOrder
+from server.endpoints import ENDPOINTS
 from server.insights.leaderboard import Leaderboard
 from server.journal.feedback import FeedbackOrder
 from server.planning.routing_fields import MAX_TASK_ID_CHARS
@@ -98,7 +98,7 @@ def _completed(found: dict[str, Any]) -> dict[str, Any]:
         "bearer": {"type": "http", "scheme": "bearer"},
         "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
     }
-    for path in PATHS:
+    for path in ENDPOINTS:
         found["paths"].setdefault(path, {})["post"] = {
             "tags": ["inference"],
             "summary": f"As vLLM's {path}; 'model' may be the base, an expert, a recipe or a policy",

@@ -1,21 +1,34 @@
-"""What callers can ask besides generating: which models there are, and how a request would be routed."""
+"""Routes for callers that generate nothing: the list of models, and how a request would be routed."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from server.access.auth import Authenticator
 from server.api.incoming import read_body, request_id_of
+from server.endpoints import ENDPOINTS, EXPLANATION, Endpoint
+from server.errors import BadRequest
 from server.experts.watcher import LibraryWatcher
-from server.planning.planner import Plan
+from server.planning.plan import Plan
 from server.request.pipeline import Call, Pipeline
 
 MAX_EXPLAINED = 50
+
+ROUTED = {path: endpoint for path, endpoint in ENDPOINTS.items() if endpoint.is_routed}
+"""Endpoints whose requests can be explained."""
+
+EndpointPath = Annotated[
+    str | None,
+    Query(
+        description=f"The endpoint that the body is meant for: {', '.join(ROUTED)}. By default, it is guessed from the "
+        "body's fields."
+    ),
+]
 
 
 def public_router(
@@ -34,14 +47,14 @@ def public_router(
         principal = await authenticator.authorise(request.headers, "infer")
         return watcher.catalog.entry(model, principal)
 
-    @router.post("/v1/route", summary="Explain how a chat or completion request would be routed, without generating")
-    async def explain(request: Request) -> Response:
+    @router.post("/v1/route", summary="Explain how a request would be routed, without generating")
+    async def explain(request: Request, endpoint: EndpointPath = None) -> Response:
         headers = {name: value for name, value in request.headers.items()}
 
         async def body() -> bytes:
             return await read_body(headers, request.receive, max_body_bytes)
 
-        call = Call("/v1/route", headers, body, request_id_of(headers), time.perf_counter())
+        call = Call(_endpoint(endpoint), headers, body, request_id_of(headers), time.perf_counter())
         plan, times_ms = await pipeline.explain(call)
         return Response(
             orjson.dumps(explanation(plan, times_ms)),
@@ -50,6 +63,15 @@ def public_router(
         )
 
     return router
+
+
+def _endpoint(path: str | None) -> Endpoint:
+    """The endpoint with this path; without a path, one that is guessed from the body."""
+    if path is None:
+        return EXPLANATION
+    if path not in ROUTED:
+        raise BadRequest(f"'endpoint' must be one of {', '.join(ROUTED)}.", param="endpoint")
+    return ROUTED[path]
 
 
 def explanation(plan: Plan, times_ms: dict[str, float]) -> dict[str, Any]:

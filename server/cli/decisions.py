@@ -12,6 +12,7 @@ import typer
 import typer.core
 from rich.table import Table
 
+from adapters_registry.names import split_expert_id
 from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, print_json, print_table
 
 app = typer.Typer(no_args_is_help=False)
@@ -119,7 +120,7 @@ def taught(decisions: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         seen.add(prompt)
         expert = opinion["expert"]
         if expert is None and opinion["rating"] > 0 and len(each["experts"]) == 1:
-            expert = each["experts"][0].partition("@")[0]
+            expert = split_expert_id(each["experts"][0])[0]
         if expert is None or expert == "base":
             continue
         yield {

@@ -16,6 +16,7 @@ import orjson
 
 from server.errors import BadRequest
 
+_MAX_TOKENS_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _MODEL_VALUE = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -35,6 +36,26 @@ class JsonBody:
     def stream(self) -> bool:
         """Whether the caller asked for a stream."""
         return self.fields.get("stream") is True
+
+    @property
+    def turns(self) -> list[Any]:
+        """The conversation: items of ``messages``, or of ``input`` for responses; empty for other prompts."""
+        found = self.fields.get("messages") or self.fields.get("input")
+        return found if isinstance(found, list) else []
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """The largest length of one answer that the caller set, in tokens; 0 if the length is not bounded."""
+        fields = self.fields
+        return max([_count(fields.get(name)) for name in _MAX_TOKENS_FIELDS])
+
+    @property
+    def num_answers(self) -> int:
+        """How many answers are generated at most: candidates per prompt, times prompts."""
+        prompts = self.fields.get("prompt")
+        is_several = isinstance(prompts, list) and bool(prompts) and isinstance(prompts[0], str | list)
+        num_prompts = len(prompts) if is_several else 1  # type: ignore[arg-type]
+        return num_prompts * max(1, _count(self.fields.get("n")), _count(self.fields.get("best_of")))
 
     @property
     def wants_no_usage(self) -> bool:
@@ -79,6 +100,13 @@ def parse_body(raw: bytes) -> JsonBody:
     if model is not None and not isinstance(model, str):
         raise BadRequest(f"'model' must be a string, not {_kind_of(model)}.", param="model")
     return JsonBody(raw, fields)
+
+
+def _count(value: object) -> int:
+    """A number of tokens or answers as engines read it, which accept 5.0 and "5" too; 0 for anything else."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = float(value)
+    return int(value) if isinstance(value, int | float) and value > 0 and value == value // 1 else 0
 
 
 def _kind_of(value: object) -> str:

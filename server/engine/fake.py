@@ -20,9 +20,11 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from server.endpoints import CHAT, ENDPOINTS
+from server.engine.body import JsonBody
+
 _EXPERT = re.compile(r"[a-z0-9][a-z0-9_.-]*@[0-9a-f]{8}")
 FINGERPRINT = "fake:"
-GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,8 @@ class FakeEngine:
         except (orjson.JSONDecodeError, AttributeError):
             await _json(send, {"error": {"message": "bad JSON", "type": "BadRequestError", "code": 400}}, 400)
             return
-        if path not in GENERATING:
+        endpoint = ENDPOINTS.get(path)
+        if endpoint is None or not endpoint.generates:
             await self._post_other(path, body, send)
         elif self.known is not None and model != "base" and model not in self.known:
             message = f"The model `{model}` does not exist."
@@ -167,9 +170,9 @@ class FakeEngine:
             await _json(send, {"status": "ok"})
 
     async def _generate(self, path: str, body: dict[str, Any], model: str, receive: Receive, send: Send) -> None:
-        num_tokens = body.get("max_tokens") or body.get("max_completion_tokens") or self.num_tokens
+        num_tokens = JsonBody(b"", body).max_answer_tokens or self.num_tokens
         self.running += 1
-        work = asyncio.create_task(self._answer(path, body, model, int(num_tokens), send))
+        work = asyncio.create_task(self._answer(path, body, model, num_tokens, send))
         gone = asyncio.create_task(_wait_for_disconnect(receive))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -194,7 +197,7 @@ class FakeEngine:
         choices = (body.get("structured_outputs") or {}).get("choice")
         text = choices[0] if choices else " ".join(f"word{i}" for i in range(num_tokens))
         usage = {"prompt_tokens": 5, "total_tokens": 5 + num_tokens, "completion_tokens": num_tokens}
-        if path == "/v1/chat/completions":
+        if path == CHAT.path:
             choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}}
         else:
             choice = {"index": 0, "text": text}
@@ -208,7 +211,7 @@ class FakeEngine:
     async def _stream(self, path: str, body: dict[str, Any], model: str, num_tokens: int, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        is_chat = path == "/v1/chat/completions"
+        is_chat = path == CHAT.path
         head = _head("chat.completion.chunk", model)
         async for index in self._paced(num_tokens):
             if index == self.break_after:

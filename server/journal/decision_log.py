@@ -1,4 +1,4 @@
-"""The decision log: what each request was routed to, written behind its back.
+"""The decision log: records how each request was routed, asynchronously and off the request path.
 
 `note` is called once a request, at its end, and only appends to a bounded queue. One task writes the queue to the
 database, a batch every `PAUSE_S` or `BATCH` rows. While the database is away, requests go on: the queue fills, and what
@@ -27,7 +27,7 @@ from adapters_registry.records import utc_now
 from adapters_registry.stores.base import DecisionStore
 from routers.base import Vector
 from server.engine.recipes import experts_of
-from server.planning.planner import Plan
+from server.planning.plan import Plan
 from server.telemetry.drift import Traffic
 from server.telemetry.metrics import Metrics, Outcome
 
@@ -45,8 +45,8 @@ PRUNE_PAUSE_S = 0.05
 log = structlog.get_logger(__name__)
 
 
-class Noted(NamedTuple):
-    """A request as it waits to be written."""
+class PendingDecision(NamedTuple):
+    """An ended request whose decision is still to be written."""
 
     at: datetime
     plan: Plan
@@ -63,7 +63,6 @@ class DecisionLog:
         traffic: Remembers the last ones in memory, whatever the level.
         metrics: Counts dropped ones, and knows prices.
         level: What is kept.
-        endpoints: Those whose requests are inference.
         sample: Share of the requests that is kept; which ones, their ids decide, so that all gateways agree.
         keep_days: After which decisions and feedback are forgotten.
     """
@@ -75,7 +74,6 @@ class DecisionLog:
         metrics: Metrics,
         *,
         level: Level,
-        endpoints: frozenset[str],
         sample: float = 1.0,
         keep_days: int = 14,
     ) -> None:
@@ -83,10 +81,9 @@ class DecisionLog:
         self._traffic = traffic
         self._metrics = metrics
         self.level = level
-        self._endpoints = endpoints
         self._sampled_below = round(sample * 2**32) if level != "off" else 0
         self._keep = timedelta(days=keep_days)
-        self._waiting: deque[Noted] = deque()
+        self._waiting: deque[PendingDecision] = deque()
         self._some, self._many = asyncio.Event(), asyncio.Event()
         self._writing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -95,8 +92,6 @@ class DecisionLog:
 
     def note(self, plan: Plan, outcome: Outcome, request_id: str, key_id: str) -> None:
         """Remember a request that has ended."""
-        if outcome.endpoint not in self._endpoints:
-            return
         if plan.decision is not None and plan.target.policy is not None:
             self._traffic.note(plan.target.policy.name, plan.decision)
         if not self.keeps(request_id):
@@ -105,7 +100,7 @@ class DecisionLog:
         if len(waiting) >= MAX_WAITING:
             self._metrics.decisions_dropped.inc()
             return
-        waiting.append(Noted(utc_now(), plan, outcome, request_id, key_id))
+        waiting.append(PendingDecision(utc_now(), plan, outcome, request_id, key_id))
         if len(waiting) == 1:
             self._some.set()
         elif len(waiting) >= BATCH:
@@ -138,7 +133,7 @@ class DecisionLog:
 
     def holds(self, key_id: str, request_id: str) -> bool:
         """Whether a request of this key waits to be written."""
-        return any(noted.request_id == request_id and noted.key_id == key_id for noted in self._waiting)
+        return any(pending.request_id == request_id and pending.key_id == key_id for pending in self._waiting)
 
     async def flush(self) -> None:
         """Write all that waits now; raises RegistryError."""
@@ -153,7 +148,7 @@ class DecisionLog:
             if not batch:
                 return 0
             try:
-                await self._store.add([self._record(noted) for noted in batch])
+                await self._store.add([self._record(pending) for pending in batch])
             except RegistryError:
                 raise
             except Exception:  # a fault of ours: these rows would fail again
@@ -200,8 +195,8 @@ class DecisionLog:
         except Exception:  # a fault of ours must not end it for ever: the next hour may work
             log.exception("old decisions stay")
 
-    def _record(self, noted: Noted) -> DecisionRecord:
-        at, plan, outcome, request_id, key_id = noted
+    def _record(self, pending: PendingDecision) -> DecisionRecord:
+        at, plan, outcome, request_id, key_id = pending
         abstained = plan.decision is not None and not plan.records
         query, text, embedder, embedding = plan.query, None, None, None
         if query is not None and self.level == "prompts":

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from adapters_registry.decisions import MAX_COMMENT_CHARS, DecisionRecord, Feedback
 from adapters_registry.records import utc_now
 from adapters_registry.stores.base import FeedbackStore
+from routers.base import name_of
 from server.access.auth import Principal
 from server.errors import BadRequest, ModelNotFound, NotFound, Unavailable
 from server.journal.decision_log import PAUSE_S, DecisionLog
@@ -141,4 +142,4 @@ def _expert(asked: str | None, principal: Principal, catalog: Catalog) -> str | 
         return "base"
     if target.kind != "expert":
         raise BadRequest("'expert' must be the name of an expert, or base.", param="expert")
-    return str(target.recipe).partition("@")[0]
+    return name_of(str(target.recipe))

@@ -1,7 +1,7 @@
-"""The catalogue: everything that a caller can write into ``model``, as one immutable snapshot.
+"""The catalog: everything that a caller can write into ``model``, as one immutable snapshot.
 
-A request reads one snapshot from its first look to its last, so that a change of the library never shows half. What a
-principal may not see is absent: names are looked up among those that it sees, and hidden ones are not among them.
+A request reads a single snapshot, so it never sees half of a change to the library. Names are looked up only among the
+experts and policies that the principal may see; hidden ones do not exist for it.
 """
 
 from __future__ import annotations
@@ -35,15 +35,20 @@ from server.policies.live import LivePolicy
 
 DEFAULT_POLICY = "auto"
 MAX_VIEWS = 256
-"""So many that a catalogue remembers, one for each way in which keys are confined."""
+"""Maximum number of cached views of a catalog, one per distinct key visibility."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a ``model`` means: something to execute, or a policy that will decide.
+    """What a ``model`` means: a recipe to execute, or a policy that will decide.
 
-    `threshold` is what the caller wrote behind the policy's name (``policy:0.3``). `pinned` are the experts that the
-    caller asked for by version.
+    Attributes:
+        kind: What the name stands for.
+        asked: The text that the caller wrote.
+        recipe: The recipe, unless a policy decides.
+        policy: The policy that decides.
+        threshold: The threshold after the policy's name (``policy:0.3``), if the caller wrote one.
+        pinned: Ids of experts that the caller asked for by version.
     """
 
     kind: Literal["base", "expert", "policy", "recipe"]
@@ -56,16 +61,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Catalog:
-    """One moment of the library and its policies.
+    """The library and its policies at one moment.
 
     Attributes:
-        base_names: Names of the base; the first is the one that is shown.
+        base_names: Names of the base; listings show the first.
         experts: Active experts by id.
-        others: Versions by id that can be asked for by it (ready, canary), or serve what began on them (draining).
+        others: Other versions in service, by id: ready and canary versions, and draining ones for old conversations.
         policies: Policies by name.
-        text_of: Text of a long recipe by its digest, or None.
-        is_read: Whether the library has been read; before, nobody can say what does not exist.
-        pending: Policies that are there, but cannot decide yet, and whom they are for.
+        text_of: Returns the text of a long recipe by its digest, or None.
+        is_read: Whether the library has been read; before that, no name can be called unknown.
+        pending: Returns the policies that cannot decide yet, with their audiences.
     """
 
     base_names: tuple[str, ...]
@@ -84,11 +89,11 @@ class Catalog:
 
     @cached_property
     def canaries(self) -> dict[str, AdapterRecord]:
-        """Versions by name that get a share of the name's conversations."""
+        """Versions that get a share of their expert's conversations, by name."""
         return {r.name: r for r in self.others.values() if r.state is AdapterState.CANARY and r.share}
 
     def record_of(self, expert_id: str) -> AdapterRecord | None:
-        """The version of this id, if it may serve anything."""
+        """Return the version with this id, if it is in service."""
         return self.experts.get(expert_id) or self.others.get(expert_id)
 
     def _seen_by(self, principal: Principal) -> _View:
@@ -100,7 +105,7 @@ class Catalog:
         return view
 
     def sees(self, sight: Sight, record: AdapterRecord) -> bool:
-        """Whether a version is visible: by its own card, and by that of its name's active version if there is one."""
+        """Return whether a version is visible, judged by its card and by the card of its expert's active version."""
         if sight.is_whole:
             return True
         active = self._by_name.get(record.name, record)
@@ -108,23 +113,23 @@ class Catalog:
         return is_open and (active is record or sight.sees_expert(record.name, active.audience))
 
     def visible_to(self, principal: Principal) -> frozenset[str] | None:
-        """Ids of the experts that the principal may use; None stands for all of them."""
+        """Return the ids of the experts that the principal may use; None stands for all of them."""
         return None if principal.sight.is_whole else self._seen_by(principal).ids
 
     def has_all_of(self, policy: LivePolicy) -> bool:
-        """Whether all experts that one of the policies was fitted to are still there."""
+        """Return whether all experts that a policy was fitted to are still active."""
         whole = self._whole.get(policy.name)
         if whole is None:
             whole = self._whole[policy.name] = policy.expert_ids <= self.experts.keys()
         return whole
 
     def resolve(self, model: str | None, principal: Principal) -> Target:
-        """What a ``model`` means for this caller; absent or empty is the default policy.
+        """Return what a ``model`` means for this caller; an absent or empty one means the default policy.
 
         Raises:
-            ModelNotFound: With the nearest names that the caller may see.
-            Unavailable: The gateway has just started and does not know yet.
-            BadRequest: The text looks like a recipe, but is none that can be executed.
+            ModelNotFound: The name is unknown; the message suggests similar names that the caller may see.
+            Unavailable: The gateway has just started and has not read its library yet.
+            BadRequest: The text looks like a recipe, but cannot be executed.
         """
         asked = model or DEFAULT_POLICY
         if asked in self.base_names or asked == "base":
@@ -144,13 +149,14 @@ class Catalog:
         raise self._not_found(asked, principal)
 
     def recipe(self, asked: str, principal: Principal) -> Recipe:
-        """A recipe as a caller wrote it, bound to the versions of the experts that the caller may use.
+        """Parse a recipe and bind its names to the versions that the caller may use.
 
-        One that was named by its digest is as unknown as any if an expert in it is: its text is not the caller's.
+        A recipe that is named by its digest is reported as unknown if one of its experts is, because its text may not
+        be the caller's.
 
         Raises:
-            ModelNotFound: For an expert that does not exist or is hidden.
-            BadRequest: It is no recipe, or none that can be executed.
+            ModelNotFound: An expert does not exist or is hidden.
+            BadRequest: The text is not a recipe, or the recipe cannot be executed.
         """
         try:
             recipe = parse_asked(asked)
@@ -166,7 +172,7 @@ class Catalog:
         except ValueError as error:
             raise BadRequest(f"The recipe cannot be executed: {error}.", param="model") from None
         if isinstance(recipe, Ensemble):
-            raise BadRequest("ensemble(...) is understood, but not executed yet; use mix(...).", param="model")
+            raise BadRequest("ensemble(...) cannot be executed yet; use mix(...).", param="model")
         return recipe
 
     def _visible_id(self, expert: str, principal: Principal, asked: str) -> str:
@@ -176,7 +182,7 @@ class Catalog:
         return record.expert_id
 
     def listing(self, principal: Principal) -> list[dict[str, Any]]:
-        """Entries of ``GET /v1/models`` for this caller: base, policies, experts."""
+        """Return the entries of ``GET /v1/models`` for this caller: base, policies, experts."""
         seen = self._seen_by(principal)
         experts = sorted(seen.experts.values(), key=lambda record: record.name)
         shown = [_of_expert(record, record.name, self._base, principal) for record in experts]
@@ -187,7 +193,7 @@ class Catalog:
         ]
 
     def entry(self, model: str, principal: Principal) -> dict[str, Any]:
-        """The entry of whatever a caller can write into ``model``; raises as `resolve` does."""
+        """Return the entry of anything that a caller can write into ``model``; raises the errors of `resolve`."""
         target = self.resolve(model, principal)
         if target.policy is not None:
             return _of_policy(target.policy, self._base)
@@ -208,22 +214,24 @@ class Catalog:
             return Unavailable("The gateway has just started and is still reading its library.", retry_after_s=1)
         pending = (name for name, audience in self.pending().items() if principal.sight.sees_policy(name, audience))
         if any(name in (asked, asked.rpartition(":")[0]) for name in pending):
-            return Unavailable("This policy is still being fitted; the experts can be asked by name.", retry_after_s=1)
+            return Unavailable(
+                "This policy is still being fitted; its experts can already be requested by name.", retry_after_s=1
+            )
         close = self._seen_by(principal).names.nearest(asked)
         shown = asked if len(asked) <= 100 else asked[:97] + "..."
-        hint = f" Did you mean {' or '.join(close)}?" if close else " GET /v1/models lists what there is."
+        hint = f" Did you mean {' or '.join(close)}?" if close else " GET /v1/models lists all models."
         return ModelNotFound(f"The model '{shown}' does not exist.{hint}", param="model")
 
 
 @dataclass(frozen=True)
 class _View:
-    """What one way of being confined leaves of a catalogue.
+    """The part of a catalog that one key visibility leaves.
 
     Attributes:
         experts: Active experts by id.
-        named: What can be asked for, by name and by id; a draining version takes nothing new.
+        named: Versions that can be asked for, by name and by id; draining versions take no new requests.
         policies: Policies by name.
-        base_name: Of the base, which everybody sees.
+        base_name: Name of the base, which is always visible.
     """
 
     experts: dict[str, AdapterRecord]
@@ -233,7 +241,7 @@ class _View:
 
     @classmethod
     def of(cls, catalog: Catalog, sight: Sight) -> _View:
-        """Look at every expert and policy."""
+        """Select the visible experts and policies of a catalog."""
         experts = {each.expert_id: each for each in catalog.experts.values() if catalog.sees(sight, each)}
         others = (each for each in catalog.others.values() if each.state is not AdapterState.DRAINING)
         named = {each.expert_id: each for each in others if catalog.sees(sight, each)} | experts
@@ -243,12 +251,12 @@ class _View:
 
     @cached_property
     def ids(self) -> frozenset[str]:
-        """Of the active experts."""
+        """Ids of the active experts."""
         return frozenset(self.experts)
 
     @cached_property
     def names(self) -> KnownNames:
-        """Of the base, policies and experts."""
+        """Names of the base, the policies and the experts."""
         return KnownNames([self.base_name, *self.policies, *(each.name for each in self.experts.values())])
 
 
@@ -259,7 +267,7 @@ def _threshold(asked: str) -> float:
     except ValueError:
         threshold = math.nan
     if not math.isfinite(threshold):
-        raise BadRequest(f"'{text[:40]}' is no threshold; write policy:NUMBER, for example auto:0.3.", param="model")
+        raise BadRequest(f"'{text[:40]}' is not a threshold; write policy:NUMBER, for example auto:0.3.", param="model")
     return threshold
 
 
@@ -268,12 +276,12 @@ def _of_policy(policy: LivePolicy, base: str) -> dict[str, Any]:
 
 
 def _of_expert(record: AdapterRecord, name: str, base: str, principal: Principal) -> dict[str, Any]:
-    kept_back = {"obtained_from"}  # paths and hosts are the operator's
+    hidden = {"obtained_from"}  # paths and hosts concern only the operator
     if not principal.sight.is_whole:
-        kept_back.add("composed_from")  # it names other experts
+        hidden.add("composed_from")  # it names other experts
     details = {
         "id_with_version": record.expert_id,
-        "card": record.card.model_dump(exclude=kept_back),
+        "card": record.card.model_dump(exclude=hidden),
         "created": int(record.created_at.timestamp()),
     }
     return _entry(name, "expert", base, details)

@@ -1,9 +1,11 @@
-"""Which conversation a request belongs to, and what was chosen for it before.
+"""Identifies the conversation of a request, and remembers what was chosen for it.
 
-Callers of chat endpoints send the whole conversation every time, so its first messages name it, together with the key;
-a caller may name it itself by OpenAI's ``prompt_cache_key``, and one that the engine keeps (``conversation`` of
-``/v1/responses``) has its id. Memory is this process's own, bounded, and by recency;
-what a gateway does not remember is decided anew, by the same hash everywhere.
+Clients of chat endpoints send the whole conversation every time, so its first messages and the key identify it. A
+client may name it with OpenAI's ``prompt_cache_key``. A conversation that the engine stores (``conversation`` of
+``/v1/responses``) has an id.
+
+Each process has its own memory, which forgets the least recently used entries. A forgotten choice is made again, by
+the same hash in every gateway.
 """
 
 from __future__ import annotations
@@ -11,28 +13,28 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
+
+from server.engine.body import JsonBody
 
 MAX_REMEMBERED = 20_000
 
 Choice = tuple[str, str]
-"""A subject, and what was chosen."""
+"""A subject, and what was chosen for it."""
 
 _USER_ROLES = frozenset({"user", "human"})
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation as a request shows it.
+    """A conversation as one of its requests shows it.
 
     Attributes:
-        digest: Its name; equal for all its turns.
-        goes_on: Whether this request carries an earlier answer.
-        may_go_on: Whether a later request can be told to belong to it.
+        digest: Identity of the conversation, equal for all its requests.
+        goes_on: Whether this request contains an earlier answer.
+        may_go_on: Whether a later request could be recognised as part of the conversation.
     """
 
     digest: bytes
@@ -40,25 +42,24 @@ class Conversation:
     may_go_on: bool = True
 
     def lot(self, subject: str) -> float:
-        """A number in [0, 1) that is this conversation's for a subject: drawn evenly, always the same."""
+        """Return this conversation's number in [0, 1) for a subject: uniformly distributed, and always the same."""
         drawn = hashlib.blake2b(subject.encode(), digest_size=8, key=self.digest).digest()
         return int.from_bytes(drawn) / 2**64
 
 
-def conversation_of(key_id: str, fields: Mapping[str, Any], request_id: str) -> Conversation:
-    """The conversation of a request's body; a prompt that is no conversation is one of its own, named by its id."""
-    named = fields.get("prompt_cache_key")
-    messages = fields.get("messages") or fields.get("input")
-    turns = messages if isinstance(messages, list) else []
+def conversation_of(key_id: str, body: JsonBody, request_id: str) -> Conversation:
+    """Return the conversation of a body; a single prompt is a separate conversation, identified by the request's id."""
+    named = body.fields.get("prompt_cache_key")
+    turns = body.turns
     roles = [turn.get("role") if isinstance(turn, dict) else None for turn in turns]
     goes_on = "assistant" in roles
-    kept = fields.get("conversation")
+    kept = body.fields.get("conversation")
     kept = kept.get("id") if isinstance(kept, dict) else kept
     if isinstance(kept, str) and kept:
         return Conversation(_digest(key_id, kept), goes_on=True)
     if isinstance(named, str) and named:
         return Conversation(_digest(key_id, named), goes_on)
-    first_user = next((place for place, role in enumerate(roles) if role in _USER_ROLES), None)
+    first_user = next((index for index, role in enumerate(roles) if role in _USER_ROLES), None)
     if first_user is None:
         return Conversation(_digest(key_id, request_id), goes_on=False, may_go_on=False)
     opening = orjson.dumps(turns[: first_user + 1])
@@ -73,7 +74,11 @@ def _digest(key_id: str, name: str | bytes) -> bytes:
 
 
 class ConversationMemory:
-    """What was chosen for each conversation, by subject: the version of an expert, the expert of a policy."""
+    """Remembers what was chosen for each conversation, by subject: the version of an expert, the expert of a policy.
+
+    Args:
+        max_remembered: Maximum number of remembered choices.
+    """
 
     def __init__(self, max_remembered: int = MAX_REMEMBERED) -> None:
         self._max_remembered = max_remembered
@@ -81,14 +86,14 @@ class ConversationMemory:
         self._last_used: OrderedDict[str, float] = OrderedDict()
 
     def get(self, conversation: Conversation, subject: str) -> str | None:
-        """What was remembered for a conversation that goes on."""
+        """Return the choice of a conversation that goes on, if one is remembered."""
         if not conversation.goes_on:
             return None
         found = self._chosen.get((conversation.digest, subject))
         return None if found is None else found[0]
 
     def put(self, conversation: Conversation, subject: str, choice: str) -> None:
-        """Remember a choice, and that it is in use, if the conversation may go on."""
+        """Remember a choice and the time of its use, if the conversation may go on."""
         if not conversation.may_go_on:
             return
         now = time.monotonic()
@@ -102,6 +107,6 @@ class ConversationMemory:
                 memory.popitem(last=False)
 
     def idle_s(self, choice: str) -> float:
-        """How long ago a choice was last used, in seconds; infinite if that is not known."""
+        """Return the time since a choice was last used, in seconds; infinity if unknown."""
         last = self._last_used.get(choice)
         return float("inf") if last is None else time.monotonic() - last

@@ -1,7 +1,7 @@
-"""A decision for one expert, unless another expert is nearly as good and nearer at hand.
+"""Breaks near-ties in favour of the conversation's expert, then of an expert that is already resident.
 
-The expert that the conversation has had goes first, whose prefix the engine has cached; then one that is resident in an
-engine, if the chosen one is not.
+The engine has the conversation's prefix cached for the expert that answered before, and a resident expert need not be
+loaded. Both save time; neither is worth a clearly worse expert.
 """
 
 from __future__ import annotations
@@ -9,60 +9,60 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from routers.base import Decision, WeightedExpert
+from routers.base import Decision, WeightedExpert, name_of
 from server.engine.pool import EnginePool
 from server.planning.catalog import Catalog
 from server.planning.conversations import Choice, Conversation, ConversationMemory
 
-KEPT_WITHIN = 0.15
-"""A conversation keeps its expert unless another one's score is better by more than this part of the scores' range."""
+KEEP_WITHIN = 0.15
+"""A conversation keeps its expert while the expert's score is this close to the best, as a share of the score range."""
 
 TIED_WITHIN = 0.03
-"""Scores that differ by less than this part of their range are as good as equal: a resident expert goes first."""
+"""Scores this close to the best, as a share of the score range, count as equal: a resident expert is preferred."""
 
 
-class Settling:
-    """See the module's docstring.
+class NearTies:
+    """Replaces a decision for one expert where another expert is nearly as good and cheaper to run.
 
     Args:
-        memory: Which expert each conversation has had.
-        pool: Knows which experts are resident.
+        memory: Which expert each conversation has used.
+        pool: Which experts are resident.
     """
 
     def __init__(self, memory: ConversationMemory, pool: EnginePool) -> None:
         self._memory = memory
         self._pool = pool
 
-    def settle(
+    def resolve(
         self, decision: Decision, policy: str, catalog: Catalog, conversation: Conversation
     ) -> tuple[Decision, tuple[Choice, ...]]:
-        """The decision, or another one for what is nearer at hand, and what to remember of it."""
+        """Return the decision, possibly for another expert, and what to remember for the conversation."""
         if len(decision.experts) != 1 or decision.gate is not None:
             return decision, ()
-        chosen = decision.experts[0].expert_id
-        name = chosen.partition("@")[0]
+        best = chosen = decision.experts[0].expert_id
+        reason = ""
         subject = f"policy {policy}"
-        had = self._memory.get(conversation, subject)
-        if had is not None and had != name:
-            close = (each for each in near_ties(decision, KEPT_WITHIN) if each.partition("@")[0] == had)
+        used = self._memory.get(conversation, subject)
+        if used is not None and used != name_of(chosen):
+            close = (each for each in near_ties(decision, KEEP_WITHIN) if name_of(each) == used)
             if (kept := next(close, None)) is not None and kept in catalog.experts:
-                chosen, why = kept, "the conversation has had this expert"
+                chosen, reason = kept, "the conversation has used this expert"
         elif not self._pool.is_resident(chosen):
             resident = (each for each in near_ties(decision, TIED_WITHIN) if self._pool.is_resident(each))
             if (near := next(resident, None)) is not None and near in catalog.experts:
-                chosen, why = near, "nearly as good, and resident in the engine"
-        choices = ((subject, chosen.partition("@")[0]),)
-        if chosen == decision.experts[0].expert_id:
+                chosen, reason = near, "nearly as good, and resident in the engine"
+        choices = ((subject, name_of(chosen)),)
+        if chosen == best:
             return decision, choices
-        reason = f"{decision.reason} Taken instead of {decision.experts[0].expert_id}: {why}."
+        explanation = f"{decision.reason} Chosen instead of {best}: {reason}."
         experts = (WeightedExpert(chosen, decision.experts[0].weight),)
-        return replace(decision, experts=experts, reason=reason.strip()), choices
+        return replace(decision, experts=experts, reason=explanation.strip()), choices
 
 
 def near_ties(decision: Decision, within: float) -> Iterator[str]:
-    """Candidates that are nearly as good as the best one, best first, without the chosen one.
+    """Yield candidates that score nearly as well as the best one, best first, without the chosen one.
 
-    Scores have a scale of their own with each router, so the distance counts as a part of that from the best to the
+    Each router has its own scale of scores. The distance is therefore a share of the range between the best and the
     worst of the listed candidates.
     """
     if not decision.candidates:

@@ -1,7 +1,7 @@
-"""From a request's target to what is executed: view, embedding, decision, recipe.
+"""Plans what is executed for a request: view, embedding, decision, recipe.
 
-A target that is no policy needs none of this. The embedder and slow routers work in threads; nothing here
-blocks the event loop.
+Only a policy needs all four steps; any other target already is a recipe. The embedder and slow routers run in threads,
+so nothing here blocks the event loop.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -18,22 +18,23 @@ import structlog
 from adapters_registry.records import AdapterRecord
 from adapters_registry.states import AdapterState
 from routers.base import AsksBase, Decision, RouteQuery
-from routers.text.request_views import View, excerpt, view_of
+from routers.text.request_views import View, excerpt
 from routers.text.segments import parts_of
 from server.access.auth import Principal
+from server.endpoints import CHAT
 from server.engine.asking import ask
-from server.engine.body import JsonBody
 from server.engine.errors import EngineFault, EngineRefused
 from server.engine.pool import EnginePool
-from server.engine.recipes import MAX_EXPERTS, Base, Gate, Mix, Recipe, experts_of, gate_of, mix_of
+from server.engine.recipes import MAX_EXPERTS, Base, Recipe, experts_of, gate_of, mix_of
 from server.errors import GatewayError
-from server.planning.catalog import Catalog, Target
-from server.planning.conversations import Choice, Conversation, ConversationMemory, conversation_of
-from server.planning.near_ties import Settling
+from server.planning.catalog import Catalog
+from server.planning.conversations import Choice, ConversationMemory
+from server.planning.near_ties import NearTies
+from server.planning.plan import Plan, RoutingRequest
 from server.planning.recent_task_prompts import TaskWindows
 from server.planning.routing_fields import excluded_by, preference_of, task_id_of
 from server.planning.shadow import Shadow
-from server.planning.version_choice import Versions
+from server.planning.version_choice import VersionChooser
 from server.policies.live import LivePolicy
 from server.telemetry.metrics import Metrics
 
@@ -41,82 +42,14 @@ MAX_CHOICE_TOKENS = 64
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What will be executed for a request, and why.
-
-    Attributes:
-        target: What the caller asked for.
-        recipe: What the engine gets.
-        records: The records of the experts that are used.
-        decision: The router's answer, if a policy was asked.
-        embed_s, route_s: Time taken by each, in seconds.
-        trial_role: Which of the two a version is whose expert has a canary.
-        query: What the router was asked.
-        routed: What it answered, before the conversation and the engines' residents had their say.
-        conversation: Whose the request is, if anything was chosen for it.
-        choices: What is to be remembered of it.
-    """
-
-    target: Target
-    recipe: Recipe
-    records: tuple[AdapterRecord, ...] = ()
-    decision: Decision | None = None
-    embed_s: float = 0.0
-    route_s: float = 0.0
-    trial_role: Literal["active", "canary"] | None = None
-    query: RouteQuery | None = None
-    routed: Decision | None = None
-    conversation: Conversation | None = None
-    choices: tuple[Choice, ...] = ()
-
-    @property
-    def policy_name(self) -> str | None:
-        """The policy's name, if one decided."""
-        return self.target.policy.name if self.target.policy else None
-
-    @property
-    def expert_name(self) -> str:
-        """For metrics: the expert's name, ``base``, or the kind of what several experts do."""
-        match self.recipe:
-            case Mix():
-                return "mix"
-            case Gate():
-                return "gate"
-            case _:
-                return self.records[0].name if self.records else "base"
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request that something has to be decided for.
-
-    Attributes:
-        target: What its ``model`` means.
-        path: Its endpoint.
-        catalog: The library at its moment.
-    """
-
-    target: Target
-    path: str
-    body: JsonBody
-    catalog: Catalog
-    principal: Principal
-    request_id: str
-
-    def conversation(self) -> Conversation:
-        """The conversation that it belongs to."""
-        return conversation_of(self.principal.key_id, self.body.fields, self.request_id)
-
-
 class Planner:
     """Turns targets into plans.
 
     Args:
-        pool: Decodes prompts that came as token ids, and lets the base answer routers that ask it.
+        pool: Decodes prompts of token ids, and asks the base the questions of routers.
         metrics: Counts decisions.
-        memory: What conversations began with.
-        shadow: Decides again, and counts, where a version is in the shadow.
+        memory: What was chosen for each conversation.
+        shadow: Decides again, for the counters only, while a version is in the shadow.
     """
 
     def __init__(self, pool: EnginePool, metrics: Metrics, memory: ConversationMemory, shadow: Shadow) -> None:
@@ -124,26 +57,26 @@ class Planner:
         self._metrics = metrics
         self._memory = memory
         self._shadow = shadow
-        self._settling = Settling(memory, pool)
-        self._versions = Versions(memory)
+        self._near_ties = NearTies(memory, pool)
+        self._versions = VersionChooser(memory)
         self._windows = TaskWindows()
         self._explained_windows = TaskWindows()
 
-    async def plan(self, asked: Asked) -> Plan:
-        """Decide what to execute for a request, and note it."""
-        plan = await self._decide(asked, self._windows)
-        self._note(plan, asked.principal)
+    async def plan(self, request: RoutingRequest) -> Plan:
+        """Decide what to execute for a request, and remember and count the decision."""
+        plan = await self._decide(request, self._windows)
+        self._note(plan, request.principal)
         return plan
 
-    async def explain(self, asked: Asked) -> Plan:
-        """Decide as `plan` would, without leaving anything behind that counts or that a later request could feel.
+    async def explain(self, request: RoutingRequest) -> Plan:
+        """Decide as `plan` would, without counting the decision or affecting later requests.
 
-        Tasks of explanations have windows of their own, so that methods that decide for a task can be compared.
+        Explanations have separate task windows, so that methods that decide per task can be compared.
         """
-        return await self._decide(asked, self._explained_windows)
+        return await self._decide(request, self._explained_windows)
 
     def _note(self, plan: Plan, principal: Principal) -> None:
-        """Count a decision, have it made in the shadow too, and remember what the conversation got."""
+        """Remember the conversation's choices, count the decision, and decide again in the shadow."""
         if plan.conversation is not None:
             for subject, choice in plan.choices:
                 self._memory.put(plan.conversation, subject, choice)
@@ -153,48 +86,48 @@ class Planner:
             expert = plan.expert_name if plan.records else None
             self._metrics.record_decision(policy, expert, decision.confidence)
 
-    async def _decide(self, asked: Asked, windows: TaskWindows) -> Plan:
-        target, catalog, policy = asked.target, asked.catalog, asked.target.policy
+    async def _decide(self, request: RoutingRequest, windows: TaskWindows) -> Plan:
+        target, catalog, policy = request.target, request.catalog, request.target.policy
         if policy is None:
-            return self._named(asked)
+            return self._plan_named(request)
         started = time.perf_counter()
-        query = await self._query(policy, asked, windows)
+        query = await self._query(policy, request, windows)
         if policy.router.card.asks_base:
-            query = await self._ask(cast(AsksBase, policy.router), query, asked.request_id)
+            query = await self._ask_base(cast(AsksBase, policy.router), query, request.request_id)
         embedded = time.perf_counter()
         routed = await asyncio.to_thread(policy.router.route, query) if policy.slow else policy.router.route(query)
         decision, conversation = routed, None
         choices: tuple[Choice, ...] = ()
         if not routed.abstained:
-            conversation = asked.conversation()
-            decision, choices = self._settling.settle(routed, policy.name, catalog, conversation)
-        recipe = _recipe_of(decision)
-        if len(_records_of(recipe, catalog)) < len(experts_of(recipe)):  # one was removed while the router decided
-            recipe = Base()
+            conversation = request.conversation()
+            decision, choices = self._near_ties.resolve(routed, policy.name, catalog, conversation)
+        recipe = recipe_of(decision)
+        if len(_records_of(recipe, catalog)) < len(experts_of(recipe)):
+            recipe = Base()  # an expert was removed while the router decided
         if not isinstance(recipe, Base) and conversation is not None:
-            recipe, versions = self._versions.choose(recipe, (), catalog, conversation, asked.principal.sight)
+            recipe, versions = self._versions.choose(recipe, (), catalog, conversation, request.principal.sight)
             choices = (*choices, *versions)
         records = _records_of(recipe, catalog)
         embed_s, route_s = embedded - started, time.perf_counter() - embedded
         role = _trial_role(records, catalog)
         return Plan(target, recipe, records, decision, embed_s, route_s, role, query, routed, conversation, choices)
 
-    def _named(self, asked: Asked) -> Plan:
-        """The plan for a target that is no policy."""
-        target, catalog = asked.target, asked.catalog
+    def _plan_named(self, request: RoutingRequest) -> Plan:
+        """Return the plan for a target that is not a policy."""
+        target, catalog = request.target, request.catalog
         recipe, conversation = target.recipe or Base(), None
         choices: tuple[Choice, ...] = ()
         if not isinstance(recipe, Base):
-            conversation = asked.conversation()
-            recipe, choices = self._versions.choose(recipe, target.pinned, catalog, conversation, asked.principal.sight)
+            conversation, sight = request.conversation(), request.principal.sight
+            recipe, choices = self._versions.choose(recipe, target.pinned, catalog, conversation, sight)
         records = _records_of(recipe, catalog)
         role = _trial_role(records, catalog)
         return Plan(target, recipe, records, trial_role=role, conversation=conversation, choices=choices)
 
-    async def _query(self, policy: LivePolicy, asked: Asked, windows: TaskWindows) -> RouteQuery:
-        body, catalog, principal = asked.body, asked.catalog, asked.principal
-        view = view_of(asked.path, body.fields)
-        text = view.text or await self._decode(view, asked.request_id)
+    async def _query(self, policy: LivePolicy, request: RoutingRequest, windows: TaskWindows) -> RouteQuery:
+        body, catalog, principal = request.body, request.catalog, request.principal
+        view = request.endpoint.view(body.fields)
+        text = view.text or await self._decode(view, request.request_id)
         candidates = catalog.visible_to(principal)
         if not catalog.has_all_of(policy):
             candidates = (candidates if candidates is not None else policy.expert_ids) & catalog.experts.keys()
@@ -204,10 +137,10 @@ class Planner:
                 each.expert_id for each in catalog.experts.values() if {each.name, each.expert_id} & excluded
             }
         if not text:
-            return RouteQuery("", None, frozenset())  # nothing to go by: no candidates, so the router abstains
+            return RouteQuery("", None, frozenset())  # no text, so no candidates: the router abstains
         task_id, preference = task_id_of(body), preference_of(body)
         if not policy.router.card.needs_embedding and not policy.router.card.reads_task:
-            return RouteQuery(text, None, candidates, task_id, None, preference, asked.target.threshold)
+            return RouteQuery(text, None, candidates, task_id, None, preference, request.target.threshold)
         embedding = policy.embedder.cached(text)
         self._metrics.embedder_lookups.labels("miss" if embedding is None else "hit").inc()
         parts = None
@@ -220,11 +153,11 @@ class Planner:
             window = windows.add(principal.key_id, policy.embedder.name, task_id, text, embedding)
         part_rows = None if parts is None else np.stack(parts)
         return RouteQuery(
-            text, embedding, candidates, task_id, window, preference, asked.target.threshold, parts=part_rows
+            text, embedding, candidates, task_id, window, preference, request.target.threshold, parts=part_rows
         )
 
-    async def _ask(self, router: AsksBase, query: RouteQuery, request_id: str) -> RouteQuery:
-        """Let the base answer a router's question, one of its choices; without an answer the router has to do."""
+    async def _ask_base(self, router: AsksBase, query: RouteQuery, request_id: str) -> RouteQuery:
+        """Add the base's answer to the router's question; without an answer the query is returned unchanged."""
         question = router.question(query)
         if question is None:
             return query
@@ -235,7 +168,7 @@ class Planner:
             "temperature": 0,
             "max_tokens": MAX_CHOICE_TOKENS,
         }
-        answer = await self._asked_engine("/v1/chat/completions", fields, request_id)
+        answer = await self._ask_engine(CHAT.path, fields, request_id)
         try:
             text = answer["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
@@ -243,21 +176,21 @@ class Planner:
         return replace(query, answer=text if isinstance(text, str) else None)
 
     async def _decode(self, view: View, request_id: str) -> str:
-        """Text of a prompt that came as token ids, by the engine's own tokeniser; empty if it cannot be had."""
+        """Decode a prompt of token ids with the engine's tokenizer; empty if the engine does not answer."""
         if not view.token_ids:
             return ""
-        text = (await self._asked_engine("/detokenize", {"tokens": list(view.token_ids)}, request_id)).get("prompt")
+        text = (await self._ask_engine("/detokenize", {"tokens": list(view.token_ids)}, request_id)).get("prompt")
         return excerpt(text) if isinstance(text, str) else ""
 
-    async def _asked_engine(self, path: str, fields: dict[str, Any], request_id: str) -> dict[str, Any]:
-        """The engine's answer to a question of ours; empty, with a warning, if there is none."""
+    async def _ask_engine(self, path: str, fields: dict[str, Any], request_id: str) -> dict[str, Any]:
+        """Return the engine's answer to an internal request; empty, with a warning, if the engine fails."""
         try:
             return await ask(self._pool, path, fields, Base(), request_id)
-        except EngineRefused as refusal:  # its words may repeat the prompt, and stay out of the log
+        except EngineRefused as refusal:  # the message may repeat the prompt, so it is not logged
             why = f"refused with status {refusal.status}"
         except (GatewayError, EngineFault) as error:
             why = str(error)
-        log.warning("the engine did not help to route", path=path, request_id=request_id, error=why)
+        log.warning("engine did not answer a question about routing", path=path, request_id=request_id, error=why)
         return {}
 
 
@@ -267,8 +200,8 @@ def _trial_role(records: Sequence[AdapterRecord], catalog: Catalog) -> Literal["
     return "canary" if records[0].state is AdapterState.CANARY else "active"
 
 
-def _recipe_of(decision: Decision) -> Recipe:
-    """The recipe that executes a decision; of more experts than a recipe can hold, those with the largest weights."""
+def recipe_of(decision: Decision) -> Recipe:
+    """Return the recipe that executes a decision; a recipe that would be too long keeps the largest weights."""
     chosen = sorted(decision.experts, key=lambda expert: -abs(expert.weight))[:MAX_EXPERTS]
     if not chosen:
         return Base()
@@ -279,7 +212,7 @@ def _recipe_of(decision: Decision) -> Recipe:
         return gate_of(gate.kind, ids, k, gate.temperature, gate.aggregation)
     try:
         return mix_of(weights, gate.aggregation if gate else "output")
-    except ValueError:  # nothing is left of any weight
+    except ValueError:  # all weights round to zero
         return Base()
 
 

@@ -1,6 +1,7 @@
-"""The last prompts of each task, for methods that decide for a task and not for a prompt.
+"""The latest prompts of each task, for methods that decide per task instead of per prompt.
 
-A task is what a caller's ``task_id`` says it is, per key and embedder. Bounded: the least recently used task goes.
+The caller names the task with ``task_id``; tasks are separate for each key and embedder. Memory is bounded, and the
+least recently used task is forgotten first.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ MAX_PROMPTS = 32
 
 
 class TaskWindows:
-    """The windows; used on the event loop only."""
+    """Keeps a window of prompts for each task; for use on the event loop only.
+
+    Args:
+        max_tasks: Maximum number of tasks.
+        max_prompts: Maximum number of prompts per task.
+    """
 
     def __init__(self, max_tasks: int = MAX_TASKS, max_prompts: int = MAX_PROMPTS) -> None:
         self._max_tasks = max_tasks
@@ -24,7 +30,7 @@ class TaskWindows:
         self._tasks: OrderedDict[tuple[str, str, str], deque[tuple[str, Vector]]] = OrderedDict()
 
     def add(self, key_id: str, embedder: str, task_id: str, text: str, embedding: Vector) -> TaskWindow:
-        """Add a prompt to its task; what a router may know of the task from now on."""
+        """Add a prompt to its task, and return the task's window for the router."""
         key = (key_id, embedder, task_id)
         window = self._tasks.setdefault(key, deque(maxlen=self._max_prompts))
         window.append((text, embedding))

@@ -1,6 +1,6 @@
-"""Fields of a request that are for the router: ``task_id``, ``exclude_experts`` and ``preference``.
+"""Fields of a request for the router: ``task_id``, ``exclude_experts`` and ``preference``.
 
-The engine ignores them. Each raises `BadRequest` if it is there, but is not what it should be.
+The engine ignores them. Each function raises `BadRequest` if its field is present but malformed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ MAX_EXCLUDED = 256
 
 
 def task_id_of(body: JsonBody) -> str | None:
-    """The request's own ``task_id``: what the caller says that the prompt belongs to."""
+    """Return ``task_id``, the caller's name for the task that the prompt belongs to."""
     task_id = body.fields.get("task_id")
     if task_id is None or (isinstance(task_id, str) and 0 < len(task_id) <= MAX_TASK_ID_CHARS):
         return task_id
-    raise BadRequest(f"'task_id' must be a text of 1 to {MAX_TASK_ID_CHARS} characters.", param="task_id")
+    raise BadRequest(f"'task_id' must be a string of 1 to {MAX_TASK_ID_CHARS} characters.", param="task_id")
 
 
 def excluded_by(body: JsonBody) -> frozenset[str]:
-    """Names or ids in the request's own ``exclude_experts``, which a policy must not use for it."""
+    """Return ``exclude_experts``, the names or ids of experts that a policy must not use."""
     given = body.fields.get("exclude_experts")
     if given is None:
         return frozenset()
@@ -34,7 +34,7 @@ def excluded_by(body: JsonBody) -> frozenset[str]:
 
 
 def preference_of(body: JsonBody) -> dict[str, float] | None:
-    """The request's own ``preference``: weights by expert's name, not negative."""
+    """Return ``preference``: non-negative weights by expert name."""
     given = body.fields.get("preference")
     if given is None:
         return None

@@ -1,1 +1,1 @@
-"""The path of a request, from the API key to the last byte of the answer."""
+"""The data path: a request from its API key to the last byte of the answer."""

@@ -1,7 +1,7 @@
-"""A limit on a request's time that reaches over several blocks of code, with one timer for all of them.
+"""A time limit for a request that spans several functions, with a single timer.
 
-``asyncio.timeout`` belongs to one ``async with``; a request is forwarded in one place and read in another, and two
-of them cost more than the rest of the timing together.
+``asyncio.timeout`` covers one ``async with`` block, but a request is forwarded in one function and read in another. Two
+such blocks cost more than all other timing together.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import asyncio
 
 
 class Deadline:
-    """Cancels the task that makes it, once `limit_s` seconds have passed.
+    """Cancels the task that created it after `limit_s` seconds; `end` must be called.
 
-    Whoever then catches the ``CancelledError`` asks `claims` whether it was this limit. `end` must be called.
+    The code that catches the ``CancelledError`` calls `claims` to tell this timeout from an outside cancellation.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -25,17 +25,20 @@ class Deadline:
         self._passed = False
 
     def move(self, limit_s: float) -> None:
-        """Count `limit_s` seconds from now instead; no effect once it has passed."""
+        """Restart with `limit_s` seconds from now; no effect after the deadline has passed."""
         if not self._passed:
             self._timer.cancel()
             self._timer = self._loop.call_later(max(0.0, limit_s), self._pass)
 
     def end(self) -> None:
-        """The time does not matter any more; may be called twice."""
+        """Stop the timer; further calls have no effect."""
         self._timer.cancel()
 
     def claims(self) -> bool:
-        """Whether a cancellation just caught was this limit's alone; it then no longer counts as one."""
+        """Return whether this deadline alone caused the cancellation that was just caught.
+
+        If so, the cancellation is taken back.
+        """
         return self._passed and self._task.uncancel() <= self._num_cancelling
 
     def _pass(self) -> None:

@@ -1,7 +1,7 @@
-"""How many tokens a request took, read from the bytes of its answer without parsing them all.
+"""Counts the tokens of a request from the bytes of its answer, without parsing the whole answer.
 
-An answer that is no stream says it in ``usage``. A stream says it only if it was asked to; otherwise its
-events are counted, for vLLM sends one a token.
+An answer that is not a stream reports them in ``usage``. A stream reports them only on request. Without that report,
+events are counted, because vLLM sends one event per token.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ _USAGE = re.compile(rb'"usage":(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 
 class TokenCounter:
-    """Tokens of one answer.
+    """Counts the tokens of one answer.
 
     Args:
-        hide_usage: Take the event with the counts out of a stream, since it was we who asked for it.
+        hide_usage: Remove the event with the counts from a stream, because the gateway asked for it, not the caller.
     """
 
     def __init__(self, *, hide_usage: bool = False) -> None:
         self._hide_usage = hide_usage
         self._num_events = 0
-        self._said_output = 0
+        self._reported_output = 0
         self.input_tokens = 0
 
     @property
     def output_tokens(self) -> int:
-        """Generated tokens: as the engine says, else the number of events."""
-        return self._said_output or self._num_events
+        """Generated tokens: as reported by the engine, else the number of events."""
+        return self._reported_output or self._num_events
 
     def read(self, payload: bytes) -> None:
-        """Look at a whole answer, or at part of one."""
+        """Read the counts from a whole answer or a part of it."""
         if _MARK not in payload or not (found := _USAGE.findall(payload)):
             return
         try:
@@ -41,10 +41,10 @@ class TokenCounter:
         except orjson.JSONDecodeError:
             return
         self.input_tokens = _first_count(usage, "prompt_tokens", "input_tokens") or self.input_tokens
-        self._said_output = _first_count(usage, "completion_tokens", "output_tokens") or self._said_output
+        self._reported_output = _first_count(usage, "completion_tokens", "output_tokens") or self._reported_output
 
     def events(self, events: bytes) -> bytes:
-        """Look at whole events of a stream; gives back what the caller shall see of them."""
+        """Read whole events of a stream, and return those that the caller may see."""
         self._num_events += events.count(b"\ndata: {") + events.startswith(b"data: {")
         if _MARK not in events:
             return events

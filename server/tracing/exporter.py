@@ -1,8 +1,8 @@
-"""Tracing: which requests are traced, and the way of their spans to an OpenTelemetry collector.
+"""Tracing: decides which requests are traced, and sends their spans to an OpenTelemetry collector.
 
-Imported only if the setting `otlp_endpoint` is given. Spans wait in a bounded queue for a thread that sends them in
-batches (OTLP over HTTP); while the collector cannot be reached the oldest are lost, and no request waits. The standard
-variables ``OTEL_…`` for sampling, resource, headers, batches and limits of time count here as they do elsewhere.
+This module is imported only if the setting `otlp_endpoint` is given. A thread sends spans in batches from a bounded
+queue (OTLP over HTTP). While the collector is unreachable, the oldest spans are dropped, and no request waits. The
+standard ``OTEL_…`` variables for sampling, resource, headers, batches and timeouts apply.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from server.endpoints import Endpoint
 from server.settings import SettingsError
 from server.tracing.request_trace import SpanSink, Trace
-from server.tracing.span_attributes import OPERATIONS
 
 TRACES_PATH = "/v1/traces"
 CLOSE_S = 3.0
-"""Longest time that spans get to leave when the gateway ends."""
+"""Maximum time for sending the remaining spans when the gateway stops, in seconds."""
 
 log = structlog.get_logger(__name__)
 
 
 class Tracing:
-    """See the module's docstring.
+    """Begins the traces of requests, and exports their spans.
 
     Args:
         endpoint: The collector's URL, with or without ``/v1/traces``.
@@ -60,29 +60,31 @@ class Tracing:
             self._exporter = _QuietExporter(url)
             self._processor = BatchSpanProcessor(self._exporter)
         except ValueError as error:
-            raise SettingsError(f"Tracing cannot start, for a variable OTEL_… has a bad value: {error}") from None
+            raise SettingsError(
+                f"Tracing cannot start because an OTEL_… variable has an invalid value: {error}"
+            ) from None
         scope = InstrumentationScope("moergate", version("moergate"))
         self._sink = SpanSink(self._processor.on_end, self._ids.generate_span_id, resource, scope)
 
-    def begin(self, path: str, headers: Mapping[str, str], request_id: str, received_at: float) -> Trace:
-        """A request has come in; the caller's ``traceparent`` makes its trace a part of the caller's."""
+    def begin(self, endpoint: Endpoint, headers: Mapping[str, str], request_id: str, received_at: float) -> Trace:
+        """Begin the trace of a request; a ``traceparent`` header makes it part of the caller's trace."""
         caller = self._propagator.extract(headers)
         parent = get_current_span(caller).get_span_context()
         trace_id = parent.trace_id if parent.is_valid else self._ids.generate_trace_id()
-        name = OPERATIONS.get(path, f"POST {path}")
-        sampled = self._sampler.should_sample(caller, trace_id, name, SpanKind.SERVER, {"http.route": path})
+        name = endpoint.operation or f"POST {endpoint.path}"
+        sampled = self._sampler.should_sample(caller, trace_id, name, SpanKind.SERVER, {"http.route": endpoint.path})
         flags = TraceFlags(TraceFlags.SAMPLED if sampled.decision is Decision.RECORD_AND_SAMPLE else TraceFlags.DEFAULT)
         context = SpanContext(trace_id, self._ids.generate_span_id(), False, flags, sampled.trace_state)
         known = parent if parent.is_valid else None
-        return Trace(self._sink, context, known, path, headers, request_id, received_at)
+        return Trace(self._sink, context, known, endpoint, headers, request_id, received_at)
 
     async def close(self) -> None:
-        """Send what waits, for a bounded time."""
+        """Send the remaining spans, for at most `CLOSE_S` seconds."""
         loop, sent = asyncio.get_running_loop(), asyncio.Event()
 
         def send() -> None:
             self._processor.shutdown()  # type: ignore[no-untyped-call]
-            with contextlib.suppress(RuntimeError):  # the loop may have ended before
+            with contextlib.suppress(RuntimeError):  # the loop may already be closed
                 loop.call_soon_threadsafe(sent.set)
 
         threading.Thread(target=send, name="tracing-close", daemon=True).start()
@@ -90,22 +92,22 @@ class Tracing:
             async with asyncio.timeout(CLOSE_S):
                 await sent.wait()
         except TimeoutError:
-            log.warning("traces lost: the collector does not take them", wait_s=CLOSE_S)
+            log.warning("traces lost: the collector does not accept them", wait_s=CLOSE_S)
             self._exporter.shutdown()
 
 
 class _QuietExporter(SpanExporter):
-    """The OTLP exporter, which says once that it fails and once that it works again, instead of at every try."""
+    """The OTLP exporter, with one log line when it starts to fail and one when it works again."""
 
     def __init__(self, url: str) -> None:
         self._inner = trace_exporter.OTLPSpanExporter(endpoint=url)
         self._url = url
         self._fails = False
         self._is_shut = False
-        logging.getLogger(trace_exporter.__name__).addFilter(_FIRST_WORDS)  # adding it again does nothing
+        logging.getLogger(trace_exporter.__name__).addFilter(_FIRST_WORDS)  # adding the filter twice has no effect
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send a batch; runs in the exporter's thread."""
+        """Send a batch of spans; runs in the exporter's thread."""
         _FIRST_WORDS.text = ""
         result = self._inner.export(spans)
         fails = result is not SpanExportResult.SUCCESS
@@ -117,14 +119,14 @@ class _QuietExporter(SpanExporter):
         return result
 
     def shutdown(self) -> None:
-        """Send nothing more; may be called twice."""
+        """Stop sending; further calls have no effect."""
         if not self._is_shut:
             self._is_shut = True
             self._inner.shutdown()  # type: ignore[no-untyped-call]
 
 
 class _FirstWords(logging.Filter):
-    """Keeps what a logger says first, which tells most, and lets nothing pass."""
+    """Keeps the first message of a logger, which is the most informative, and suppresses all of them."""
 
     text = ""
 

@@ -1,17 +1,16 @@
-"""One request's trace: what is noted while it runs, and the spans that are made of it when it has ended.
+"""One request's trace: notes taken while the request runs, and the spans made from them when it ends.
 
-`server.tracing.exporter` begins it, the data path notes its steps, and either `answered` or `refused` ends it. Spans
-are made afterwards, with their start and end: that costs a seventh of the SDK's own way, and the data path stays
-readable. The root is named by OpenTelemetry's conventions for generative AI, which are still in development; what is
-ours alone starts with ``moergate.``. Nothing of a prompt or an answer is in a span; texts and numbers of callers are
-bounded.
+`server.tracing.exporter` begins a trace, the data path notes its steps, and `answered` or `refused` ends it. All spans
+are created at the end. This takes a seventh of the time of the SDK's context managers, and keeps the data path
+readable. The root span's name follows OpenTelemetry's conventions for generative AI, which are still in development.
+`server.tracing.span_attributes` says what spans may contain.
 
     chat auto                  the request, from its arrival to its answer's last byte
     ├── auth                   key → principal
-    ├── queue                  limits of the key, and the wait for a place
+    ├── queue                  limits of the key, and the wait for a permit
     ├── embed, route           if a policy was asked
     └── upstream               one for each replica that was asked
-        └── first token        of a stream: until its first bytes
+        └── first token        for a stream: until its first bytes
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from server.endpoints import Endpoint
 from server.tracing.span_attributes import (
     MAX_TEXT_CHARS,
-    OPERATIONS,
     Attributes,
     address_of,
     answer_attributes,
-    asked_attributes,
     model_name,
     plan_attributes,
+    request_attributes,
 )
 
 if TYPE_CHECKING:
     from server.engine.body import JsonBody
-    from server.planning.planner import Plan
+    from server.planning.plan import Plan
     from server.telemetry.metrics import Outcome
 
 _OK, _ERROR = Status(StatusCode.UNSET), Status(StatusCode.ERROR)
@@ -50,7 +49,7 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 @dataclass(frozen=True, slots=True)
 class SpanSink:
-    """Where spans go, and what all of them share."""
+    """Where spans go, and what all spans share."""
 
     emit: Callable[[ReadableSpan], None]
     new_span_id: Callable[[], int]
@@ -73,12 +72,12 @@ class _End:
     """How a request ended.
 
     Attributes:
-        at: When, by ``time.perf_counter()``.
-        status: The HTTP status that the caller got, or None if it was gone before.
-        error: The error's code.
-        is_fault: Whether it was no fault of the caller's.
-        outcome: What is known of an answer.
-        engine_status: The engine's HTTP status.
+        at: Time of the end, by ``time.perf_counter()``.
+        status: HTTP status sent to the caller; None if the caller had left.
+        error: Code of the error, if there was one.
+        is_fault: Whether gateway or engine, not the caller, caused the error.
+        outcome: Outcome of the answer, if there was one.
+        engine_status: HTTP status of the engine.
     """
 
     at: float
@@ -90,16 +89,16 @@ class _End:
 
 
 class Trace:
-    """See the module's docstring.
+    """Collects the steps of a request, and writes its spans when the request ends.
 
     Args:
-        sink: Where its spans go.
-        context: Of the root span; says whether the trace is recorded.
+        sink: Destination of the spans.
+        context: Context of the root span; says whether the trace is recorded.
         parent: The caller's span, if it sent one.
-        path: One of our endpoints.
-        headers: The request's.
-        request_id: Its id.
-        received_at: ``time.perf_counter()`` at its arrival.
+        endpoint: The endpoint that was called.
+        headers: Headers of the request.
+        request_id: Id of the request.
+        received_at: ``time.perf_counter()`` at the request's arrival.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class Trace:
         sink: SpanSink,
         context: SpanContext,
         parent: SpanContext | None,
-        path: str,
+        endpoint: Endpoint,
         headers: Mapping[str, str],
         request_id: str,
         received_at: float,
@@ -119,19 +118,19 @@ class Trace:
         self._context = context
         self._is_recorded = bool(context.trace_flags.sampled)
         self._parent = parent
-        self._path = path
+        self._endpoint = endpoint
         self._headers = headers
         self._request_id = request_id
         self._received_at = received_at
-        self._asked: Attributes = {}
+        self._request_attributes: Attributes = {}
         self._attempts: list[_Attempt] = []
         self._epoch_ns = time.time_ns() - int(time.perf_counter() * 1e9)
 
-    def asked(self, key_id: str, body: JsonBody) -> None:
+    def note_request(self, key_id: str, body: JsonBody) -> None:
         """Note what the caller asked for."""
         if not self._is_recorded:
             return
-        self._asked = {"moergate.key_id": key_id, **asked_attributes(self._path, body)}
+        self._request_attributes = {"moergate.key_id": key_id, **request_attributes(self._endpoint, body)}
 
     def attempt(self, replica: str) -> None:
         """See `server.engine.base.EngineTrace`."""
@@ -146,7 +145,7 @@ class Trace:
     def headers(self, url: str) -> dict[str, str]:
         """See `server.engine.base.EngineTrace`."""
         attempt = self._attempts[-1]
-        if "@" not in url:  # else it holds a password
+        if "@" not in url:  # otherwise the URL contains a password
             attempt.attributes["url.full"] = url
         attempt.attributes.update(address_of(urlsplit(url).netloc))
         carrier: dict[str, str] = {}
@@ -154,7 +153,7 @@ class Trace:
         return carrier
 
     def answered(self, outcome: Outcome, error: str | None, engine_status: int) -> None:
-        """End the trace of a request that an engine answered; `error` is the code of what went wrong all the same."""
+        """End the trace of a request that an engine answered; `error` is the code of a failure in spite of that."""
         status = engine_status if outcome.streamed else outcome.status
         at = self._received_at + outcome.duration_s
         seen = None if status == 499 else status
@@ -173,7 +172,7 @@ class Trace:
         self._write_root(end)
 
     def _write_steps(self, end: _End) -> None:
-        """The steps in their order; one that did not end is where the request failed."""
+        """Write the steps in order; the step that did not end is where the request failed."""
         self._step("auth", self._received_at, self.reached.get("auth"), end)
         if (read_at := self.reached.get("read")) is None:
             return
@@ -213,19 +212,19 @@ class Trace:
     def _write_root(self, end: _End) -> None:
         attributes: Attributes = {
             "http.request.method": "POST",
-            "http.route": self._path,
+            "http.route": self._endpoint.path,
             "url.scheme": "http",
-            "url.path": self._path,
+            "url.path": self._endpoint.path,
             "moergate.request_id": self._request_id,
             **address_of(self._headers.get("host", "")),
-            **self._asked,
+            **self._request_attributes,
             **_error(end),
         }
         if end.status is not None:
             attributes["http.response.status_code"] = end.status
         if agent := self._headers.get("user-agent"):
             attributes["user_agent.original"] = agent[:MAX_TEXT_CHARS]
-        operation = OPERATIONS.get(self._path)
+        operation = self._endpoint.operation
         if operation is not None:
             attributes["gen_ai.operation.name"] = operation
             attributes["gen_ai.provider.name"] = "moergate"
@@ -233,7 +232,7 @@ class Trace:
             attributes.update(plan_attributes(self.plan))
         if operation is not None and end.outcome is not None:
             attributes.update(answer_attributes(end.outcome, str(self.plan.recipe) if self.plan else "base"))
-        name = f"{operation} {model_name(self.plan)}".rstrip() if operation else f"POST {self._path}"
+        name = f"{operation} {model_name(self.plan)}".rstrip() if operation else f"POST {self._endpoint.path}"
         times = self._received_at, end.at
         self._write(name, self._context, self._parent, *times, attributes, SpanKind.SERVER, is_error=end.is_fault)
 

@@ -1,54 +1,44 @@
-"""Attributes of spans: what they say of a request, its routing and its answer.
+"""Attributes of spans: a request, its routing and its answer.
 
-Names are those of OpenTelemetry's conventions (``gen_ai.``, ``http.``, ``server.``); what is ours alone starts with
-``moergate.``. Texts and numbers of callers are bounded, and nothing of a prompt or an answer is among them.
+Names follow OpenTelemetry's conventions (``gen_ai.``, ``http.``, ``server.``); Moergate's own names start with
+``moergate.``. Texts and numbers from callers are bounded. No attribute contains text of a prompt or an answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 from urllib.parse import urlsplit
+
+from server.endpoints import Endpoint
 
 if TYPE_CHECKING:
     from server.engine.body import JsonBody
-    from server.planning.planner import Plan
+    from server.planning.plan import Plan
     from server.telemetry.metrics import Outcome
 
 Attributes = dict[str, str | bool | int | float]
 
-OPERATIONS: Mapping[str, str] = {
-    "/v1/chat/completions": "chat",
-    "/v1/responses": "chat",
-    "/v1/messages": "chat",
-    "/v1/completions": "text_completion",
-}
-"""``gen_ai.operation.name`` by endpoint."""
-
 MAX_TEXT_CHARS = 200
 MAX_NUMBER = 2**53
-"""Larger numbers of callers are left out: one that the wire format cannot hold would cost the whole batch of spans."""
-
-_NUMBERS = {
-    "gen_ai.request.max_tokens": ("max_completion_tokens", "max_tokens", "max_output_tokens"),
-    "gen_ai.request.temperature": ("temperature",),
-    "gen_ai.request.top_p": ("top_p",),
-}
+"""Larger numbers from callers are omitted: the wire format cannot hold them, and the whole batch would be lost."""
 
 
-def asked_attributes(path: str, body: JsonBody) -> Attributes:
-    """What the caller asked for."""
+def request_attributes(endpoint: Endpoint, body: JsonBody) -> Attributes:
+    """Return what the caller asked for."""
     found: Attributes = {"gen_ai.request.model": (body.model or "auto")[:MAX_TEXT_CHARS]}
-    if path in OPERATIONS:
+    if endpoint.operation is not None:
         found["gen_ai.request.stream"] = body.stream
-        for name, keys in _NUMBERS.items():
-            if (number := _number(body.fields, keys)) is not None:
-                found[name] = number
+        numbers = {
+            "gen_ai.request.max_tokens": body.max_answer_tokens or None,
+            "gen_ai.request.temperature": body.fields.get("temperature"),
+            "gen_ai.request.top_p": body.fields.get("top_p"),
+        }
+        found.update({name: value for name, value in numbers.items() if _is_bounded_number(value)})
     return found
 
 
 def plan_attributes(plan: Plan) -> Attributes:
-    """What was decided."""
+    """Return what was decided."""
     found: Attributes = {"moergate.recipe": str(plan.recipe), "moergate.expert": plan.expert_name}
     if plan.policy_name is not None and plan.decision is not None:
         found["moergate.policy"] = plan.policy_name
@@ -58,7 +48,7 @@ def plan_attributes(plan: Plan) -> Attributes:
 
 
 def answer_attributes(outcome: Outcome, recipe: str) -> Attributes:
-    """What came of it; `recipe` is what answered."""
+    """Return what came of the request; `recipe` is what the engine executed."""
     found: Attributes = {"gen_ai.response.model": recipe}
     if outcome.input_tokens:
         found["gen_ai.usage.input_tokens"] = outcome.input_tokens
@@ -70,7 +60,7 @@ def answer_attributes(outcome: Outcome, recipe: str) -> Attributes:
 
 
 def model_name(plan: Plan | None) -> str:
-    """The model in a span's name: of a bounded number, so nothing that was not found and no recipe of the caller's."""
+    """Return the model for a span's name: one of a bounded set, so neither unknown names nor the caller's recipes."""
     if plan is None:
         return ""
     if plan.policy_name is not None:
@@ -79,7 +69,7 @@ def model_name(plan: Plan | None) -> str:
 
 
 def address_of(netloc: str) -> Attributes:
-    """Host and port of a server, as somebody called it; nothing if that is no address."""
+    """Return host and port of a network location; empty if it is not a valid address."""
     try:
         parts = urlsplit(f"//{netloc[:MAX_TEXT_CHARS]}")
         host, port = parts.hostname, parts.port
@@ -93,10 +83,5 @@ def address_of(netloc: str) -> Attributes:
     return found
 
 
-def _number(fields: Mapping[str, Any], keys: tuple[str, ...]) -> int | float | None:
-    """The first of these fields that is a number of a decent size."""
-    for key in keys:
-        value = fields.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER:
-            return value
-    return None
+def _is_bounded_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER

@@ -80,7 +80,10 @@ def test_make_targets_named_in_pages_exist() -> None:
 
 def test_commands_in_pages_are_accepted() -> None:
     """Every ``moergate`` command in a page names a command that exists, with options that it has."""
-    serve = set(re.findall(r"--[a-z-]+", (ROOT / "docs/reference/settings.md").read_text("utf-8"))) | {"--config", "--demo"}
+    serve = set(re.findall(r"--[a-z-]+", (ROOT / "docs/reference/settings.md").read_text("utf-8"))) | {
+        "--config",
+        "--demo",
+    }
     known = {"moergate serve": serve}
     for section in (ROOT / "docs/reference/commands.md").read_text("utf-8").split("\n## `")[1:]:
         name, text = section.split("`", 1)

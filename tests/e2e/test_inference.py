@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -152,19 +151,51 @@ async def test_explaining_leaves_nothing_behind(http: httpx.AsyncClient, running
         names = ("moergate_decisions_total", "moergate_decision_confidence_count", "moergate_abstentions_total")
         return tuple(_metric(running, name, policy="auto") for name in names)
 
-    memory = running.gateway.pipeline._planner._memory
     sql = (await http.get("/v1/models/sql")).json()["id_with_version"]
     before = counted()
     for model, text in [("auto", SQL_PROMPT), ("auto:2", SQL_PROMPT), ("sql", "x")]:
         answer = (await http.post("/v1/route", json={"model": model, "messages": user(text)})).json()
         assert answer["recipe"] == ("base" if model == "auto:2" else sql)
     assert counted() == before
-    assert memory.idle_s(sql) == memory.idle_s("sql") == math.inf
     assert (
         await http.post("/v1/chat/completions", json={"model": "auto", "messages": user(SQL_PROMPT)})
     ).status_code == 200
     assert counted() == (before[0] + 1, before[1] + 1, before[2])
-    assert max(memory.idle_s(sql), memory.idle_s("sql")) < math.inf
+
+
+SYSTEM = "Write every date in ISO form, for example the fifth of June 1999."
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "system", "content": SYSTEM}, *user("14 May 2021")]},
+    "/v1/completions": {"prompt": "convert 3 March 2021 to ISO"},
+    "/v1/responses": {"instructions": SYSTEM, "input": "14 May 2021"},
+    "/v1/messages": {"system": SYSTEM, "messages": user("14 May 2021"), "max_tokens": 5},
+}
+
+
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("names_endpoint", [False, True])
+async def test_an_explanation_agrees_with_the_decision(
+    http: httpx.AsyncClient, path: str, names_endpoint: bool
+) -> None:
+    body = {"model": "auto", **BODIES[path]}
+    params = {"endpoint": path} if names_endpoint else {}
+    explanation = (await http.post("/v1/route", json=body, params=params)).json()
+    decision = (await http.post(path, json=body)).headers
+    assert explanation["recipe"] == decision["x-moergate-recipe"]
+    assert f"{explanation['confidence']:.3f}" == decision["x-moergate-confidence"]
+
+
+async def test_the_endpoint_of_an_explanation_decides_what_is_read(http: httpx.AsyncClient) -> None:
+    body = {"model": "auto", **BODIES["/v1/messages"]}
+    as_messages, as_chat = [
+        (await http.post("/v1/route", json=body, params={"endpoint": path})).json()
+        for path in ("/v1/messages", "/v1/chat/completions")
+    ]
+    assert as_messages["candidates"] != as_chat["candidates"]  # only one of the two reads `system`
+    for unknown in ("/tokenize", "/v1/embeddings", ""):
+        refused = await http.post("/v1/route", json=body, params={"endpoint": unknown})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "endpoint")
+        assert "/v1/messages" in refused.json()["error"]["message"]
 
 
 async def test_what_fits_nothing_goes_to_the_base(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ async def test_a_gate_is_bound_too(http: httpx.AsyncClient, running: Running, id
         ("mix(sql*0)", 400, "no weight is left"),
         ("gate(arrow,k=3;sql,dates)", 400, "k=3 must be from 1"),
         ("gate(phatgoose;sql,dates)", 400, "there is no gate 'phatgoose'"),
-        ("ensemble(sql*0.5,dates*0.5)", 400, "not executed yet"),
+        ("ensemble(sql*0.5,dates*0.5)", 400, "cannot be executed yet"),
         ("set:0123456789abcdef", 404, "does not exist"),
         ("set:../../etc/passwd", 400, "16 hex digits"),
         ("mix(sql*0.5", 400, "is expected"),

@@ -83,7 +83,7 @@ async def test_the_engine_never_sees_more_than_a_key_may_have(tmp_path: Path, da
         assert {answer.status_code for answer in refused} == {429}
         assert {answer.headers["retry-after"] for answer in refused} == {"1"}
         assert {answer.json()["error"]["code"] for answer in refused} == {"rate_limit_exceeded"}
-        assert "3 requests under way" in refused[0].json()["error"]["message"]
+        assert "3 requests at once" in refused[0].json()["error"]["message"]
 
 
 async def test_a_stream_of_a_key_without_other_limits_is_left_alone(tmp_path: Path) -> None:

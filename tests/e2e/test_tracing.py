@@ -385,7 +385,7 @@ async def test_a_collector_that_hangs_does_not_hold_up_the_end(monkeypatch: pyte
             started = time.monotonic()
             await tracing.close()
             assert time.monotonic() - started < 1.5
-    assert "traces lost: the collector does not take them" in [line["event"] for line in lines]
+    assert "traces lost: the collector does not accept them" in [line["event"] for line in lines]
     over.set()
     silent.close()
     await silent.wait_closed()

@@ -1,13 +1,14 @@
 """Bodies: the model is replaced, everything else stays as it was."""
 
 import itertools
+from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.body import EventSplitter, ModelRewriter, parse_body
+from server.engine.body import EventSplitter, JsonBody, ModelRewriter, parse_body
 from server.errors import BadRequest
 
 JSON = st.recursive(
@@ -100,3 +101,41 @@ def test_usage_is_asked_for_only_where_it_can_be_hidden_again(fields: dict[str, 
     body = parse_body(orjson.dumps(fields))
     assert body.wants_no_usage is expected
     assert orjson.loads(body.with_usage().raw)["stream_options"]["include_usage"] is True
+
+
+TURNS = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "turns"),
+    [
+        ({"messages": TURNS}, TURNS),
+        ({"input": TURNS}, TURNS),
+        ({"messages": [], "input": TURNS}, TURNS),
+        ({"input": "hello"}, []),
+        ({"messages": {"role": "user"}}, []),
+        ({"prompt": "hello"}, []),
+    ],
+)
+def test_the_turns_of_a_conversation(fields: dict[str, Any], turns: list[Any]) -> None:
+    assert JsonBody(b"", fields).turns == turns
+
+
+@pytest.mark.parametrize(
+    ("fields", "max_answer_tokens", "num_answers"),
+    [
+        ({}, 0, 1),
+        ({"max_tokens": 7, "max_completion_tokens": 9, "max_output_tokens": 8}, 9, 1),
+        ({"max_output_tokens": 8}, 8, 1),
+        ({"max_tokens": "5", "n": 3.0}, 5, 3),  # engines accept both
+        ({"max_tokens": 5.5, "n": "many"}, 0, 1),
+        ({"max_tokens": -1, "n": -3}, 0, 1),
+        ({"max_tokens": float("inf"), "n": None}, 0, 1),
+        ({"n": 2, "best_of": 4, "prompt": ["a", "b"]}, 0, 8),
+        ({"prompt": [1, 2, 3]}, 0, 1),
+        ({"prompt": [[1, 2], [3]]}, 0, 2),
+    ],
+)
+def test_bounds_of_answers(fields: dict[str, Any], max_answer_tokens: int, num_answers: int) -> None:
+    body = JsonBody(b"", fields)
+    assert (body.max_answer_tokens, body.num_answers) == (max_answer_tokens, num_answers)

@@ -19,7 +19,7 @@ from server.engine.recipes import Base, parse
 from server.journal import decision_log
 from server.journal.decision_log import BATCH, DecisionLog
 from server.planning.catalog import Target
-from server.planning.planner import Plan
+from server.planning.plan import Plan
 from server.settings import Price
 from server.telemetry.drift import Traffic
 from server.telemetry.metrics import Metrics, Outcome
@@ -58,7 +58,7 @@ class Memory:
 
 def made(store: Memory, **options: Any) -> tuple[DecisionLog, Metrics]:
     metrics = Metrics(max_experts=9, prices={"expert": Price(input=1e6, output=0)})
-    options = {"level": "decisions", "endpoints": frozenset({CHAT})} | options
+    options = {"level": "decisions"} | options
     return DecisionLog(store, Traffic(), metrics, **options), metrics
 
 
@@ -129,9 +129,8 @@ async def test_texts_are_cut_and_empty_embeddings_left_out() -> None:
 
 async def test_off_keeps_nothing_but_the_window() -> None:
     store, traffic = Memory(), Traffic()
-    log = DecisionLog(store, traffic, made(store)[1], level="off", endpoints=frozenset({CHAT}))
+    log = DecisionLog(store, traffic, made(store)[1], level="off")
     note(log)
-    note(log, endpoint="/tokenize")
     await log.flush()
     assert store.kept == []
     assert traffic.profile("auto").num == 1

@@ -40,7 +40,7 @@ class Late:
 
 def desk(store: Late, sample: float = 1.0) -> FeedbackDesk:
     metrics = Metrics(max_experts=1, prices={})
-    log = DecisionLog(Memory(), Traffic(), metrics, level="decisions", endpoints=frozenset(), sample=sample)
+    log = DecisionLog(Memory(), Traffic(), metrics, level="decisions", sample=sample)
     return FeedbackDesk(store, log, metrics)
 
 

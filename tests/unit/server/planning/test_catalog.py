@@ -17,7 +17,7 @@ from server.engine.recipes import Single
 from server.errors import ModelNotFound, Unavailable
 from server.planning.catalog import MAX_VIEWS, Catalog
 from server.planning.conversations import Conversation, ConversationMemory
-from server.planning.version_choice import Versions
+from server.planning.version_choice import VersionChooser
 from tests.support.records import record
 
 ANYBODY = Principal("", frozenset({"infer"}))
@@ -134,7 +134,7 @@ def test_a_canary_for_one_tenant_is_not_served_to_others() -> None:
     memory, conversation = ConversationMemory(), Conversation(b"c", goes_on=False)
     for tenant, gets in (("bank", canary), ("insurer", active)):
         sight = Sight(tenant=tenant)
-        recipe, _ = Versions(memory).choose(Single(active.expert_id), (), catalog, conversation, sight)
+        recipe, _ = VersionChooser(memory).choose(Single(active.expert_id), (), catalog, conversation, sight)
         assert recipe == Single(gets.expert_id)
     with pytest.raises(ModelNotFound):
         catalog.resolve(canary.expert_id, seeing(tenant="insurer"))

@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 
-from server.planning.conversations import Conversation, ConversationMemory, conversation_of
+from server.engine.body import JsonBody
+from server.planning.conversations import Conversation, ConversationMemory
+from server.planning.conversations import conversation_of as conversation_of_body
+
+
+def conversation_of(key_id: str, fields: dict[str, Any], request_id: str) -> Conversation:
+    return conversation_of_body(key_id, JsonBody(b"", fields), request_id)
 
 
 def chat(*turns: str, system: str = "") -> dict[str, Any]:

@@ -7,17 +7,19 @@ from typing import Any, cast
 
 import pytest
 
-from routers.base import Decision, GateChoice, ScoredExpert, WeightedExpert
+from routers.base import Decision, GateChoice, ScoredExpert, WeightedExpert, name_of
+from server.engine.body import JsonBody
 from server.planning.catalog import Catalog
 from server.planning.conversations import ConversationMemory, conversation_of
-from server.planning.near_ties import Settling, near_ties
+from server.planning.near_ties import NearTies, near_ties
 from tests.support.records import record
 
 NAMES = ("sql", "dates", "logs", "units")
 RECORDS = {name: record(name) for name in NAMES}
 CATALOG = Catalog(("base",), experts={each.expert_id: each for each in RECORDS.values()})
-FIRST = conversation_of("key", {"messages": [{"role": "user", "content": "a"}]}, "1")
-LATER = conversation_of("key", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]}, "2")
+QUESTION = {"role": "user", "content": "a"}
+FIRST = conversation_of("key", JsonBody(b"", {"messages": [QUESTION]}), "1")
+LATER = conversation_of("key", JsonBody(b"", {"messages": [QUESTION, {"role": "assistant"}]}), "2")
 
 
 @dataclass
@@ -33,15 +35,15 @@ def decision(*scores: float, gate: GateChoice | None = None) -> Decision:
     return Decision((WeightedExpert(ranked[0].expert_id),), 0.9, ranked, reason="Because.", gate=gate)
 
 
-def settling(*residents: str, had: str | None = None) -> Settling:
+def breaking(*residents: str, had: str | None = None) -> NearTies:
     memory = ConversationMemory()
     if had:
         memory.put(FIRST, "policy auto", had)
-    return Settling(memory, cast(Any, Pool(set(residents))))
+    return NearTies(memory, cast(Any, Pool(set(residents))))
 
 
-def chosen(settled: Decision) -> str:
-    return settled.experts[0].expert_id.partition("@")[0]
+def chosen(resolved: Decision) -> str:
+    return name_of(resolved.experts[0].expert_id)
 
 
 @pytest.mark.parametrize(
@@ -60,26 +62,26 @@ def chosen(settled: Decision) -> str:
 def test_what_is_nearer_at_hand_goes_first_if_it_is_nearly_as_good(
     scores: tuple[float, ...], had: str | None, residents: tuple[str, ...], wanted: str
 ) -> None:
-    settled, choices = settling(*residents, had=had).settle(decision(*scores), "auto", CATALOG, LATER)
-    assert chosen(settled) == wanted
+    resolved, choices = breaking(*residents, had=had).resolve(decision(*scores), "auto", CATALOG, LATER)
+    assert chosen(resolved) == wanted
     assert choices == (("policy auto", wanted),)
-    assert ("Taken instead of" in settled.reason) == (wanted != "sql")
+    assert ("Chosen instead of" in resolved.reason) == (wanted != "sql")
 
 
 def test_the_first_turn_has_no_history() -> None:
-    settled, _ = settling(had="dates").settle(decision(1.0, 0.99, 0.5, 0.0), "auto", CATALOG, FIRST)
-    assert chosen(settled) == "sql"
+    resolved, _ = breaking(had="dates").resolve(decision(1.0, 0.99, 0.5, 0.0), "auto", CATALOG, FIRST)
+    assert chosen(resolved) == "sql"
 
 
 def test_an_expert_that_is_gone_is_not_taken() -> None:
     without = Catalog(("base",), experts={each.expert_id: each for each in RECORDS.values() if each.name != "dates"})
-    settled, _ = settling("dates").settle(decision(1.0, 0.99, 0.5, 0.0), "auto", without, LATER)
-    assert chosen(settled) == "sql"
+    resolved, _ = breaking("dates").resolve(decision(1.0, 0.99, 0.5, 0.0), "auto", without, LATER)
+    assert chosen(resolved) == "sql"
 
 
 def test_mixes_and_gates_are_left_alone() -> None:
     gated = decision(1.0, 0.99, 0.5, 0.0, gate=GateChoice("arrow"))
-    assert settling("dates").settle(gated, "auto", CATALOG, LATER) == (gated, ())
+    assert breaking("dates").resolve(gated, "auto", CATALOG, LATER) == (gated, ())
 
 
 def test_a_decision_without_candidates_has_no_near_ties() -> None:

@@ -13,26 +13,30 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from routers.base import Decision
+from server.endpoints import CHAT, Endpoint
 from server.engine.body import JsonBody
 from server.engine.recipes import parse
 from server.planning.catalog import Target
-from server.planning.planner import Plan
+from server.planning.plan import Plan
 from server.telemetry.metrics import Outcome
 from server.tracing.request_trace import SpanSink, Trace
 from server.tracing.span_attributes import MAX_NUMBER, MAX_TEXT_CHARS
 
-PATH = "/v1/chat/completions"
 SECRET = "a prompt that nobody may read"
 
 
 def begin(
-    emitted: list[ReadableSpan], *, headers: dict[str, str] | None = None, sampled: bool = True, path: str = PATH
+    emitted: list[ReadableSpan],
+    *,
+    headers: dict[str, str] | None = None,
+    sampled: bool = True,
+    endpoint: Endpoint = CHAT,
 ) -> Trace:
     ids = RandomIdGenerator()
     sink = SpanSink(emitted.append, ids.generate_span_id, Resource({}), InstrumentationScope("test"))
     flags = TraceFlags(TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT)
     context = SpanContext(ids.generate_trace_id(), ids.generate_span_id(), False, flags)
-    return Trace(sink, context, None, path, headers or {}, "r1", time.perf_counter())
+    return Trace(sink, context, None, endpoint, headers or {}, "r1", time.perf_counter())
 
 
 JSON = st.recursive(
@@ -53,7 +57,9 @@ def test_whatever_callers_send_can_be_encoded_and_is_bounded(
     headers = {name: text.encode("latin-1", "replace").decode("latin-1") for name, text in headers.items()}
     model = None if model is None else model.encode("utf-8", "replace").decode()
     trace = begin(spans, headers=headers)
-    trace.asked("k1", JsonBody(b"", {**fields, "model": model, "messages": [{"role": "user", "content": SECRET}]}))
+    trace.note_request(
+        "k1", JsonBody(b"", {**fields, "model": model, "messages": [{"role": "user", "content": SECRET}]})
+    )
     trace.refused(404, "model_not_found")
     wire = encode_spans(spans).SerializeToString()
     assert SECRET.encode() not in wire
@@ -79,11 +85,11 @@ def test_what_failed_is_the_step_that_did_not_end() -> None:
 def test_what_is_not_sampled_is_not_written() -> None:
     spans: list[ReadableSpan] = []
     trace = begin(spans, sampled=False)
-    trace.asked("k1", JsonBody(b"{}", {}))
+    trace.note_request("k1", JsonBody(b"{}", {}))
     trace.attempt("first")
     trace.attempt("second")
     assert trace.headers("http://e/v1")["traceparent"].endswith("-00")
-    trace.answered(Outcome(PATH, "none", "base", 200, 0.1), None, 200)
+    trace.answered(Outcome(CHAT.path, "none", "base", 200, 0.1), None, 200)
     assert spans == []
 
 
@@ -106,7 +112,7 @@ def test_a_callers_own_recipe_is_no_part_of_a_name() -> None:
         trace = begin(spans)
         trace.plan = Plan(Target(kind, asked), mix)  # type: ignore[arg-type]
         trace.reached.update(auth=1.0, read=1.0, queue=1.0, plan=1.0)
-        trace.answered(Outcome(PATH, "none", "mix", 200, 0.1), None, 200)
+        trace.answered(Outcome(CHAT.path, "none", "mix", 200, 0.1), None, 200)
         assert spans[-1].name == name
         assert (spans[-1].attributes or {})["gen_ai.response.model"] == str(mix)
 
@@ -117,7 +123,7 @@ def test_times_of_a_decision_end_where_the_plan_did() -> None:
     now = time.perf_counter()
     trace.plan = Plan(Target("policy", "auto"), parse("base"), (), Decision((), 0.25), embed_s=0.002, route_s=0.001)
     trace.reached.update(auth=now, read=now, queue=now, plan=now + 0.004)
-    trace.answered(Outcome(PATH, "auto", "base", 200, 1.0), None, 200)
+    trace.answered(Outcome(CHAT.path, "auto", "base", 200, 1.0), None, 200)
     times = {span.name: (span.start_time or 0, span.end_time or 0) for span in spans}
     assert times["embed"][1] == times["route"][0]
     assert abs(times["embed"][1] - times["embed"][0] - 2_000_000) <= 2
