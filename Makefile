@@ -64,11 +64,18 @@ chromium:
 fuzz-api: $(STAMP) ## Send thousands of requests made from the OpenAPI document; no answer may be a server error
 	MOERGATE_FUZZ_EXAMPLES=200 $(BIN)/pytest tests/e2e/test_surface.py -k generated
 
-release: $(STAMP) ## Write wheel, source distribution, checksums and an SBOM to dist/
-	rm -rf dist
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation --outdir dist
-	$(BIN)/cyclonedx-py requirements constraints.txt --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.cdx.json
-	cd dist && sha256sum * > SHA256SUMS
+release: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+release: $(STAMP) ## Write wheel, source distribution, checksums and an SBOM of the last commit to dist/
+	rm -rf dist build/release
+	mkdir -p dist build/release
+	git archive HEAD | tar -x -C build/release
+	$(BIN)/python -m build --no-isolation --outdir dist build/release
+	# setuptools keeps the time of the build in the source distribution
+	cd dist && tar -xzf moergate-*.tar.gz && tar --sort=name --owner=0 --group=0 --numeric-owner \
+		--mtime=@$(SOURCE_DATE_EPOCH) -cf - moergate-*/ | gzip -n > sdist.tmp \
+		&& mv sdist.tmp moergate-*.tar.gz && rm -r moergate-*/
+	$(BIN)/python deploy/sbom.py pyproject.toml constraints.txt dist/sbom.cdx.json
+	cd dist && sha256sum moergate-* sbom.cdx.json > SHA256SUMS
 
 demo-experts: $(STAMP) ## Train the demo library anew and measure it (about an hour on two cores)
 	$(BIN)/python examples/demo_library/train.py
