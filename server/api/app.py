@@ -50,7 +50,9 @@ def build_app(gateway: Gateway) -> Edge:
         policies_router(gateway.policies, gateway.scores, gateway.watcher, gateway.authenticator, settings)
     )
     app.include_router(
-        decisions_router(gateway.library, gateway.decisions, gateway.traffic, gateway.watcher, gateway.authenticator)
+        decisions_router(
+            gateway.library, gateway.decisions, gateway.recent_decisions, gateway.watcher, gateway.authenticator
+        )
     )
     desk = FeedbackDesk(gateway.library.feedback, gateway.decisions, gateway.metrics)
     app.include_router(feedback_router(desk, gateway.watcher, gateway.authenticator))

@@ -22,7 +22,7 @@ from server.journal.abstentions import Group, group_abstentions, most_common_emb
 from server.journal.decision_log import DecisionLog
 from server.journal.feedback import FeedbackDesk, FeedbackOrder
 from server.planning.catalog import DEFAULT_POLICY
-from server.telemetry.drift import PolicyDrift, Traffic, drift_of
+from server.telemetry.drift import PolicyDrift, RecentDecisions, drift_of
 
 MAX_FEEDBACK_BYTES = 64 << 10
 MAX_NUMBER = 2**63 - 1
@@ -47,7 +47,7 @@ KeyId = Annotated[str | None, Query(pattern=r"^[a-z0-9]{1,16}$", description="On
 def decisions_router(
     library: Library,
     log: DecisionLog,
-    traffic: Traffic,
+    recent: RecentDecisions,
     watcher: LibraryWatcher,
     authenticator: Authenticator,
 ) -> APIRouter:
@@ -117,7 +117,7 @@ def decisions_router(
         live = watcher.catalog.policies.get(name)
         if live is None:
             raise NotFound(f"There is no fitted policy {name[:100]!r}; 'moergate policies list' shows which there are.")
-        return show_drift(drift_of(name, traffic.profile(name), live.fitting))
+        return show_drift(drift_of(name, recent.profile(name), live.fitting))
 
     return router
 

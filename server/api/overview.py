@@ -12,7 +12,7 @@ from adapters_registry.records import AdapterRecord, utc_now
 from adapters_registry.states import AdapterState
 from server.access.auth import Authenticator
 from server.gateway import Gateway
-from server.insights.overview import MetricsReader, expert_rows, replica_rows
+from server.insights.overview import decisions_of, expert_rows, replica_rows, traffic_by_expert, trial_counts
 
 NOT_SERVING = (AdapterState.REGISTERED, AdapterState.VALIDATING, AdapterState.REJECTED)
 MAX_REJECTED = 100
@@ -25,7 +25,6 @@ def overview_router(gateway: Gateway) -> APIRouter:
     """The route ``/admin/overview``."""
     router = APIRouter(prefix="/admin", tags=["operations"])
     authenticator: Authenticator = gateway.authenticator
-    reader = MetricsReader(gateway.metrics)
 
     @router.get("/overview", summary="Show experts with state, traffic and residency, replicas, and policies")
     async def overview(request: Request, response: Response, limit: Limit = 2_000) -> dict[str, Any]:
@@ -34,11 +33,11 @@ def overview_router(gateway: Gateway) -> APIRouter:
         catalog = gateway.watcher.catalog
         records = [*catalog.experts.values(), *catalog.others.values(), *await _not_serving(gateway.library)]
         replicas = replica_rows(gateway.pool)
-        counts = await reader.counts()
-        rows, rest = await asyncio.to_thread(expert_rows, records, counts, gateway.pool.replicas)
+        counts = gateway.metrics.traffic
+        traffic = traffic_by_expert(counts)
+        rows = await asyncio.to_thread(expert_rows, records, traffic, trial_counts(counts), gateway.pool.replicas)
         missing = gateway.missing()
-        none = {"decisions": 0, "abstentions": 0}
-        policies = [each | counts.policies.get(each["name"], none) for each in gateway.policies.describe()]
+        policies = [each | decisions_of(counts, each["name"]) for each in gateway.policies.describe()]
         return {
             "object": "overview",
             "at": utc_now().isoformat(),
@@ -49,7 +48,7 @@ def overview_router(gateway: Gateway) -> APIRouter:
             "queued": gateway.admission.num_waiting,
             "num_versions": len(rows),
             "experts": rows[:limit],
-            "traffic": rest,
+            "traffic": {label: traffic[label].as_json() for label in ("base", "other") if label in traffic},
             "replicas": replicas,
             "policies": policies,
         }

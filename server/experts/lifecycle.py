@@ -132,7 +132,7 @@ class Lifecycle:
             return Report((), {"skipped": str(error)})
 
     async def _conclude(self, record: AdapterRecord, report: Report) -> AdapterRecord:
-        self._metrics.probes.labels("passed" if report.passed else "failed").inc()
+        self._metrics.library.probes.labels("passed" if report.passed else "failed").inc()
         found = report.as_json()
         log.info("expert probed", expert=record.expert_id, passed=report.passed)
         if report.passed:

@@ -109,9 +109,9 @@ class LibraryWatcher:
         others = {each: r for each, r in records.items() if r.state is not AdapterState.ACTIVE}
         self.catalog = replace(self.catalog, experts=experts, others=others, is_read=True)
         self._policies.note_library(self.records)
-        self._metrics.experts.set(len(experts))
+        self._metrics.library.experts.set(len(experts))
         for state in SERVING:
-            self._metrics.versions.labels(state.value).set(sum(r.state is state for r in records.values()))
+            self._metrics.library.versions.labels(state.value).set(sum(r.state is state for r in records.values()))
 
     @property
     def records(self) -> tuple[AdapterRecord, ...]:
@@ -151,7 +151,7 @@ class LibraryWatcher:
         if self.problem and not problem and self.has_been_read:
             log.info("library can be read")
         self.problem = problem
-        self._metrics.registry_up.set(not problem)
+        self._metrics.library.registry_up.set(not problem)
 
     async def _wants_refresh(self) -> bool:
         return self._revision != self._fitted_to or await self._policies.wants_refresh()

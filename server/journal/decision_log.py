@@ -28,8 +28,9 @@ from adapters_registry.stores.base import DecisionStore
 from routers.base import Vector
 from server.engine.recipes import experts_of
 from server.planning.plan import Plan
-from server.telemetry.drift import Traffic
-from server.telemetry.metrics import Metrics, Outcome
+from server.telemetry.drift import RecentDecisions
+from server.telemetry.metrics import Metrics
+from server.telemetry.traffic_counts import Outcome
 
 Level = Literal["off", "decisions", "embeddings", "prompts"]
 
@@ -60,7 +61,7 @@ class DecisionLog:
 
     Args:
         store: Where decisions are kept.
-        traffic: Remembers the last ones in memory, whatever the level.
+        recent: Remembers the latest decisions in memory, at every level.
         metrics: Counts dropped ones, and knows prices.
         level: What is kept.
         sample: Share of the requests that is kept; which ones, their ids decide, so that all gateways agree.
@@ -70,7 +71,7 @@ class DecisionLog:
     def __init__(
         self,
         store: DecisionStore,
-        traffic: Traffic,
+        recent: RecentDecisions,
         metrics: Metrics,
         *,
         level: Level,
@@ -78,7 +79,7 @@ class DecisionLog:
         keep_days: int = 14,
     ) -> None:
         self._store = store
-        self._traffic = traffic
+        self._recent = recent
         self._metrics = metrics
         self.level = level
         self._sampled_below = round(sample * 2**32) if level != "off" else 0
@@ -93,12 +94,12 @@ class DecisionLog:
     def note(self, plan: Plan, outcome: Outcome, request_id: str, key_id: str) -> None:
         """Remember a request that has ended."""
         if plan.decision is not None and plan.target.policy is not None:
-            self._traffic.note(plan.target.policy.name, plan.decision)
+            self._recent.note(plan.target.policy.name, plan.decision)
         if not self.keeps(request_id):
             return
         waiting = self._waiting
         if len(waiting) >= MAX_WAITING:
-            self._metrics.decisions_dropped.inc()
+            self._metrics.policies.decisions_dropped.inc()
             return
         waiting.append(PendingDecision(utc_now(), plan, outcome, request_id, key_id))
         if len(waiting) == 1:
@@ -128,7 +129,7 @@ class DecisionLog:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._waiting:
             log.warning("decisions are lost", num=len(self._waiting))
-            self._metrics.decisions_dropped.inc(len(self._waiting))
+            self._metrics.policies.decisions_dropped.inc(len(self._waiting))
             self._waiting.clear()
 
     def holds(self, key_id: str, request_id: str) -> bool:
@@ -153,7 +154,7 @@ class DecisionLog:
                 raise
             except Exception:  # a fault of ours: these rows would fail again
                 log.exception("decisions cannot be written", num=len(batch))
-                self._metrics.decisions_dropped.inc(len(batch))
+                self._metrics.policies.decisions_dropped.inc(len(batch))
             for _ in batch:
                 self._waiting.popleft()
             return len(batch)

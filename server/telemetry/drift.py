@@ -74,7 +74,7 @@ class PolicyDrift:
         return "strong" if self.index >= STRONG else "slight" if self.index >= SLIGHT else "none"
 
 
-class Traffic:
+class RecentDecisions:
     """The last decisions of each policy on this gateway."""
 
     def __init__(self) -> None:
@@ -158,10 +158,10 @@ class Fitted(Protocol):
         ...
 
 
-def drifts(traffic: Traffic, policies: Mapping[str, Fitted]) -> list[PolicyDrift]:
+def drifts(recent: RecentDecisions, policies: Mapping[str, Fitted]) -> list[PolicyDrift]:
     """How each policy drifts; the others are forgotten."""
-    traffic.keep_only(policies)
-    return [drift_of(name, traffic.profile(name), policy.fitting) for name, policy in policies.items()]
+    recent.keep_only(policies)
+    return [drift_of(name, recent.profile(name), policy.fitting) for name, policy in policies.items()]
 
 
 def binned(traffic: Profile, fitting: Profile) -> tuple[dict[str, float], dict[str, float]]:
