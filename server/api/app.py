@@ -11,11 +11,11 @@ from starlette.types import Receive, Scope, Send
 
 from adapters_registry.errors import RegistryError
 from routers.errors import RouterError
-from server.api.admin import AdapterAdmin, admin_router
+from server.api.admin import admin_router
 from server.api.console import console_router
 from server.api.decisions import decisions_router, feedback_router
 from server.api.example_map import map_router
-from server.api.health import health_router
+from server.api.health import health_router, metrics_router
 from server.api.incoming import error_response, request_id_of, with_request_id
 from server.api.inference import InferenceApp
 from server.api.leaderboard import leaderboard_router
@@ -26,6 +26,7 @@ from server.api.policies import policies_router
 from server.api.public import public_router
 from server.endpoints import ENDPOINTS
 from server.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, from_lower
+from server.experts.registration import Registrar
 from server.gateway import Gateway
 from server.journal.feedback import FeedbackDesk
 
@@ -41,10 +42,11 @@ def build_app(gateway: Gateway) -> Edge:
         docs_url="/docs",
         redoc_url=None,
     )
-    app.include_router(health_router(gateway.metrics, gateway.authenticator, gateway.missing))
+    app.include_router(health_router(gateway.authenticator, gateway.missing))
+    app.include_router(metrics_router(gateway.metrics, gateway.authenticator))
     app.include_router(public_router(gateway.pipeline, gateway.watcher, gateway.authenticator, settings.max_body_bytes))
-    admin = AdapterAdmin(gateway.library, gateway.watcher, gateway.lifecycle, gateway.imports, settings)
-    app.include_router(admin_router(admin, gateway.library, gateway.authenticator, settings))
+    registrar = Registrar(gateway.library, gateway.watcher, gateway.lifecycle, gateway.imports, settings)
+    app.include_router(admin_router(registrar, gateway.library, gateway.authenticator, settings))
     app.include_router(lifecycle_router(gateway.lifecycle, gateway.shadow, gateway.library, gateway.authenticator))
     app.include_router(
         policies_router(gateway.policies, gateway.scores, gateway.watcher, gateway.authenticator, settings)

@@ -1,4 +1,4 @@
-"""The admin API of the map: the library's examples on a plane, and where other prompts would fall."""
+"""The admin API of the map: the library's examples on a plane, and where other prompts fall on it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from routers.base import LibraryExpert
 from server.access.auth import Authenticator
-from server.api.incoming import read_body, validated
+from server.api.guard import BodyOf, requires
 from server.experts.watcher import LibraryWatcher
 from server.insights.example_map import MapMaker
 
@@ -21,36 +21,36 @@ _MAX_BODY_BYTES = 4 << 20
 _HEADERS = {"cache-control": "no-store"}
 
 
-class PlaceOrder(BaseModel):
+class PlaceRequest(BaseModel):
     """The body of ``POST /admin/map/place``."""
 
     model_config = ConfigDict(extra="forbid")
 
     texts: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=40_000)]],
-        Field(min_length=1, max_length=MAX_PLACED, description="Prompts; they are embedded and not kept."),
+        Field(min_length=1, max_length=MAX_PLACED, description="Prompts; they are embedded and not stored."),
     ]
+
+
+Placing = Annotated[PlaceRequest, Depends(BodyOf(PlaceRequest, _MAX_BODY_BYTES))]
 
 
 def map_router(maker: MapMaker, watcher: LibraryWatcher, authenticator: Authenticator) -> APIRouter:
     """Routes under ``/admin/map``."""
-    router = APIRouter(prefix="/admin/map", tags=["operations"])
+    guard = Depends(requires(authenticator, "admin"))
+    router = APIRouter(prefix="/admin/map", tags=["operations"], dependencies=[guard])
 
     def experts() -> list[LibraryExpert]:
         return [LibraryExpert(record.expert_id, examples=tuple(record.examples)) for record in watcher.records]
 
     @router.get("", summary="Show the examples of the active experts on a plane")
-    async def show_map(request: Request) -> Response:
-        await authenticator.authorise(request.headers, "admin")
+    async def show_map() -> Response:
         made = await maker.current(experts())
         return await asyncio.to_thread(lambda: _json({"object": "map"} | made.as_json()))
 
-    @router.post("/place", summary="Tell where prompts fall on the map, and which examples are nearest")
-    async def place(request: Request) -> Response:
-        await authenticator.authorise(request.headers, "admin")
-        raw = await read_body(request.headers, request.receive, _MAX_BODY_BYTES)
-        order = validated(PlaceOrder, raw, param="texts")
-        made, placed = await maker.place(order.texts, experts())
+    @router.post("/place", summary="Show where prompts fall on the map, and which examples are nearest")
+    async def place(body: Placing) -> Response:
+        made, placed = await maker.place(body.texts, experts())
         return _json({"object": "list", "version": made.version, "data": placed})
 
     return router

@@ -57,7 +57,7 @@ class InferenceApp:
         hang_up = _HangUp(receive)
 
         async def body() -> bytes:
-            raw = await read_body(headers, receive, self._max_body_bytes)
+            raw = await read_body(headers, receive, self._max_body_bytes, setting="max_body_bytes")
             hang_up.watch()
             return raw
 

@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
-from pydantic import ValidationError
+from fastapi import APIRouter, Depends, Response
 
 from server.access.auth import Authenticator
-from server.api.incoming import read_body, told
-from server.errors import BadRequest
+from server.api.guard import BodyOf, Caller, requires
+from server.api.incoming import validated
 from server.insights.leaderboard import MAX_LEADERBOARD_BYTES, Leaderboard, LeaderboardStore
 
-ADVICE = "Nothing was published yet. Compare policies on your tasks: moergate compare --tasks DIR --publish"
+ADVICE = "Nothing has been published yet. Compare policies on your tasks: moergate compare --tasks DIR --publish"
+FORM = "Send the leaderboard.json that moergate compare has written."
+
+
+def _parse(raw: bytes) -> Leaderboard:
+    return validated(Leaderboard, raw, advice=FORM)
+
+
+Published = Annotated[Leaderboard, Depends(BodyOf(Leaderboard, MAX_LEADERBOARD_BYTES, parse=_parse))]
 
 
 def leaderboard_router(store: LeaderboardStore, authenticator: Authenticator) -> APIRouter:
-    """The route ``/admin/leaderboard``."""
-    router = APIRouter(prefix="/admin", tags=["policies"])
+    """The routes at ``/admin/leaderboard``."""
+    router = APIRouter(prefix="/admin", tags=["policies"], dependencies=[Depends(requires(authenticator, "admin"))])
 
     @router.get("/leaderboard", summary="Show the newest published comparison of policies")
-    async def show_leaderboard(request: Request, response: Response) -> dict[str, Any]:
-        await authenticator.authorise(request.headers, "admin")
+    async def show_leaderboard(response: Response) -> dict[str, Any]:
         response.headers["cache-control"] = "no-store"
         found = await asyncio.to_thread(store.get)
         if found is None:
             return {"object": "leaderboard", "leaderboard": None, "advice": ADVICE}
         return {"object": "leaderboard", **found.model_dump(mode="json")}
 
-    @router.put("/leaderboard", summary="Publish a comparison instead of the one before")
-    async def publish(request: Request) -> dict[str, Any]:
-        principal = await authenticator.authorise(request.headers, "admin")
-        raw = await read_body(request.headers, request.receive, MAX_LEADERBOARD_BYTES)
-        try:
-            leaderboard = Leaderboard.model_validate_json(raw)
-        except ValidationError as error:
-            raise BadRequest(f"{told(error)}. Send the leaderboard.json that moergate compare has written.") from None
-        kept = await asyncio.to_thread(store.put, leaderboard, principal.key_id)
+    @router.put("/leaderboard", summary="Publish a comparison in place of the previous one")
+    async def publish(leaderboard: Published, caller: Caller) -> dict[str, Any]:
+        published = await asyncio.to_thread(store.put, leaderboard, caller.key_id)
         return {
             "object": "leaderboard",
-            "published_at": kept.published_at.isoformat(),
+            "published_at": published.published_at.isoformat(),
             "num_rows": len(leaderboard.rows),
         }
 

@@ -1,34 +1,33 @@
-"""The admin API of what is going on: experts with traffic and residency, replicas, policies."""
+"""The admin API of the overview: experts with traffic and residency, replicas, and policies."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
 
 from adapters_registry.library import Library
 from adapters_registry.records import AdapterRecord, utc_now
 from adapters_registry.states import AdapterState
-from server.access.auth import Authenticator
+from server.api.guard import requires
 from server.gateway import Gateway
 from server.insights.overview import decisions_of, expert_rows, replica_rows, traffic_by_expert, trial_counts
 
 NOT_SERVING = (AdapterState.REGISTERED, AdapterState.VALIDATING, AdapterState.REJECTED)
 MAX_REJECTED = 100
-"""Versions that serve nothing are listed with the newest first, up to so many; the list of adapters has all."""
+"""Maximum number of versions out of service in the overview, newest first; the list of adapters has all."""
 
-Limit = Annotated[int, Query(ge=1, le=5_000, description="At most so many versions, by name.")]
+Limit = Annotated[int, Query(ge=1, le=5_000, description="Maximum number of versions, by name.")]
 
 
 def overview_router(gateway: Gateway) -> APIRouter:
     """The route ``/admin/overview``."""
-    router = APIRouter(prefix="/admin", tags=["operations"])
-    authenticator: Authenticator = gateway.authenticator
+    guard = Depends(requires(gateway.authenticator, "admin"))
+    router = APIRouter(prefix="/admin", tags=["operations"], dependencies=[guard])
 
     @router.get("/overview", summary="Show experts with state, traffic and residency, replicas, and policies")
-    async def overview(request: Request, response: Response, limit: Limit = 2_000) -> dict[str, Any]:
-        await authenticator.authorise(request.headers, "admin")
+    async def overview(response: Response, limit: Limit = 2_000) -> dict[str, Any]:
         response.headers["cache-control"] = "no-store"
         catalog = gateway.watcher.catalog
         records = [*catalog.experts.values(), *catalog.others.values(), *await _not_serving(gateway.library)]

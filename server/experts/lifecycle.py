@@ -9,18 +9,17 @@ and in the engines, others do who watch the library.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import structlog
 
 from adapters_registry.errors import AdapterNotFound, RegistryError, WrongState
 from adapters_registry.library import Library
 from adapters_registry.names import split_expert_id
-from adapters_registry.records import AdapterRecord, Change, Transition
+from adapters_registry.records import AdapterRecord, Change, ProbeReport, Transition, utc_now
 from adapters_registry.states import OVER, AdapterState
 from server.engine.pool import EnginePool
 from server.errors import Conflict
-from server.experts.probes import CannotProbe, EngineBusy, Prober, Report
+from server.experts.probes import CannotProbe, EngineBusy, Prober
 from server.experts.watcher import LibraryWatcher
 from server.telemetry.metrics import Metrics
 
@@ -124,25 +123,22 @@ class Lifecycle:
                 raise
             return await self._conclude(record, report)
 
-    async def _probe(self, record: AdapterRecord) -> Report:
+    async def _probe(self, record: AdapterRecord) -> ProbeReport:
         try:
             return await self._prober.probe(record, self._watcher.records)
         except CannotProbe as error:
             log.warning("expert not probed", expert=record.expert_id, why=str(error))
-            return Report((), {"skipped": str(error)})
+            return ProbeReport(at=utc_now(), skipped=str(error))
 
-    async def _conclude(self, record: AdapterRecord, report: Report) -> AdapterRecord:
+    async def _conclude(self, record: AdapterRecord, report: ProbeReport) -> AdapterRecord:
         self._metrics.library.probes.labels("passed" if report.passed else "failed").inc()
-        found = report.as_json()
         log.info("expert probed", expert=record.expert_id, passed=report.passed)
         if report.passed:
-            return await self._publish(record, Change(PROBER, "probed"), found)
+            return await self._publish(record, Change(PROBER, "probed"), report)
         why = "; ".join(f"{problem.where}: {problem.what}" for problem in report.problems)
-        return await self._library.move(record, Transition(AdapterState.REJECTED, report=found), Change(PROBER, why))
+        return await self._library.move(record, Transition(AdapterState.REJECTED, report=report), Change(PROBER, why))
 
-    async def _publish(
-        self, record: AdapterRecord, change: Change, report: dict[str, Any] | None = None
-    ) -> AdapterRecord:
+    async def _publish(self, record: AdapterRecord, change: Change, report: ProbeReport | None = None) -> AdapterRecord:
         """Make a version ready, and offer it as its manifest wants, in one step."""
         wanted, state = record.publish, AdapterState.READY
         if wanted.to == "active":

@@ -116,7 +116,7 @@ def expert_rows(
             "num_examples": len(record.examples),
             "description": record.card.description,
             "updated_at": record.updated_at.isoformat(),
-            "probed": None if record.report is None else bool(record.report.get("passed")),
+            "probed": None if record.report is None else record.report.passed,
             "traffic": seen.as_json() if seen and state == "active" else None,
             "trial": trials.get((record.name, state)) if state in ("active", "canary") else None,
             "resident_in": [replica.name for replica in replicas if record.expert_id in replica.residency.experts],

@@ -31,7 +31,7 @@ MAX_PATIENT = 64
 Score = Annotated[float, Field(ge=-1, le=1, strict=True, allow_inf_nan=False)]
 
 
-class FeedbackOrder(BaseModel):
+class FeedbackRequest(BaseModel):
     """The body of ``POST /v1/feedback``."""
 
     model_config = ConfigDict(extra="forbid")
@@ -47,7 +47,7 @@ class FeedbackOrder(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class SavedFeedback:
     """What has become of an opinion."""
 
     feedback: Feedback
@@ -69,7 +69,7 @@ class FeedbackDesk:
         self._metrics = metrics
         self._num_patient = 0
 
-    async def take(self, order: FeedbackOrder, principal: Principal, catalog: Catalog) -> Kept:
+    async def take(self, order: FeedbackRequest, principal: Principal, catalog: Catalog) -> SavedFeedback:
         """Keep an opinion instead of an earlier one of the same request.
 
         Raises:
@@ -107,7 +107,7 @@ class FeedbackDesk:
         decision, is_first = found
         if is_first:
             self._metrics.record_feedback(decision.policy, decision.answered_by, opinion.rating)
-        return Kept(opinion, is_first)
+        return SavedFeedback(opinion, is_first)
 
     async def _join(self, opinion: Feedback) -> tuple[DecisionRecord, bool] | None:
         """Keep an opinion with its decision, wherever that still is."""

@@ -12,14 +12,14 @@ from server.access.auth import ANONYMOUS
 from server.errors import NotFound
 from server.journal import feedback
 from server.journal.decision_log import DecisionLog
-from server.journal.feedback import LOOKS, FeedbackDesk, FeedbackOrder
+from server.journal.feedback import LOOKS, FeedbackDesk, FeedbackRequest
 from server.planning.catalog import Catalog
 from server.telemetry.drift import RecentDecisions
 from server.telemetry.metrics import Metrics
 from tests.support.decisions import decision
 from tests.unit.server.journal.test_decision_log import Memory
 
-ORDER = FeedbackOrder(request_id="r", rating="up")
+ORDER = FeedbackRequest(request_id="r", rating="up")
 
 
 @dataclass
