@@ -1,4 +1,4 @@
-"""What an operator sees at a glance: experts with their traffic, and the engine's replicas. Reads; changes nothing.
+"""The operator's overview: experts with their traffic, and the engine's replicas. Reads only.
 
 Traffic comes from this process's own counts, so it starts with the gateway and goes by expert name: the versions of an
 expert share their figures, and so do all experts beyond the setting metrics_experts. While an expert has a canary, the
