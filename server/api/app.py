@@ -1,4 +1,4 @@
-"""The web application: routes, the form of every error, and the OpenAPI document."""
+"""The web application: all routes, the form of every error, and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 
 def build_app(gateway: Gateway) -> Edge:
-    """The application over a gateway's parts."""
+    """The application of a gateway."""
     settings = gateway.settings
     app = FastAPI(
         title="Moergate",
@@ -71,7 +71,7 @@ def build_app(gateway: Gateway) -> Edge:
 
 
 class Edge:
-    """Hands the hot endpoints to their own application at once, everything else to FastAPI."""
+    """Passes the inference endpoints directly to their own application, and everything else to FastAPI."""
 
     def __init__(self, inference: InferenceApp, rest: FastAPI) -> None:
         self._inference = inference
@@ -100,7 +100,7 @@ def _from_framework(error: Exception, request: Request) -> GatewayError | None:
             if request.url.path in ENDPOINTS:
                 return MethodNotAllowed(f"{request.method} is not allowed here; use POST.")
             return NotFound(
-                f"There is no {request.method} {request.url.path[:200]}; GET /openapi.json lists what there is."
+                f"There is no {request.method} {request.url.path[:200]}; GET /openapi.json lists all endpoints."
             )
         if error.status_code == 405:
             return MethodNotAllowed(f"{request.method} is not allowed here.")
