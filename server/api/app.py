@@ -14,14 +14,12 @@ from routers.errors import RouterError
 from server.api.admin import admin_router
 from server.api.console import console_router
 from server.api.decisions import decisions_router, feedback_router
-from server.api.example_map import map_router
 from server.api.health import health_router, metrics_router
 from server.api.incoming import error_response, request_id_of, with_request_id
 from server.api.inference import InferenceApp
-from server.api.leaderboard import leaderboard_router
+from server.api.insights import leaderboard_router, map_router, overview_router
 from server.api.lifecycle import lifecycle_router
 from server.api.openapi import document
-from server.api.overview import overview_router
 from server.api.policies import policies_router
 from server.api.public import public_router
 from server.endpoints import ENDPOINTS
