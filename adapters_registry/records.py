@@ -19,6 +19,8 @@ from pydantic import (
     StringConstraints,
     TypeAdapter,
     ValidationError,
+    computed_field,
+    field_serializer,
 )
 
 from adapters_registry.errors import BadManifest, Problem
@@ -175,6 +177,63 @@ def _problems(error: ValidationError, root: str) -> list[Problem]:
 # -- what the registry keeps --------------------------------------------------------------------------------------
 
 
+class NearestExpert(BaseModel):
+    """The other expert whose answers are nearest to a probed version's, and the distance in nats."""
+
+    model_config = ConfigDict(frozen=True)
+
+    expert: str
+    distance: float
+
+
+class ProbeReport(BaseModel):
+    """What the probes of a version found.
+
+    A figure is None if it was not measured or is not finite. `server.experts.probes` defines the figures.
+
+    Attributes:
+        at: Time at which the probes ended.
+        problems: Why the version may not be offered; empty if it may.
+        skipped: Why the engine could not be asked in the way that probes need.
+        num_prompts: Number of prompts that the engine read.
+        load_s: Time to the first answer, in seconds, with which the engine loads the adapter.
+        size_bytes: Size of the weights' file.
+        noise: Distance of the base to itself, in nats.
+        base_distance: Distance of the version to the base, in nats.
+        repeat_distance: Distance of the version to itself, in nats.
+        nearest_other: The nearest of the other experts that were asked.
+        score: Mean score on the samples of the manifest's quality gate, in [0, 1].
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    at: datetime
+    skipped: str | None = None
+    num_prompts: int | None = None
+    load_s: float | None = None
+    size_bytes: int | None = None
+    noise: float | None = None
+    base_distance: float | None = None
+    repeat_distance: float | None = None
+    nearest_other: NearestExpert | None = None
+    score: float | None = None
+    problems: tuple[Problem, ...] = ()
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def passed(self) -> bool:
+        """Whether the version may be offered."""
+        return not self.problems
+
+    @field_serializer("at")
+    def _at(self, at: datetime) -> str:
+        return at.isoformat()
+
+    def as_json(self) -> dict[str, Any]:
+        """As the store keeps it and the admin API shows it; reads back with ``model_validate``."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterRecord:
     """One version of an expert. The content is immutable; state, share, report, card and examples may change.
@@ -208,7 +267,7 @@ class AdapterRecord:
     updated_at: datetime
     publish: Publication = AT_ONCE
     share: float | None = None
-    report: Mapping[str, Any] | None = None
+    report: ProbeReport | None = None
     is_purged: bool = False
 
     @property
@@ -248,7 +307,7 @@ class Transition:
     state: AdapterState
     expected: AdapterState | None = None
     share: float | None = None
-    report: Mapping[str, Any] | None = None
+    report: ProbeReport | None = None
     through: Sequence[AdapterState] = ()
 
 

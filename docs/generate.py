@@ -18,9 +18,11 @@ from routers.registry import router_class, router_names
 from server import errors
 from server.cli.main import app
 from server.cli.serve import FILE_ONLY, shown_default
-from server.settings import ENV_PREFIX, PolicySettings, Price, Settings
+from server.settings import ENV_PREFIX, PolicySettings, Settings
 from server.sources.config import Credential, SourceSettings
+from server.telemetry.families import all_families
 from server.telemetry.metrics import Metrics
+from server.telemetry.prices import Price
 
 FOLDER = Path(__file__).parent
 TABLES: dict[str, type[BaseModel]] = {
@@ -56,10 +58,10 @@ def _table(named: tuple[str, type[BaseModel]]) -> str:
 
 def metrics_page() -> str:
     """Every metric: name, type, labels, meaning."""
-    metrics = Metrics(max_experts=1, prices={})
+    labels_of = {family.name: family.labels for family in all_families()}
     rows = []
-    for family in sorted(metrics.registry.collect(), key=lambda f: f.name):
-        labels = ", ".join(f"`{name}`" for name in metrics.labels_of(family.name))
+    for family in sorted(Metrics(max_experts=1, prices={}).registry.collect(), key=lambda f: f.name):
+        labels = ", ".join(f"`{name}`" for name in labels_of[family.name])
         name = family.name + ("_total" if family.type == "counter" else "")
         rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
     head = "| metric | type | labels | meaning |\n|---|---|---|---|\n"

@@ -36,7 +36,7 @@ from server.policies.manager import PolicyManager
 from server.policies.scores import ScoreStore
 from server.request.pipeline import Pipeline
 from server.settings import Settings
-from server.telemetry.drift import Traffic
+from server.telemetry.drift import RecentDecisions
 from server.telemetry.logs import AccessLog
 from server.telemetry.metrics import Metrics
 
@@ -67,7 +67,7 @@ class Gateway:
     shadow: Shadow
     drainer: Drainer
     decisions: DecisionLog
-    traffic: Traffic
+    recent_decisions: RecentDecisions
     imports: Imports
     example_map: MapMaker
     leaderboard: LeaderboardStore

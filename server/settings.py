@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from adapters_registry.visibility import Audience
 from routers.library.subset_config import SubsetConfig
 from server.sources.config import SourceSettings
+from server.telemetry.prices import Price
 
 ENV_PREFIX = "MOERGATE_"
 
@@ -58,15 +59,6 @@ class PolicySettings(BaseModel):
     def audience(self) -> Audience:
         """The keys that the policy is for."""
         return Audience(frozenset(self.tags), self.tenant)
-
-
-class Price(BaseModel):
-    """Price per million tokens, in the operator's currency."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    input: float = Field(0.0, ge=0, description="Price of a million prompt tokens.")
-    output: float = Field(0.0, ge=0, description="Price of a million generated tokens.")
 
 
 class Settings(BaseSettings):

@@ -61,7 +61,7 @@ from server.request.pipeline import Pipeline
 from server.request.recorder import Recorder
 from server.settings import Settings, SettingsError
 from server.sources.fetching import SourceFetcher
-from server.telemetry.drift import Traffic, drifts
+from server.telemetry.drift import RecentDecisions, drifts
 from server.telemetry.logs import AccessLog
 from server.telemetry.metrics import Metrics
 
@@ -131,16 +131,16 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
     memory = ConversationMemory()
     # Shadow fits publish to a folder of their own, so that they never replace an artefact that serves.
     shadow = Shadow(Fitter(ArtefactStore(settings.home / "shadow")), PolicyData(scores, vectors), embedders, metrics)
-    traffic = Traffic()
+    recent_decisions = RecentDecisions()
     decisions = DecisionLog(
         library.decisions,
-        traffic,
+        recent_decisions,
         metrics,
         level=settings.decision_log,
         sample=settings.decision_log_sample,
         keep_days=settings.decision_log_days,
     )
-    metrics.show_drift(lambda: drifts(traffic, watcher.catalog.policies))
+    metrics.show_drift(lambda: drifts(recent_decisions, watcher.catalog.policies))
     pipeline = Pipeline(
         authenticator=authenticator,
         entry=Entry(limiter, admission),
@@ -186,7 +186,7 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
         shadow,
         drainer,
         decisions,
-        traffic,
+        recent_decisions,
         Imports(fetcher, policies.jobs),
         MapMaker(embedder, vectors),
         LeaderboardStore(settings.home / "scores"),

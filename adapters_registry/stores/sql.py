@@ -23,6 +23,7 @@ from adapters_registry.records import (
     Card,
     Change,
     LibraryChanges,
+    ProbeReport,
     Publication,
     Transition,
     utc_now,
@@ -122,7 +123,7 @@ class SqlAdapterStore(AdapterStore):
                 raise _wrong_state(row, transition.state)
             more: dict[str, object] = {"share": transition.share} if transition.state is AdapterState.CANARY else {}
             if transition.report is not None:
-                more["report"] = dict(transition.report)
+                more["report"] = transition.report.as_json()
             now = utc_now()
             for step in transition.through:
                 row = await _move(connection, row, step, change, now)
@@ -396,7 +397,7 @@ def _to_record(row: sa.Row[Any], texts: tuple[str, ...]) -> AdapterRecord:
         updated_at=row.updated_at,
         publish=Publication.model_validate(row.publish),
         share=row.share,
-        report=row.report,
+        report=None if row.report is None else ProbeReport.model_validate(row.report),
         is_purged=row.purged_at is not None,
     )
 

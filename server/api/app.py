@@ -1,4 +1,4 @@
-"""The web application: routes, the form of every error, and the OpenAPI document."""
+"""The web application: all routes, the form of every error, and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from starlette.types import Receive, Scope, Send
 
 from adapters_registry.errors import RegistryError
 from routers.errors import RouterError
-from server.api.admin import AdapterAdmin, admin_router
+from server.api.admin import admin_router
 from server.api.console import console_router
 from server.api.decisions import decisions_router, feedback_router
-from server.api.example_map import map_router
-from server.api.health import health_router
+from server.api.health import health_router, metrics_router
 from server.api.incoming import error_response, request_id_of, with_request_id
 from server.api.inference import InferenceApp
-from server.api.leaderboard import leaderboard_router
+from server.api.insights import leaderboard_router, map_router, overview_router
 from server.api.lifecycle import lifecycle_router
 from server.api.openapi import document
-from server.api.overview import overview_router
 from server.api.policies import policies_router
 from server.api.public import public_router
 from server.endpoints import ENDPOINTS
 from server.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, from_lower
+from server.experts.registration import Registrar
 from server.gateway import Gateway
 from server.journal.feedback import FeedbackDesk
 
@@ -33,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 
 def build_app(gateway: Gateway) -> Edge:
-    """The application over a gateway's parts."""
+    """The application of a gateway."""
     settings = gateway.settings
     app = FastAPI(
         title="Moergate",
@@ -41,16 +40,19 @@ def build_app(gateway: Gateway) -> Edge:
         docs_url="/docs",
         redoc_url=None,
     )
-    app.include_router(health_router(gateway.metrics, gateway.authenticator, gateway.missing))
+    app.include_router(health_router(gateway.authenticator, gateway.missing))
+    app.include_router(metrics_router(gateway.metrics, gateway.authenticator))
     app.include_router(public_router(gateway.pipeline, gateway.watcher, gateway.authenticator, settings.max_body_bytes))
-    admin = AdapterAdmin(gateway.library, gateway.watcher, gateway.lifecycle, gateway.imports, settings)
-    app.include_router(admin_router(admin, gateway.library, gateway.authenticator, settings))
+    registrar = Registrar(gateway.library, gateway.watcher, gateway.lifecycle, gateway.imports, settings)
+    app.include_router(admin_router(registrar, gateway.library, gateway.authenticator, settings))
     app.include_router(lifecycle_router(gateway.lifecycle, gateway.shadow, gateway.library, gateway.authenticator))
     app.include_router(
         policies_router(gateway.policies, gateway.scores, gateway.watcher, gateway.authenticator, settings)
     )
     app.include_router(
-        decisions_router(gateway.library, gateway.decisions, gateway.traffic, gateway.watcher, gateway.authenticator)
+        decisions_router(
+            gateway.library, gateway.decisions, gateway.recent_decisions, gateway.watcher, gateway.authenticator
+        )
     )
     desk = FeedbackDesk(gateway.library.feedback, gateway.decisions, gateway.metrics)
     app.include_router(feedback_router(desk, gateway.watcher, gateway.authenticator))
@@ -67,7 +69,7 @@ def build_app(gateway: Gateway) -> Edge:
 
 
 class Edge:
-    """Hands the hot endpoints to their own application at once, everything else to FastAPI."""
+    """Passes the inference endpoints directly to their own application, and everything else to FastAPI."""
 
     def __init__(self, inference: InferenceApp, rest: FastAPI) -> None:
         self._inference = inference
@@ -96,7 +98,7 @@ def _from_framework(error: Exception, request: Request) -> GatewayError | None:
             if request.url.path in ENDPOINTS:
                 return MethodNotAllowed(f"{request.method} is not allowed here; use POST.")
             return NotFound(
-                f"There is no {request.method} {request.url.path[:200]}; GET /openapi.json lists what there is."
+                f"There is no {request.method} {request.url.path[:200]}; GET /openapi.json lists all endpoints."
             )
         if error.status_code == 405:
             return MethodNotAllowed(f"{request.method} is not allowed here.")

@@ -1,7 +1,7 @@
-"""The console's page: static files without data, under headers that let a browser run nothing but them.
+"""The console's page: static files without data, with headers that let a browser run only these files.
 
-The page is public, as it tells nothing; what it shows is behind the admin API, which wants a key. The key is sent in a
-header by the page's script, and never as a cookie, so that no other page can make a browser use it.
+The page is public because it contains no data; the data comes from the admin API, which requires a key. The page's
+script sends the key in a header, never as a cookie, so that no other page can make a browser use it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ POLICY = (
     "require-trusted-types-for 'script'",
     "trusted-types 'none'",
 )
-"""Nothing inline, nothing from elsewhere, no frame around it, and no text that is made into markup."""
+"""No inline code, nothing from other origins, no frame around the page, and no text that becomes markup."""
 
 HEADERS = {
     "content-security-policy": "; ".join(POLICY),
@@ -69,7 +69,7 @@ def read_assets() -> dict[str, Asset]:
 
 
 def console_router() -> APIRouter:
-    """Routes under ``/console``, which need no key; they are no API, and stand in no document."""
+    """Routes under ``/console``; they need no key, and are not part of the API or its document."""
     router = APIRouter(prefix="/console", include_in_schema=False)
     assets = read_assets()
 

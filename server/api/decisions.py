@@ -1,4 +1,4 @@
-"""The admin API of what was decided: the log, abstentions in groups, drift; and callers' feedback."""
+"""The admin API of decisions: the decision log, groups of abstentions, and drift; also the route for feedback."""
 
 from __future__ import annotations
 
@@ -7,70 +7,70 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
-from pydantic import ValidationError
 
 from adapters_registry.decisions import MAX_PAGE, DecisionQuery, DecisionRecord
 from adapters_registry.library import Library
 from adapters_registry.records import utc_now
 from server.access.auth import Authenticator
-from server.api.incoming import read_body, told
-from server.errors import BadRequest, NotFound
+from server.api.guard import BodyOf, Caller, requires
+from server.errors import NotFound
 from server.experts.watcher import LibraryWatcher
 from server.journal.abstentions import Group, group_abstentions, most_common_embedder, read_abstentions
 from server.journal.decision_log import DecisionLog
-from server.journal.feedback import FeedbackDesk, FeedbackOrder
+from server.journal.feedback import FeedbackDesk, FeedbackRequest
 from server.planning.catalog import DEFAULT_POLICY
-from server.telemetry.drift import PolicyDrift, Traffic, drift_of
+from server.telemetry.drift import PolicyDrift, RecentDecisions, drift_of
 
 MAX_FEEDBACK_BYTES = 64 << 10
 MAX_NUMBER = 2**63 - 1
 
 PolicyName = Annotated[
-    str | None, Query(min_length=1, max_length=63, pattern=r"^[^\x00]+$", description="Only of this policy.")
+    str | None, Query(min_length=1, max_length=63, pattern=r"^[^\x00]+$", description="Only decisions of this policy.")
 ]
 ExpertName = Annotated[
     str | None,
     Query(
         max_length=72,
         pattern=r"^[a-z0-9][a-z0-9_.-]*(@[0-9a-f]{8})?$",
-        description="name or name@version, in the recipe.",
+        description="Only decisions whose recipe has this name or name@version.",
     ),
 ]
 RequestId = Annotated[
-    str | None, Query(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Only of requests with this id.")
+    str | None, Query(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Only decisions for requests with this id.")
 ]
-KeyId = Annotated[str | None, Query(pattern=r"^[a-z0-9]{1,16}$", description="Only of this key.")]
+KeyId = Annotated[
+    str | None, Query(pattern=r"^[a-z0-9]{1,16}$", description="Only decisions for requests of this key.")
+]
+Rating = Annotated[FeedbackRequest, Depends(BodyOf(FeedbackRequest, MAX_FEEDBACK_BYTES))]
 
 
 def decisions_router(
     library: Library,
     log: DecisionLog,
-    traffic: Traffic,
+    recent: RecentDecisions,
     watcher: LibraryWatcher,
     authenticator: Authenticator,
 ) -> APIRouter:
     """Routes under ``/admin`` about decisions."""
-    router = APIRouter(prefix="/admin", tags=["decisions"])
+    router = APIRouter(prefix="/admin", tags=["decisions"], dependencies=[Depends(requires(authenticator, "admin"))])
 
-    @router.get("/decisions", summary="List what was decided for requests, newest first")
+    @router.get("/decisions", summary="List the decisions for requests, newest first")
     async def list_decisions(
-        request: Request,
-        limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="At most so many.")] = 50,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Maximum number of decisions.")] = 50,
         before: Annotated[
-            int | None, Query(ge=1, le=MAX_NUMBER, description="The 'next' of the page before this one.")
+            int | None, Query(ge=1, le=MAX_NUMBER, description="The 'next' of the previous page.")
         ] = None,
         policy: PolicyName = None,
         expert: ExpertName = None,
         abstained: Annotated[
-            bool | None, Query(description="Only those for which no expert was chosen, or was.")
+            bool | None, Query(description="Only abstentions, or only decisions for an expert.")
         ] = None,
         request_id: RequestId = None,
         key_id: KeyId = None,
-        rated: Annotated[bool | None, Query(description="Only those with feedback, or without.")] = None,
+        rated: Annotated[bool | None, Query(description="Only decisions with feedback, or only those without.")] = None,
     ) -> Response:
-        await authenticator.authorise(request.headers, "admin")
         query = DecisionQuery(
             limit=limit,
             before=before,
@@ -90,14 +90,14 @@ def decisions_router(
         }
         return Response(orjson.dumps(answer), media_type="application/json")
 
-    @router.get("/abstentions", summary="Group the prompts for which no expert was chosen: what nobody covers")
+    @router.get("/abstentions", summary="Group the prompts for which no expert was chosen: what no expert covers")
     async def group(
-        request: Request,
         policy: PolicyName = None,
-        days: Annotated[int, Query(ge=1, le=3650, description="Only of the last days.")] = 7,
-        k: Annotated[int | None, Query(ge=1, le=50, description="How many groups; left out: as many as fit.")] = None,
+        days: Annotated[int, Query(ge=1, le=3650, description="Only abstentions of the last days.")] = 7,
+        k: Annotated[
+            int | None, Query(ge=1, le=50, description="Number of groups; by default, as many as fit the prompts.")
+        ] = None,
     ) -> dict[str, Any]:
-        await authenticator.authorise(request.headers, "admin")
         found = await read_abstentions(library.decisions, policy, utc_now() - timedelta(days=days))
         rows = most_common_embedder(found)
         live = watcher.catalog.policies.get(policy or (rows[0].policy if rows else None) or DEFAULT_POLICY)
@@ -111,36 +111,29 @@ def decisions_router(
             "advice": _advice(log.level, groups),
         }
 
-    @router.get("/policies/{name}/drift", summary="Compare a policy's last decisions with what it was fitted to")
-    async def drift(name: str, request: Request) -> dict[str, Any]:
-        await authenticator.authorise(request.headers, "admin")
+    @router.get("/policies/{name}/drift", summary="Compare a policy's latest decisions with what it was fitted to")
+    async def drift(name: str) -> dict[str, Any]:
         live = watcher.catalog.policies.get(name)
         if live is None:
-            raise NotFound(f"There is no fitted policy {name[:100]!r}; 'moergate policies list' shows which there are.")
-        return show_drift(drift_of(name, traffic.profile(name), live.fitting))
+            raise NotFound(f"There is no fitted policy {name[:100]!r}; 'moergate policies list' lists all policies.")
+        return show_drift(drift_of(name, recent.profile(name), live.fitting))
 
     return router
 
 
 def feedback_router(desk: FeedbackDesk, watcher: LibraryWatcher, authenticator: Authenticator) -> APIRouter:
-    """The route by which callers rate answers."""
-    router = APIRouter(tags=["inference"])
+    """The route at which callers rate answers."""
+    router = APIRouter(tags=["inference"], dependencies=[Depends(requires(authenticator, "infer"))])
 
     @router.post("/v1/feedback", summary="Rate the answer to a request of this key; the last rating counts")
-    async def take_feedback(request: Request) -> dict[str, Any]:
-        principal = await authenticator.authorise(request.headers, "infer")
-        raw = await read_body(request.headers, request.receive, MAX_FEEDBACK_BYTES)
-        try:
-            order = FeedbackOrder.model_validate_json(raw)
-        except ValidationError as error:
-            raise BadRequest(told(error), param=_param(error)) from None
-        kept = (await desk.take(order, principal, watcher.catalog)).feedback
+    async def take_feedback(body: Rating, caller: Caller) -> dict[str, Any]:
+        saved = (await desk.take(body, caller, watcher.catalog)).feedback
         return {
             "object": "feedback",
-            "request_id": kept.request_id,
-            "rating": kept.rating,
-            "expert": kept.expert,
-            "comment_kept": kept.comment is not None,
+            "request_id": saved.request_id,
+            "rating": saved.rating,
+            "expert": saved.expert,
+            "comment_kept": saved.comment is not None,
         }
 
     return router
@@ -179,7 +172,7 @@ def show(decision: DecisionRecord) -> dict[str, Any]:
 
 
 def show_group(group: Group, num: int) -> dict[str, Any]:
-    """A group of abstentions, of so many in all."""
+    """A group of abstentions; `num` is the number of all abstentions."""
     nearest = group.nearest
     return {
         "size": group.size,
@@ -192,7 +185,7 @@ def show_group(group: Group, num: int) -> dict[str, Any]:
 
 
 def show_drift(drift: PolicyDrift) -> dict[str, Any]:
-    """How a policy drifts, its experts by their share of the traffic."""
+    """A policy's drift, with its experts sorted by their share of the traffic."""
     traffic, fitting = drift.traffic, drift.fitting
     names = {*traffic.shares, *(fitting.shares if fitting else {})}
 
@@ -226,17 +219,12 @@ def _rounded(value: float | None) -> float | None:
 def _advice(level: str, groups: list[Group]) -> str:
     if groups:
         return (
-            f"You may want an expert for the largest group: {groups[0].size} prompts. Where an expert is near, give it "
-            "some of them as examples instead."
+            f"Consider an expert for the largest group of {groups[0].size} prompts. If an existing expert is near, add "
+            "some of them to its examples instead."
         )
     if level in ("embeddings", "prompts"):
-        return "No abstention was kept in this time: every prompt found an expert, or there was no traffic."
+        return "No abstention was recorded in this period: every prompt found an expert, or there was no traffic."
     return (
-        f"Nothing to group is kept: the setting decision_log is {level}. Set it to embeddings (or to prompts, to see "
-        "texts too), and ask again after some traffic."
+        f"There is nothing to group, because the setting decision_log is {level}. Set it to embeddings (or to prompts, "
+        "to see texts, too), and ask again after some traffic."
     )
-
-
-def _param(error: ValidationError) -> str | None:
-    place = error.errors()[0]["loc"]
-    return str(place[0]) if place else None

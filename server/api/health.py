@@ -1,38 +1,38 @@
-"""Probes, which need no key, and metrics, which do: they name experts."""
+"""Probes for orchestrators, which need no key, and metrics, which need one because they name experts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from adapters_registry.errors import RegistryError
 from server.access.auth import Authenticator
+from server.api.guard import requires
 from server.errors import GatewayError
 from server.telemetry.metrics import Metrics
 
 
-def health_router(metrics: Metrics, authenticator: Authenticator, missing: Callable[[], dict[str, str]]) -> APIRouter:
-    """Routes for orchestrators and Prometheus.
+def health_router(authenticator: Authenticator, missing: Callable[[], dict[str, str]]) -> APIRouter:
+    """Routes for orchestrators; they need no key.
 
     Args:
-        metrics: What ``/metrics`` shows to keys with the scope ``metrics`` or ``admin``.
-        authenticator: Knows the keys.
+        authenticator: Decides who sees why a part is not ready.
         missing: What is not ready, by part; empty when everything is.
     """
     router = APIRouter(tags=["operations"])
 
-    @router.get("/livez", summary="Whether the process works")
+    @router.get("/livez", summary="Show whether the process works")
     async def livez() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.get("/health", summary="As /livez, where vLLM's tools look for it; an empty body", response_class=Response)
+    @router.get("/health", summary="Like /livez, at vLLM's path and with an empty body", response_class=Response)
     async def health() -> Response:
         return Response()
 
-    @router.get("/readyz", summary="Whether requests can be answered, and what is missing")
+    @router.get("/readyz", summary="Show whether requests can be answered, and what is missing")
     async def readyz(request: Request) -> JSONResponse:
         parts = missing()
         if parts and not await _may_see_details(authenticator, request):
@@ -41,9 +41,16 @@ def health_router(metrics: Metrics, authenticator: Authenticator, missing: Calla
             return JSONResponse({"status": "not ready", "missing": parts}, 503, headers={"retry-after": "2"})
         return JSONResponse({"status": "ready", "missing": {}})
 
-    @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
-    async def show_metrics(request: Request) -> Response:
-        await authenticator.authorise(request.headers, "metrics", "admin")
+    return router
+
+
+def metrics_router(metrics: Metrics, authenticator: Authenticator) -> APIRouter:
+    """The route ``/metrics``, for keys with the scope ``metrics`` or ``admin``."""
+    guard = Depends(requires(authenticator, "metrics", "admin"))
+    router = APIRouter(tags=["operations"], dependencies=[guard])
+
+    @router.get("/metrics", summary="Show all metrics in Prometheus's format", response_class=Response)
+    async def show_metrics() -> Response:
         return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return router

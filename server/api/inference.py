@@ -1,6 +1,6 @@
-"""The OpenAI endpoints, as one plain ASGI application: on the hot path nothing of a web framework is needed.
+"""The inference endpoints, as one plain ASGI application: the hot path bypasses the web framework.
 
-A caller that hangs up cancels the request, and with it the work in the engine.
+A client that disconnects cancels its request, and with it the work in the engine.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class InferenceApp:
     """Answers the inference endpoints.
 
     Args:
-        pipeline: Does the work.
+        pipeline: Answers the requests.
         metrics: Counts errors before the engine's first byte.
-        max_body_bytes: Limit of a request's body.
-        tracing: Begins traces; None if there are to be none.
+        max_body_bytes: Maximum size of a request's body.
+        tracing: Begins traces; None disables them.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class InferenceApp:
         hang_up = _HangUp(receive)
 
         async def body() -> bytes:
-            raw = await read_body(headers, receive, self._max_body_bytes)
+            raw = await read_body(headers, receive, self._max_body_bytes, setting="max_body_bytes")
             hang_up.watch()
             return raw
 
@@ -69,7 +69,7 @@ class InferenceApp:
 
     async def _answer(self, call: Call, send: Send, hang_up: _HangUp) -> None:
         answer: Answer | None = None
-        # Of what goes wrong only status and code are kept: an error refers to this frame, which would refer to it.
+        # Keep only the status and code of an error: the error refers to this frame, and keeping it would make a cycle.
         status: int = ClientClosedRequest.status
         code: str | None = ClientClosedRequest.code
         started = False
@@ -97,7 +97,7 @@ class InferenceApp:
                 raise
             if answer is None:
                 self._metrics.record_error(call.endpoint.path, "client_closed_request", 499)
-                log.info("caller hung up", request_id=call.request_id, endpoint=call.endpoint.path)
+                log.info("client disconnected", request_id=call.request_id, endpoint=call.endpoint.path)
         except Exception as error:
             status, code, response = self._refusal(error, call, has_answer=answer is not None)
             if not started:
@@ -109,7 +109,7 @@ class InferenceApp:
                 call.trace.refused(status, code)
 
     def _refusal(self, error: Exception, call: Call, *, has_answer: bool) -> tuple[int, str | None, Response]:
-        """Log and count what went wrong; its status, its code, and what the caller is told."""
+        """Log and count an error; returns its status, its code, and the response."""
         known = from_lower(error)
         if known.status == 500:
             log.exception("request failed", request_id=call.request_id, endpoint=call.endpoint.path)
@@ -121,9 +121,9 @@ class InferenceApp:
 
 
 class _HangUp:
-    """Cancels the request's task when the caller closes the connection.
+    """Cancels the request's task when the client closes the connection.
 
-    The first look comes after `FIRST_LOOK_S`: what is answered sooner needs no task to watch for it.
+    It begins to watch after `FIRST_LOOK_S`, so that requests with faster answers need no task for it.
     """
 
     FIRST_LOOK_S = 0.05
@@ -136,11 +136,12 @@ class _HangUp:
         self.happened = False
 
     def watch(self) -> None:
-        """Begin to watch; only once the body has been read."""
+        """Begin to watch; must not be called before the body has been read."""
         self._timer = asyncio.get_running_loop().call_later(self.FIRST_LOOK_S, self._look)
 
     def stop(self) -> None:
-        """The answer is done; let go of the watcher, whose end would refer to us, or only the collector frees both."""
+        """Stop watching."""
+        # Drop the references to timer and watcher: a cycle with them would wait for the garbage collector.
         timer, watcher = self._timer, self._watcher
         self._timer = self._watcher = None
         if timer:

@@ -1,43 +1,23 @@
-"""The OpenAPI document: what FastAPI finds by itself, and what it cannot know.
+"""The OpenAPI document: what FastAPI generates, completed with what it cannot know.
 
-Bodies are read under limits of our own and checked after authentication, and the inference endpoints are no routes of
-FastAPI's; so their schemas are added here, from the models that check them.
+Routes read their bodies through `BodyOf`, and the inference endpoints are no routes of FastAPI's, so their schemas are
+added here. Security comes from the routes' guards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from adapters_registry.records import Manifest
-from server.api.admin import ComposeOrder, ExamplesOrder
-from server.api.example_map import PlaceOrder
-from server.api.lifecycle import ChangeOrder, PromoteOrder
-from server.api.policies import PolicyOrder
+from server.api.guard import BodyOf
 from server.endpoints import ENDPOINTS
-from server.insights.leaderboard import Leaderboard
-from server.journal.feedback import FeedbackOrder
 from server.planning.routing_fields import MAX_TASK_ID_CHARS
-from server.policies.scores import ScoreReport
-
-BODIES: dict[tuple[str, str], type[BaseModel]] = {
-    ("post", "/admin/adapters"): Manifest,
-    ("post", "/admin/adapters/compose"): ComposeOrder,
-    ("put", "/admin/adapters/{ref}/examples"): ExamplesOrder,
-    ("post", "/admin/adapters/{ref}/promote"): PromoteOrder,
-    ("post", "/admin/adapters/{ref}/withdraw"): ChangeOrder,
-    ("post", "/admin/adapters/{name}/rollback"): ChangeOrder,
-    ("post", "/admin/policies"): PolicyOrder,
-    ("post", "/admin/scores"): ScoreReport,
-    ("post", "/v1/feedback"): FeedbackOrder,
-    ("post", "/admin/map/place"): PlaceOrder,
-    ("put", "/admin/leaderboard"): Leaderboard,
-}
-OPEN = ("/livez", "/health", "/readyz")
-"""Paths that need no key."""
 
 _ERROR = {
     "type": "object",
@@ -58,12 +38,12 @@ _ERROR = {
 }
 _CALL = {
     "type": "object",
-    "description": "The body of OpenAI's, Anthropic's or vLLM's API; passed on as it is but for 'model'.",
+    "description": "The body of OpenAI's, Anthropic's or vLLM's API; forwarded unchanged except for 'model'.",
     "properties": {
         "model": {"type": "string", "description": "The base, an expert, a recipe or a policy (policy:threshold)."},
         "task_id": {
             "type": "string",
-            "description": "For policies that decide for a task.",
+            "description": "For policies that decide once for a task.",
             "maxLength": MAX_TASK_ID_CHARS,
         },
         "preference": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}},
@@ -74,6 +54,7 @@ _FAILURES = {
     "4XX": {"description": "The request is wrong, not allowed, or too much; the message says what to do."},
     "5XX": {"description": "The gateway or the engine cannot answer now."},
 }
+_SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"x-api-key": []}]
 
 
 def document(app: FastAPI) -> None:
@@ -82,52 +63,49 @@ def document(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _completed(generate())
+            app.openapi_schema = _completed(generate(), dict(_bodies(app)))
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _completed(found: dict[str, Any]) -> dict[str, Any]:
-    components = found.setdefault("components", {})
-    _, bodies = models_json_schema(
-        [(body, "validation") for body in BODIES.values()], ref_template="#/components/schemas/{model}"
+def _bodies(app: FastAPI) -> Iterator[tuple[tuple[str, str], BodyOf]]:
+    """Method, path and body of each route that reads its body through `BodyOf`."""
+    for route in app.routes:
+        if isinstance(route, APIRoute):
+            for dependency in route.dependant.dependencies:
+                if isinstance(dependency.call, BodyOf):
+                    yield from (((method.lower(), route.path), dependency.call) for method in route.methods)
+
+
+def _completed(found: dict[str, Any], bodies: dict[tuple[str, str], BodyOf]) -> dict[str, Any]:
+    models: list[type[BaseModel]] = [Manifest, *(body.model for body in bodies.values())]
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
-    components["schemas"] = {"Error": _ERROR, "Call": _CALL, **bodies["$defs"]}
-    components["securitySchemes"] = {
-        "bearer": {"type": "http", "scheme": "bearer"},
-        "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
-    }
+    found["components"]["schemas"] = {"Error": _ERROR, "Call": _CALL, **schemas["$defs"]}
+    paths = found["paths"]
     for path in ENDPOINTS:
-        found["paths"].setdefault(path, {})["post"] = {
+        paths.setdefault(path, {})["post"] = {
             "tags": ["inference"],
-            "summary": f"As vLLM's {path}; 'model' may be the base, an expert, a recipe or a policy",
-            "requestBody": _body("Call"),
+            "summary": f"Like vLLM's {path}; 'model' may be the base, an expert, a recipe or a policy",
+            "requestBody": _content("Call"),
             "responses": {"200": {"description": "The engine's answer, or its stream of server-sent events"}},
+            "security": _SECURITY,
         }
-    found["paths"]["/v1/route"]["post"]["requestBody"] = _body("Call")
-    for (method, path), model in BODIES.items():
-        found["paths"][path][method]["requestBody"] = _body(model.__name__)
-    upload = {
-        "type": "object",
-        "required": ["manifest", "files"],
-        "properties": {
-            "manifest": {"type": "string", "description": "The manifest as JSON."},
-            "files": {"type": "array", "items": {"type": "string", "format": "binary"}},
-        },
-    }
-    content = found["paths"]["/admin/adapters"]["post"]["requestBody"]["content"]
-    content["multipart/form-data"] = {"schema": upload}
-    for path, operations in found["paths"].items():
+    paths["/v1/route"]["post"]["requestBody"] = _content("Call")
+    paths["/admin/adapters"]["post"]["requestBody"]["content"] |= _content("Manifest")["content"]
+    for (method, path), body in bodies.items():
+        paths[path][method]["requestBody"] = _content(body.model.__name__, required=not body.optional)
+    for operations in paths.values():
         for operation in operations.values():
             operation["responses"].pop("422", None)
             for status, failure in _FAILURES.items():
                 schema = {"schema": {"$ref": "#/components/schemas/Error"}}
                 operation["responses"][status] = failure | {"content": {"application/json": schema}}
-            operation["security"] = [] if path in OPEN else [{"bearer": []}, {"x-api-key": []}]
     return found
 
 
-def _body(name: str) -> dict[str, Any]:
+def _content(name: str, *, required: bool = True) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{name}"}
-    return {"content": {"application/json": {"schema": schema}}, "required": True}
+    return {"content": {"application/json": {"schema": schema}}, "required": required}

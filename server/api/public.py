@@ -6,10 +6,11 @@ import time
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from server.access.auth import Authenticator
+from server.api.guard import Caller, requires
 from server.api.incoming import read_body, request_id_of
 from server.endpoints import ENDPOINTS, EXPLANATION, Endpoint
 from server.errors import BadRequest
@@ -35,24 +36,22 @@ def public_router(
     pipeline: Pipeline, watcher: LibraryWatcher, authenticator: Authenticator, max_body_bytes: int
 ) -> APIRouter:
     """Routes for holders of the scope ``infer``."""
-    router = APIRouter(tags=["inference"])
+    router = APIRouter(tags=["inference"], dependencies=[Depends(requires(authenticator, "infer"))])
 
     @router.get("/v1/models", summary="List the base, the policies and the experts that this key may use")
-    async def list_models(request: Request) -> dict[str, Any]:
-        principal = await authenticator.authorise(request.headers, "infer")
-        return {"object": "list", "data": watcher.catalog.listing(principal)}
+    async def list_models(caller: Caller) -> dict[str, Any]:
+        return {"object": "list", "data": watcher.catalog.listing(caller)}
 
     @router.get("/v1/models/{model}", summary="Show one model")
-    async def show_model(model: str, request: Request) -> dict[str, Any]:
-        principal = await authenticator.authorise(request.headers, "infer")
-        return watcher.catalog.entry(model, principal)
+    async def show_model(model: str, caller: Caller) -> dict[str, Any]:
+        return watcher.catalog.entry(model, caller)
 
     @router.post("/v1/route", summary="Explain how a request would be routed, without generating")
     async def explain(request: Request, endpoint: EndpointPath = None) -> Response:
         headers = {name: value for name, value in request.headers.items()}
 
         async def body() -> bytes:
-            return await read_body(headers, request.receive, max_body_bytes)
+            return await read_body(headers, request.receive, max_body_bytes, setting="max_body_bytes")
 
         call = Call(_endpoint(endpoint), headers, body, request_id_of(headers), time.perf_counter())
         plan, times_ms = await pipeline.explain(call)

@@ -1,7 +1,7 @@
-"""Runs the gateway in this process: socket, application, signals, and a clean end.
+"""Runs the gateway in this process: socket, application, signals, and a clean shutdown.
 
-SIGINT or SIGTERM stops accepting, lets running answers finish within the drain time, then ends the engine; a second one
-cuts the answers short.
+SIGINT or SIGTERM stops accepting requests, lets running answers finish within the drain time, then stops the engine. A
+second signal ends the running answers at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def bind(host: str, port: int) -> socket.socket:
     """Open the listening socket before anything is started.
 
     Raises:
-        SettingsError: The port is taken or the address is not ours.
+        SettingsError: The port is taken, or the address does not belong to this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -49,14 +49,14 @@ async def serve(
     listener: socket.socket,
     on_ready: Callable[[Gateway], None],
 ) -> None:
-    """Serve until a signal comes.
+    """Serve until a signal arrives.
 
     Args:
         settings: All settings.
         encoder: The sentence encoder, loaded.
-        model: The base as the engine gets it.
-        listener: The socket, listening.
-        on_ready: Called once, when requests can be answered.
+        model: The base, as a folder or name for the engine.
+        listener: The listening socket.
+        on_ready: Called once, as soon as requests can be answered.
     """
     gateway = await open_gateway(settings, encoder, model)
     try:
@@ -100,7 +100,7 @@ class _Server(uvicorn.Server):
 
 
 async def _announce(gateway: Gateway, on_ready: Callable[[Gateway], None]) -> None:
-    """Say once when all is ready, and until then every few seconds what is missing."""
+    """Announce once that everything is ready; until then, log every few seconds what is missing."""
     waited_s = 0.0
     while missing := gateway.missing():
         if waited_s and waited_s % WAITING_NOTICE_S < POLL_S:

@@ -180,10 +180,10 @@ class EnginePool:
                 health = await replica.engine.health()
             replica.residency = await replica.engine.residency() if health.ready else Residency()
             self._set_health(replica, health)
-            gauges = self._metrics
-            gauges.engine_running.labels(replica.name).set(replica.residency.num_running)
-            gauges.engine_waiting.labels(replica.name).set(replica.residency.num_waiting)
-            gauges.engine_experts.labels(replica.name).set(len(replica.residency.experts))
+            gauges = self._metrics.engine
+            gauges.running.labels(replica.name).set(replica.residency.num_running)
+            gauges.waiting.labels(replica.name).set(replica.residency.num_waiting)
+            gauges.experts.labels(replica.name).set(len(replica.residency.experts))
             with contextlib.suppress(TimeoutError):
                 pause_s = POLL_READY_S if replica.health.ready else POLL_UNREADY_S
                 await asyncio.wait_for(replica.doubted.wait(), pause_s)
@@ -194,4 +194,4 @@ class EnginePool:
             if health.ready:
                 self.on_ready()
         replica.health = health
-        self._metrics.engine_up.labels(replica.name).set(health.ready)
+        self._metrics.engine.up.labels(replica.name).set(health.ready)

@@ -229,7 +229,7 @@ class EngineSupervisor:
         first = True
         while True:
             if not first:
-                self._metrics.engine_restarts.inc()
+                self._metrics.engine.restarts.inc()
                 log.warning("engine starts again", wait_s=self._backoff_s)
                 await asyncio.sleep(self._backoff_s)
                 self._backoff_s = min(self._backoff_s * 2, MAX_BACKOFF_S)

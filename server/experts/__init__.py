@@ -1,1 +1,1 @@
-"""The life of an expert in this gateway: seen, probed, promoted, drained, imported."""
+"""The life of an expert in this gateway: imported, registered, probed, promoted, watched and drained."""

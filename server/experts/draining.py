@@ -1,9 +1,9 @@
-"""Taking a version out of service: nothing new begins on it, what runs ends, the engines forget it, its files go.
+"""Drains versions: no request begins on them, running requests end, engines unload them, and their files are deleted.
 
-Every gateway drains for itself what the library calls draining, so that each one's engines are told; whichever sees it
-idle first moves it on to retired. A replaced version also waits for conversations that began on it to fall silent. The
-record stays, and so do the files of the newest versions that were replaced, for a rollback. If a gateway ends in
-between, another one, or its next start, goes on.
+Every gateway drains the library's draining versions, because each gateway has to unload them from its engines. The
+first gateway that sees a version idle moves it to retired. A replaced version also waits until the conversations that
+began on it are idle. The record stays, and the files of the newest replaced versions stay for a rollback. If a gateway
+ends in between, another gateway or its next start continues.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from server.engine.pool import EnginePool
 from server.planning.conversations import ConversationMemory
 
 SETTLE_S = 3.0
-"""Time for other gateways to see that a version drains, and for requests that chose it just before to begin."""
+"""Time for other gateways to notice that a version drains, and for requests that have just chosen it to begin."""
 
 POLL_S = 0.2
 
@@ -35,11 +35,11 @@ class Drainer:
 
     Args:
         library: Owns records and files.
-        pool: Knows which experts have requests under way.
-        memory: Knows which versions conversations are on.
-        unload: For each engine, how it is told to forget an expert.
-        kept_versions: Replaced versions of a name whose files are kept.
-        conversation_idle_s: A conversation that has been silent for so long is over.
+        pool: Knows which experts have running requests.
+        memory: Knows the versions that conversations use.
+        unload: For each engine, a function that unloads an expert.
+        kept_versions: Number of replaced versions of a name whose files are kept.
+        conversation_idle_s: Idle time after which a conversation has ended.
     """
 
     def __init__(
@@ -59,35 +59,35 @@ class Drainer:
         self._kept_versions = kept_versions
         self._conversation_idle_s = conversation_idle_s
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._to_forget: set[str] = set()
+        self._to_unload: set[str] = set()
 
     def follow(self, serving: Iterable[AdapterRecord]) -> None:
-        """Drain what is draining and is not being drained here already; returns at once.
+        """Begin to drain each draining version, once; returns at once.
 
         Args:
-            serving: All versions that may have requests under way.
+            serving: All versions that may have running requests.
         """
-        here = {record.expert_id: record for record in serving}
-        for expert_id, record in here.items():
+        by_id = {record.expert_id: record for record in serving}
+        for expert_id, record in by_id.items():
             if record.state is AdapterState.DRAINING and expert_id not in self._tasks:
-                self._tasks[expert_id] = asyncio.create_task(self._drain(record, here))
-        gone = self._to_forget - here.keys() - self._tasks.keys()
-        self._to_forget |= here.keys()
-        for expert_id in gone:  # another gateway has seen it through
-            self._to_forget.discard(expert_id)
-            self._tasks[expert_id] = asyncio.create_task(self._forget(expert_id))
+                self._tasks[expert_id] = asyncio.create_task(self._drain(record, by_id))
+        gone = self._to_unload - by_id.keys() - self._tasks.keys()
+        self._to_unload |= by_id.keys()
+        for expert_id in gone:  # another gateway has retired it
+            self._to_unload.discard(expert_id)
+            self._tasks[expert_id] = asyncio.create_task(self._unload_idle(expert_id))
 
     async def close(self) -> None:
-        """Stop; what is not drained yet stays as it is."""
+        """Stop; versions that are not drained yet stay in their state."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def collect(self, name: str | None = None) -> None:
-        """Remove files that nobody will ask for again: of rejected versions, and of retired ones but the newest.
+        """Delete the files of rejected versions, and of all but the newest retired versions of each name.
 
-        A name that is out of service altogether keeps none. Only the files go; the records stay.
+        A name without any version in service keeps no files. The records stay.
         """
         versions = await (self._library.versions(name) if name else self._library.list(*AdapterState))
         over = [each for each in versions if each.state in OVER and not each.is_purged]
@@ -100,7 +100,7 @@ class Drainer:
                 continue
             try:
                 await self._library.purge(record.expert_id)
-            except RegistryError as error:  # registered again meanwhile, or the disk refuses: the files stay
+            except RegistryError as error:  # registered again in the meantime, or the disk fails
                 log.warning("files of a removed expert stay", expert=record.expert_id, error=str(error))
 
     async def _drain(self, record: AdapterRecord, serving: dict[str, AdapterRecord]) -> None:
@@ -116,24 +116,24 @@ class Drainer:
                 drained = Transition(AdapterState.RETIRED, expected=AdapterState.DRAINING)
                 await self._library.move(current, drained, Change("gateway", "drained"))
             elif current.state not in OVER:
-                return  # it came back
-            await self._tell_engines(expert_id)
+                return  # it is in service again
+            await self._unload_everywhere(expert_id)
             await self.collect(record.name)
         except RegistryError as error:
-            log.warning("draining is put off", expert=expert_id, error=str(error))
+            log.warning("draining is postponed", expert=expert_id, error=str(error))
         finally:
             self._tasks.pop(expert_id, None)
 
-    async def _forget(self, expert_id: str) -> None:
+    async def _unload_idle(self, expert_id: str) -> None:
         try:
-            while self._pool.num_using(expert_id):  # noqa: ASYNC110 - minutes at most, once an expert
+            while self._pool.num_using(expert_id):  # noqa: ASYNC110 - once an expert, and at most for minutes
                 await asyncio.sleep(POLL_S)
-            await self._tell_engines(expert_id)
+            await self._unload_everywhere(expert_id)
         finally:
             self._tasks.pop(expert_id, None)
 
-    async def _tell_engines(self, expert_id: str) -> None:
-        self._to_forget.discard(expert_id)
+    async def _unload_everywhere(self, expert_id: str) -> None:
+        self._to_unload.discard(expert_id)
         await asyncio.gather(*(unload(expert_id) for unload in self._unload))
 
     def _in_conversation(self, expert_id: str) -> bool:

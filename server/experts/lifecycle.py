@@ -1,32 +1,30 @@
-"""What becomes of a registered version: probed on the engine, then offered as its manifest says, or rejected.
+"""The life of a version: it is probed on the engine, then published as its manifest says, or rejected.
 
-`AdapterState` has the states. A version that is registered waits in the database, so that a gateway's end loses
-nothing: whichever gateway gets at it first probes it, when its engine is ready, and the others wait for that.
-Publishing, withdrawing, rolling back and removing move versions from state to state; what follows from that, in routing
-and in the engines, others do who watch the library.
+`AdapterState` defines the states. A registered version waits in the database, so that nothing is lost when a gateway
+ends. The first gateway with a ready engine probes the version, and the other gateways wait for the result. Publishing,
+withdrawing, rolling back and removing only change states; routing and engines follow through the library's watchers.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import structlog
 
 from adapters_registry.errors import AdapterNotFound, RegistryError, WrongState
 from adapters_registry.library import Library
 from adapters_registry.names import split_expert_id
-from adapters_registry.records import AdapterRecord, Change, Transition
+from adapters_registry.records import AdapterRecord, Change, ProbeReport, Transition, utc_now
 from adapters_registry.states import OVER, AdapterState
 from server.engine.pool import EnginePool
 from server.errors import Conflict
-from server.experts.probes import CannotProbe, EngineBusy, Prober, Report
+from server.experts.probes import CannotProbe, EngineBusy, Prober
 from server.experts.watcher import LibraryWatcher
 from server.telemetry.metrics import Metrics
 
 POLL_S = 1.0
 BUSY_S = 5.0
-"""Time until an engine that could not be asked is asked again."""
+"""Pause before a busy engine is asked again."""
 
 MAX_PARALLEL = 4
 WAITING = (AdapterState.REGISTERED, AdapterState.VALIDATING)
@@ -39,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 class Lifecycle:
-    """See the module's docstring.
+    """Probes and publishes registered versions, and changes their states on request.
 
     Args:
         library: The library.
@@ -58,30 +56,30 @@ class Lifecycle:
         self._metrics = metrics
         self._probes = probes
         self._prober = Prober(pool)
-        self._places = asyncio.Semaphore(MAX_PARALLEL)
-        self._under_way: dict[str, asyncio.Task[AdapterRecord]] = {}
+        self._slots = asyncio.Semaphore(MAX_PARALLEL)
+        self._in_progress: dict[str, asyncio.Task[AdapterRecord]] = {}
         self._worker: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to look for versions that wait."""
+        """Begin to look for waiting versions."""
         self._worker = asyncio.create_task(self._work())
 
     async def close(self) -> None:
-        """Stop; what was being probed waits again."""
-        tasks = [*self._under_way.values(), *([self._worker] if self._worker else [])]
+        """Stop; versions that were being probed wait again."""
+        tasks = [*self._in_progress.values(), *([self._worker] if self._worker else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    # -- from registered to offered -----------------------------------------------------------------------------
+    # -- from registered to published -----------------------------------------------------------------------------
 
     async def see_through(self, record: AdapterRecord) -> AdapterRecord:
-        """Bring a registered version to what its manifest wants, and return it as it is then.
+        """Probe a registered version and publish it as its manifest says; returns the new record.
 
-        It stays registered if no engine is ready to probe it; it is taken up again as soon as one is.
+        While no engine is ready to probe the version, it stays registered. It is probed as soon as an engine is ready.
         """
         if record.state in WAITING and (not self._probes or self._pool.ready):
-            task = self._under_way.get(record.expert_id) or self._begin(record)
+            task = self._in_progress.get(record.expert_id) or self._begin(record)
             record = await asyncio.shield(task)
         elif record.state is AdapterState.READY:
             record = await self._publish(record, Change(PROBER, "published by its manifest"))
@@ -89,7 +87,7 @@ class Lifecycle:
         return record
 
     async def all_seen_through(self, patience_s: float = 30.0) -> None:
-        """Wait until no version waits to be probed, or an engine has been ready for so long without one getting on."""
+        """Wait until no version waits for its probes, or no probe has ended for `patience_s` with a ready engine."""
         num_waiting, left_s = -1, patience_s
         while left_s > 0 and (waiting := await self._library.list(*WAITING)):
             if len(waiting) != num_waiting:
@@ -99,15 +97,15 @@ class Lifecycle:
 
     def _begin(self, record: AdapterRecord) -> asyncio.Task[AdapterRecord]:
         task = asyncio.create_task(self._validate(record))
-        self._under_way[record.expert_id] = task
-        task.add_done_callback(lambda _done: self._under_way.pop(record.expert_id, None))
+        self._in_progress[record.expert_id] = task
+        task.add_done_callback(lambda _done: self._in_progress.pop(record.expert_id, None))
         return task
 
     async def _validate(self, record: AdapterRecord) -> AdapterRecord:
-        """Probe a version, unless another gateway is at it: then wait for what comes of that, or for its end."""
+        """Probe a version; while another gateway probes it, wait for the result or for that gateway's end."""
         if not self._probes:
             return await self._publish(record, Change(PROBER, "probes are off"))
-        async with self._library.alone_with(record), self._places:
+        async with self._library.alone_with(record), self._slots:
             record = await self._library.find(record.expert_id)
             if record.state not in WAITING:
                 return record
@@ -124,26 +122,23 @@ class Lifecycle:
                 raise
             return await self._conclude(record, report)
 
-    async def _probe(self, record: AdapterRecord) -> Report:
+    async def _probe(self, record: AdapterRecord) -> ProbeReport:
         try:
             return await self._prober.probe(record, self._watcher.records)
         except CannotProbe as error:
             log.warning("expert not probed", expert=record.expert_id, why=str(error))
-            return Report((), {"skipped": str(error)})
+            return ProbeReport(at=utc_now(), skipped=str(error))
 
-    async def _conclude(self, record: AdapterRecord, report: Report) -> AdapterRecord:
-        self._metrics.probes.labels("passed" if report.passed else "failed").inc()
-        found = report.as_json()
+    async def _conclude(self, record: AdapterRecord, report: ProbeReport) -> AdapterRecord:
+        self._metrics.library.probes.labels("passed" if report.passed else "failed").inc()
         log.info("expert probed", expert=record.expert_id, passed=report.passed)
         if report.passed:
-            return await self._publish(record, Change(PROBER, "probed"), found)
+            return await self._publish(record, Change(PROBER, "probed"), report)
         why = "; ".join(f"{problem.where}: {problem.what}" for problem in report.problems)
-        return await self._library.move(record, Transition(AdapterState.REJECTED, report=found), Change(PROBER, why))
+        return await self._library.move(record, Transition(AdapterState.REJECTED, report=report), Change(PROBER, why))
 
-    async def _publish(
-        self, record: AdapterRecord, change: Change, report: dict[str, Any] | None = None
-    ) -> AdapterRecord:
-        """Make a version ready, and offer it as its manifest wants, in one step."""
+    async def _publish(self, record: AdapterRecord, change: Change, report: ProbeReport | None = None) -> AdapterRecord:
+        """Make a version ready and publish it as its manifest says, in one transaction."""
         wanted, state = record.publish, AdapterState.READY
         if wanted.to == "active":
             state = AdapterState.ACTIVE
@@ -155,24 +150,24 @@ class Lifecycle:
         return await self._library.move(record, step, change)
 
     async def _work(self) -> None:
-        """Take up what waits, from before a start or from gateways that ended."""
+        """Probe waiting versions, which may be left from an earlier start or from gateways that have ended."""
         revision = -1
         while True:
             try:
                 if not self._probes or self._pool.ready:
                     now = await self._library.revision()
                     if now != revision:
-                        revision = now if await self._take_up() else -1
+                        revision = now if await self._probe_waiting() else -1
             except RegistryError as error:
-                log.warning("waiting experts not taken up", error=str(error))
-            except Exception:  # a fault of ours must not end it for ever: the next turn may work
-                log.exception("waiting experts not taken up")
+                log.warning("waiting experts not probed", error=str(error))
+            except Exception:  # a bug must not end the worker: the next turn may work
+                log.exception("waiting experts not probed")
             await asyncio.sleep(POLL_S)
 
-    async def _take_up(self) -> bool:
-        """Probe what waits; whether nothing is left that has to be looked at again."""
+    async def _probe_waiting(self) -> bool:
+        """Probe waiting versions; returns whether none has to be tried again."""
         waiting = await self._library.list(*WAITING)
-        ours = [self._under_way.get(record.expert_id) or self._begin(record) for record in waiting]
+        ours = [self._in_progress.get(record.expert_id) or self._begin(record) for record in waiting]
         seen = await asyncio.gather(*ours, return_exceptions=True)
         if ours:
             await self._watcher.show_experts()
@@ -181,12 +176,12 @@ class Lifecycle:
             await asyncio.sleep(BUSY_S)
         return not is_busy
 
-    # -- by hand ------------------------------------------------------------------------------------------------
+    # -- on request ------------------------------------------------------------------------------------------------
 
     async def promote(self, ref: str, share: float | None, change: Change) -> AdapterRecord:
         """Make a version active, or with a `share` the canary of its name.
 
-        Raises AdapterNotFound, WrongState; Conflict for a share where no active version has the rest.
+        Raises AdapterNotFound, WrongState; Conflict for a share without an active version that gets the rest.
         """
         record = await self._library.find(ref)
         if share is None:
@@ -198,7 +193,7 @@ class Lifecycle:
         return moved
 
     async def withdraw(self, ref: str, change: Change) -> AdapterRecord:
-        """Take a canary's share away; it stays ready. Raises AdapterNotFound, WrongState."""
+        """Take away a canary's share; the version becomes ready. Raises AdapterNotFound, WrongState."""
         name, version = split_expert_id(ref)
         record = await self._library.find(ref)
         if version is None:
@@ -209,7 +204,7 @@ class Lifecycle:
         return await self._moved(record, AdapterState.READY, change)
 
     async def rollback(self, name: str, change: Change) -> AdapterRecord:
-        """Make the version active again that was before the one that is. Raises AdapterNotFound, Conflict."""
+        """Make the previously active version active again. Raises AdapterNotFound, Conflict."""
         versions = {r.expert_id: r for r in await self._library.versions(name)}
         if not versions:
             raise AdapterNotFound(name)
@@ -219,12 +214,12 @@ class Lifecycle:
                 if found.is_purged:
                     break
                 return await self._moved(found, AdapterState.ACTIVE, change)
-        raise Conflict(f"{name} has no earlier version whose files are still here; register it again.")
+        raise Conflict(f"{name} has no earlier version with files; register that version again.")
 
     async def remove(self, ref: str, change: Change) -> AdapterRecord:
-        """Take a version, or all versions of a name, out of service: it drains, then its files go.
+        """Take a version, or all versions of a name, out of service: it drains, then its files are deleted.
 
-        Raises AdapterNotFound, also if it is out of service already.
+        Raises AdapterNotFound, also if it is already out of service.
         """
         name, version = split_expert_id(ref)
         versions = await self._library.versions(name)

@@ -1,18 +1,18 @@
-"""Whether an expert works on the real engine: asked before it is offered, and written into its record.
+"""Probes: whether the engine really answers with an expert, checked before the expert is offered.
 
-The engine reads a few of the expert's own examples under the expert, under the base and under other experts, all in one
-batch, and tells the log-probability of every token that it read; the first prompt is also read alone. From these:
+The engine reads a few of the expert's examples under the expert, under the base and under other experts, all in one
+batch, and returns the log-probability of every token that it read; the first prompt is also read alone. From these:
 
 distance        mean absolute difference of the log-probabilities, in nats, of the prompt for which it is largest
 base_distance   between expert and base: must exceed the noise, else the adapter has no effect
 noise           of the base, between alone and in the batch
 repeat_distance the same of the expert: must stay below `base_distance`, else the name does not always give this adapter
-nearest_other   the smallest distance to another expert's content: must exceed the noise, else somebody else answers
+nearest_other   the smallest distance to another expert's content: must exceed the noise, else another expert answers
 load_s          time of the first reading, with which the engine loads the adapter, in seconds
 
-All figures must be finite. A quality gate of the manifest has the expert answer its samples and takes the mean score.
-An engine that cannot be asked now raises `EngineBusy`, one that does not tell log-probabilities `CannotProbe`: neither
-says anything about the expert.
+All figures must be finite. If the manifest has a quality gate, the expert also answers the gate's samples, and their
+mean score decides. `EngineBusy` means that the engine cannot be asked now, `CannotProbe` that it returns no
+log-probabilities: neither says anything about the expert.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from adapters_registry.errors import Problem
-from adapters_registry.records import AdapterRecord, QualityGate, utc_now
+from adapters_registry.records import AdapterRecord, NearestExpert, ProbeReport, QualityGate, utc_now
 from routers.evaluation.answer_metrics import metric
 from routers.maths.even_sample import evenly_spaced
 from server.engine.asking import ask
@@ -39,7 +39,7 @@ NUM_PROMPTS = 3
 MAX_PROMPT_CHARS = 400
 MAX_OTHERS = 2
 MIN_DISTANCE = 1e-4
-"""Below this, in nats, two readings are the same whatever the noise says."""
+"""Below this, in nats, two readings count as equal whatever the noise is."""
 
 NOISE_FACTOR = 3.0
 MAX_PARALLEL = 8
@@ -47,56 +47,51 @@ NEUTRAL_PROMPTS = (
     "Answer in one sentence: what is this text about? The train to the coast leaves at noon.",
     "Rewrite as a list: apples, pears and plums.",
 )
-"""For experts without examples."""
+"""Prompts for experts without examples."""
 
 
 class EngineBusy(Exception):
-    """The engine could not be asked; the probe has to be tried again."""
+    """The engine could not be asked; the probe must be tried again."""
 
 
 class CannotProbe(Exception):
-    """The engine answers, but not even for the base in the way that probes need."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What the probes found; `figures` in nats, seconds, bytes and scores."""
-
-    problems: tuple[Problem, ...]
-    figures: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def passed(self) -> bool:
-        """Whether the expert may be offered."""
-        return not self.problems
-
-    def as_json(self) -> dict[str, Any]:
-        """As it is kept in the expert's record."""
-        problems = [{"where": p.where, "what": p.what, "fix": p.fix} for p in self.problems]
-        return {"passed": self.passed, "at": utc_now().isoformat(), **self.figures, "problems": problems}
+    """The engine answers, but not in the way that probes need, even for the base."""
 
 
 Reading = list[list[float]]
-"""Log-probabilities of each prompt's tokens but the first."""
+"""Log-probabilities of each prompt's tokens except the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distances:
+    """Distances between readings, in nats.
+
+    Attributes:
+        base: Between expert and base.
+        noise: Between the base alone and the base in a batch.
+        repeat: Between the expert alone and the expert in a batch.
+        others: Between the expert and other experts, by their ids.
+    """
+
+    base: float
+    noise: float
+    repeat: float
+    others: Mapping[str, float]
 
 
 class Prober:
-    """Asks the engines.
-
-    Args:
-        pool: The engines.
-    """
+    """Probes experts on the engines of a pool."""
 
     def __init__(self, pool: EnginePool) -> None:
         self._pool = pool
-        self._places = asyncio.Semaphore(MAX_PARALLEL)
+        self._slots = asyncio.Semaphore(MAX_PARALLEL)
 
-    async def probe(self, record: AdapterRecord, others: Sequence[AdapterRecord]) -> Report:
+    async def probe(self, record: AdapterRecord, others: Sequence[AdapterRecord]) -> ProbeReport:
         """Probe an expert beside others; raises `EngineBusy`, `CannotProbe`."""
-        prompts = _prompts(record.examples)
+        prompts = choose_prompts(record.examples)
         expert = Single(record.expert_id)
-        strangers = [other for other in others if other.sha256 != record.sha256 and other.name != record.name]
-        strangers = sorted(strangers, key=lambda other: other.created_at)[-MAX_OTHERS:]
+        others = [other for other in others if other.sha256 != record.sha256 and other.name != record.name]
+        others = sorted(others, key=lambda other: other.created_at)[-MAX_OTHERS:]
         first = prompts[:1]
         try:
             base_alone = await self._read(Base(), first)
@@ -105,32 +100,37 @@ class Prober:
         try:
             started = time.perf_counter()
             alone = await self._read(expert, first)
-            first_s = time.perf_counter() - started
-            base, own, *foreign = await asyncio.gather(
+            load_s = time.perf_counter() - started
+            base, own, *readings = await asyncio.gather(
                 self._read(Base(), prompts),
                 self._read(expert, prompts),
-                *(self._read(Single(other.expert_id), first) for other in strangers),
+                *(self._read(Single(other.expert_id), first) for other in others),
             )
         except EngineRefused as refusal:
             return _refused(record, str(refusal))
-        figures: dict[str, Any] = {
-            "num_prompts": len(prompts),
-            "load_s": round(first_s, 4),
-            "size_bytes": record.size_bytes,
-            "noise": distance(base_alone, base[:1]),
-            "base_distance": distance(base, own),
-            "repeat_distance": distance(alone, own[:1]),
-        }
-        near = {o.expert_id: distance(own[:1], r) for o, r in zip(strangers, foreign, strict=True)}
-        if near:
-            nearest = min(near, key=lambda expert_id: near[expert_id])
-            figures["nearest_other"] = {"expert": nearest, "distance": near[nearest]}
-        problems = _problems(figures, near)
+        apart = Distances(
+            base=distance(base, own),
+            noise=distance(base_alone, base[:1]),
+            repeat=distance(alone, own[:1]),
+            others={o.expert_id: distance(own[:1], r) for o, r in zip(others, readings, strict=True)},
+        )
+        problems, score = find_problems(apart), None
         gate = record.publish.gate
         if gate is not None and not problems:
-            figures["score"] = await self._score(expert, gate)
-            problems = _gate_problems(figures["score"], gate)
-        return Report(tuple(problems), figures)
+            score = await self._score(expert, gate)
+            problems = _gate_problems(score, gate)
+        return ProbeReport(
+            at=utc_now(),
+            num_prompts=len(prompts),
+            load_s=round(load_s, 4),
+            size_bytes=record.size_bytes,
+            noise=_finite(apart.noise),
+            base_distance=_finite(apart.base),
+            repeat_distance=_finite(apart.repeat),
+            nearest_other=_nearest(apart.others),
+            score=score,
+            problems=tuple(problems),
+        )
 
     async def _score(self, expert: Recipe, gate: QualityGate) -> float:
         """The mean score of the expert's answers to the gate's samples, in [0, 1]."""
@@ -159,17 +159,17 @@ class Prober:
         answer = await self._ask("/v1/completions", fields, recipe)
         try:
             choice = answer["choices"][0]
-            places = choice.get("prompt_logprobs") or answer.get("prompt_logprobs") or []
-            found = [_logprob(place) for place in places if place is not None]
+            tokens = choice.get("prompt_logprobs") or answer.get("prompt_logprobs") or []
+            found = [_logprob(token) for token in tokens if token is not None]
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise CannotProbe("the engine gives no log-probabilities of prompts") from None
+            raise CannotProbe("the engine returns no log-probabilities of prompts") from None
         if not found:
-            raise CannotProbe("the engine gives no log-probabilities of prompts")
+            raise CannotProbe("the engine returns no log-probabilities of prompts")
         return found
 
     async def _ask(self, path: str, fields: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-        """Raises EngineRefused, or `EngineBusy` for all other faults."""
-        async with self._places:
+        """Ask the engine; raises EngineRefused, and `EngineBusy` for all other faults."""
+        async with self._slots:
             try:
                 return await ask(self._pool, path, fields, recipe, f"probe-{uuid.uuid4().hex}")
             except EngineRefused:
@@ -191,52 +191,59 @@ def distance(one: Reading, other: Reading) -> float:
     return largest
 
 
-def _logprob(place: Mapping[str, Any]) -> float:
-    value = next(iter(place.values()))["logprob"]
-    return math.nan if value is None else float(value)
+def choose_prompts(examples: Sequence[str]) -> list[str]:
+    """A few of the examples, evenly spaced and shortened; neutral prompts if there is none.
 
-
-def _prompts(examples: Sequence[str]) -> list[str]:
-    """A few of the examples; a prompt of one word may be one token, which nothing stands before."""
+    A prompt of one word is skipped: it may be one token, and the first token of a prompt has no log-probability.
+    """
     usable = [text[:MAX_PROMPT_CHARS] for text in examples if len(text[:MAX_PROMPT_CHARS].split()) > 1]
     return [usable[row] for row in evenly_spaced(len(usable), NUM_PROMPTS).tolist()] or list(NEUTRAL_PROMPTS)
 
 
-def _problems(figures: dict[str, Any], near: Mapping[str, float]) -> list[Problem]:
-    base, noise, repeat = figures["base_distance"], figures["noise"], figures["repeat_distance"]
-    if not all(map(math.isfinite, (base, noise, repeat, *near.values()))):
-        for name in ("base_distance", "noise", "repeat_distance"):
-            figures[name] = figures[name] if math.isfinite(figures[name]) else None
-        figures.pop("nearest_other", None)
+def find_problems(apart: Distances) -> list[Problem]:
+    """What the distances say against an expert."""
+    if not all(map(math.isfinite, (apart.base, apart.noise, apart.repeat, *apart.others.values()))):
         fix = "Look for values in the weights that overflow in the engine's number format, or serve in float32."
         return [Problem("probe.finite", "the engine's log-probabilities under this expert are not finite", fix)]
-    least = max(MIN_DISTANCE, NOISE_FACTOR * noise)
-    problems = []
-    if base <= least:
-        what = f"answers as the base does (distance {base:.2g}, at least {least:.2g} is needed)"
-        problems.append(Problem("probe.effect", what, "Check that the training changed the adapter's weights."))
-    elif repeat > max(least, base / 2):
-        what = f"does not answer alike when asked again (distance {repeat:.2g}, to the base {base:.2g})"
-        problems.append(Problem("probe.identity", what, "Restart the engine and register the adapter again."))
-    if problems:
-        return problems
-    for expert_id, apart in near.items():
-        if apart <= min(least, base / 2):
-            what = f"gives the answers of {expert_id} (distance {apart:.2g})"
-            fix = "If it is a copy, register it as a version of that expert; else restart the engine and try again."
-            problems.append(Problem("probe.identity", what, fix))
-    return problems
+    least = max(MIN_DISTANCE, NOISE_FACTOR * apart.noise)
+    if apart.base <= least:
+        what = f"answers as the base does (distance {apart.base:.2g}, at least {least:.2g} is needed)"
+        return [Problem("probe.effect", what, "Check that the training changed the adapter's weights.")]
+    if apart.repeat > max(least, apart.base / 2):
+        what = f"answers differently when asked again (distance {apart.repeat:.2g}, to the base {apart.base:.2g})"
+        return [Problem("probe.identity", what, "Restart the engine and register the adapter again.")]
+    fix = "If it is a copy, register it as a version of that expert; otherwise restart the engine and try again."
+    return [
+        Problem("probe.identity", f"gives the answers of {expert_id} (distance {found:.2g})", fix)
+        for expert_id, found in apart.others.items()
+        if found <= min(least, apart.base / 2)
+    ]
+
+
+def _logprob(token: Mapping[str, Any]) -> float:
+    value = next(iter(token.values()))["logprob"]
+    return math.nan if value is None else float(value)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _nearest(others: Mapping[str, float]) -> NearestExpert | None:
+    if not others or not all(map(math.isfinite, others.values())):
+        return None
+    nearest = min(others, key=lambda expert_id: others[expert_id])
+    return NearestExpert(expert=nearest, distance=others[nearest])
 
 
 def _gate_problems(score: float, gate: QualityGate) -> list[Problem]:
     if score >= gate.min_score:
         return []
-    what = f"scores {score:.3f} by {gate.metric} on {len(gate.samples)} samples; {gate.min_score:g} is wanted"
+    what = f"scores {score:.3f} by {gate.metric} on {len(gate.samples)} samples; the gate requires {gate.min_score:g}"
     return [Problem("probe.gate", what, "Train it further, or lower publish.gate.min_score.")]
 
 
-def _refused(record: AdapterRecord, message: str) -> Report:
-    fix = "Correct what the engine says and register the adapter again."
-    return Report(
-        (Problem("probe.load", f"the engine refuses it ({message})", fix),), {"size_bytes": record.size_bytes}
-    )
+def _refused(record: AdapterRecord, message: str) -> ProbeReport:
+    fix = "Correct what the engine reports and register the adapter again."
+    problem = Problem("probe.load", f"the engine refuses it ({message})", fix)
+    return ProbeReport(at=utc_now(), size_bytes=record.size_bytes, problems=(problem,))

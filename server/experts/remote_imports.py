@@ -1,4 +1,4 @@
-"""Registrations whose files have to be fetched first: jobs in the background, a few at a time."""
+"""Registrations from remote sources: background jobs that fetch the files first, a few at a time."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from server.jobs import Job, Jobs
 from server.sources.fetching import SourceFetcher
 
 MAX_AT_ONCE = 2
-"""Downloads that run at once; they share the gateway's process, disk and network with traffic."""
+"""Maximum number of concurrent downloads, which share the process, disk and network with traffic."""
 
 MAX_WAITING = 100
 
 Register = Callable[[Manifest, Path], Coroutine[Any, Any, dict[str, Any]]]
-"""Registers fetched files, and tells the record as the admin API shows it."""
+"""Registers fetched files; returns the record as the admin API shows it."""
 
 log = structlog.get_logger(__name__)
 
 
 class Imports:
-    """Fetches and registers.
+    """Fetches adapters from remote sources and registers them.
 
     Args:
-        fetcher: What fetches.
-        jobs: Where jobs are watched.
+        fetcher: Fetches a source's files.
+        jobs: Shows the jobs to callers.
     """
 
     def __init__(self, fetcher: SourceFetcher, jobs: Jobs) -> None:
         self._fetcher = fetcher
         self._jobs = jobs
-        self._places = asyncio.Semaphore(MAX_AT_ONCE)
+        self._slots = asyncio.Semaphore(MAX_AT_ONCE)
         self._running: dict[asyncio.Task[None], tuple[Manifest, Job]] = {}
 
     def submit(self, manifest: Manifest, register: Register) -> Job:
-        """Begin to fetch a manifest's source; the same manifest that is under way already is the same job.
+        """Begin to fetch a manifest's source; a manifest that is already in progress keeps its job.
 
         Raises PermissionDenied, BadSource, BadRequest, TooManyRequests.
         """
@@ -54,7 +54,7 @@ class Imports:
             if other == manifest and not job.ended:
                 return job
         if len(self._running) >= MAX_AT_ONCE + MAX_WAITING:
-            raise TooManyRequests(f"{MAX_WAITING} downloads wait already; try again later.", retry_after_s=30)
+            raise TooManyRequests(f"{MAX_WAITING} downloads are already waiting; try again later.", retry_after_s=30)
         job = self._jobs.open("import", manifest.name)
         task = asyncio.create_task(self._run(manifest, job, register))
         job.on_cancel = task.cancel
@@ -63,11 +63,11 @@ class Imports:
         return job
 
     async def clean_up(self) -> None:
-        """Remove downloads that nobody has gone on with."""
+        """Remove abandoned downloads."""
         await asyncio.to_thread(self._fetcher.remove_old)
 
     async def close(self) -> None:
-        """End all downloads; what has come of them stays for the next time."""
+        """Cancel all downloads; partial downloads stay, to be resumed."""
         tasks = list(self._running)
         for task in tasks:
             task.cancel()
@@ -75,7 +75,7 @@ class Imports:
 
     async def _run(self, manifest: Manifest, job: Job, register: Register) -> None:
         try:
-            async with self._places:
+            async with self._slots:
                 job.begin("connecting")
                 job.result = await self._fetch_and_register(manifest, job, register)
             job.end("succeeded")
@@ -94,22 +94,22 @@ class Imports:
             job.progress(done, total)
 
         source = manifest.source
-        if source is None:  # `submit` has seen to it
+        if source is None:  # `submit` has checked it
             raise BadRequest("The manifest has no source.", param="source")
         async with self._fetcher.fetch(source, progress) as fetched:
             progress("registering", 0, 0)
-            job.on_cancel = None  # from here it is short, and half of it would help nobody
+            job.on_cancel = None  # registering is short, and must not stop half-way
             return await run_to_completion(register(from_source(manifest, fetched.provenance), fetched.path))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         _, job = self._running.pop(task)
         job.on_cancel = None
-        if not job.ended:  # cancelled, perhaps before it had begun
+        if not job.ended:  # cancelled, perhaps before it began
             job.end("cancelled")
 
 
 def from_source(manifest: Manifest, provenance: Provenance) -> Manifest:
-    """The manifest with where it came from on its card, whatever it said of that itself."""
+    """The manifest with its true origin on the card, whatever the card said."""
     return manifest.model_copy(update={"card": manifest.card.model_copy(update={"obtained_from": provenance})})
 
 

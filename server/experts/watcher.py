@@ -1,9 +1,9 @@
-"""Keeps the catalogue in step with the library, also when another gateway on the same database changed it.
+"""Keeps the catalog in step with the library, also when another gateway on the same database changes the library.
 
-The library's revision is read every second and after every change made here; if it has risen, the versions that
-something was done to are read, not all. A changed library is shown in two steps: its experts at once, by name; its
-policies as soon as they are fitted. Fitting goes on beside the watch, so that a revoked key or a removed expert is seen
-within a second whatever is being fitted.
+The library's revision is read every second and after every change by this gateway; if the revision has risen, only the
+changed versions are read. A changed library is published in two steps: its experts at once, by name, and its policies
+as soon as they are fitted. Policies are fitted in a separate task, so that a revoked key or a removed expert takes
+effect within a second even while policies are being fitted.
 """
 
 from __future__ import annotations
@@ -36,12 +36,15 @@ class LibraryWatcher:
     Args:
         library: The library.
         policies: Fits the policies.
-        base_names: Names of the base, the shown one first.
+        base_names: Names of the base, the displayed name first.
         metrics: Shows the number of experts.
-        on_keys: Called with the ids of keys that were changed; None stands for all.
+        on_keys: Called with the ids of changed keys; None means all keys.
 
-    `on_shown` is called with every new state of library and policies. Policies wait for `may_fit`, which whoever
-    registers a whole library clears meanwhile.
+    Attributes:
+        catalog: The current catalog.
+        may_fit: Cleared to pause fitting, as during a bulk registration.
+        on_shown: Called with every new catalog.
+        problem: Why the library could not be read at the last try; empty if it could.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class LibraryWatcher:
     async def show_experts(self) -> None:
         """Read the library now, so that its experts can be used by name; policies follow.
 
-        Of many who ask at once, the first who gets to read does it for all who had asked by then.
+        Concurrent callers share a read: a read serves every caller that called before the read began.
         """
         self._num_asked += 1
         mine = self._num_asked
@@ -109,9 +112,9 @@ class LibraryWatcher:
         others = {each: r for each, r in records.items() if r.state is not AdapterState.ACTIVE}
         self.catalog = replace(self.catalog, experts=experts, others=others, is_read=True)
         self._policies.note_library(self.records)
-        self._metrics.experts.set(len(experts))
+        self._metrics.library.experts.set(len(experts))
         for state in SERVING:
-            self._metrics.versions.labels(state.value).set(sum(r.state is state for r in records.values()))
+            self._metrics.library.versions.labels(state.value).set(sum(r.state is state for r in records.values()))
 
     @property
     def records(self) -> tuple[AdapterRecord, ...]:
@@ -134,7 +137,7 @@ class LibraryWatcher:
                 if not self.problem or not self.has_been_read:
                     log.error("library cannot be read", error=str(error))
                 self._note(str(error))
-            except Exception as error:  # a fault of ours must not end the watch: the next turn may work
+            except Exception as error:  # a bug must not end the watch: the next turn may work
                 self._note(f"the library could not be followed ({type(error).__name__})")
                 log.exception("library not followed")
             try:
@@ -144,35 +147,35 @@ class LibraryWatcher:
 
     @property
     def has_been_read(self) -> bool:
-        """Whether there is a catalogue to go on with, should the database be away."""
+        """Whether there is a catalog to serve from while the database is down."""
         return self._revision >= 0
 
     def _note(self, problem: str) -> None:
         if self.problem and not problem and self.has_been_read:
             log.info("library can be read")
         self.problem = problem
-        self._metrics.registry_up.set(not problem)
+        self._metrics.library.registry_up.set(not problem)
 
     async def _wants_refresh(self) -> bool:
         return self._revision != self._fitted_to or await self._policies.wants_refresh()
 
     async def _refresh(self, revision: int) -> None:
-        """Bring the policies up to this revision of the library, or to a later one; then rest."""
+        """Refresh the policies to this revision of the library or a later one, then rest."""
         started = time.perf_counter()
         try:
             await self._policies.refresh(self.records)
             self._fitted_to = revision
             await self._rest(time.perf_counter() - started)
             self._wake.set()
-        except Exception:  # a fault of ours must not end it for ever: the next turn may work
+        except Exception:  # a bug must not end refreshing: the next turn may work
             log.exception("policies not refreshed")
         finally:
             self._refreshing = None
 
     async def _rest(self, took_s: float) -> None:
-        """Wait for as long as it took, so that fitting takes half of the time at most while a library is registered.
+        """Wait as long as fitting took, so that fitting takes at most half of the time while a library is registered.
 
-        What took longer than `QUIET_S` is waited for only as long as the library goes on changing.
+        After `QUIET_S` seconds without a change of the library, the wait ends.
         """
         left_s = min(took_s, MAX_REST_S)
         while left_s > 0:
@@ -184,7 +187,7 @@ class LibraryWatcher:
 
 
 def _after(before: Mapping[str, AdapterRecord], changes: LibraryChanges) -> Mapping[str, AdapterRecord]:
-    """Versions that serve, by id and sorted by name, then by age."""
+    """Versions in service after changes, by id, sorted by name and then by age."""
     if changes.is_whole:
         return {record.expert_id: record for record in changes.records}
     after = dict(before)

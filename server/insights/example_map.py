@@ -1,9 +1,9 @@
 """A map of the library: every expert's examples, projected from the embedder's space onto a plane.
 
-The plane is that of the two largest principal components of the examples that are shown. It is the same for the same
-library and embedder, signs included. Vectors come from where the policies keep theirs, so that a map usually embeds
-nothing. One map is kept, that of the library as it is. Two dimensions of several hundred: how far apart things are on
-the map is a hint; the nearest examples, which are told too, are computed in the whole space.
+The plane has the two largest principal components of the examples that are shown. It is the same for the same library
+and embedder, signs included. Vectors come from the policies' vector store, so that a map usually embeds nothing. Only
+the map of the library's present state is kept. A distance on the map is only a hint, because the plane has two of
+several hundred dimensions; the nearest examples are computed in the whole space.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ EMBED_CHUNK = 256
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """Where vectors fall: ``(vector - mean) @ axes``.
+    """A plane, onto which a vector is projected by ``(vector - mean) @ axes``.
 
     Attributes:
         mean: Shape (dim,).
         axes: Shape (dim, 2); columns are of unit length, or zero where the examples do not vary.
-        explained: Part of the examples' variance along each axis.
+        explained: Share of the examples' variance along each axis.
     """
 
     mean: Vector
@@ -51,7 +51,7 @@ class Plane:
 def plane_of(rows: Matrix) -> Plane:
     """The plane of the two largest principal components of vectors, shape (n, dim).
 
-    Each axis points to where its largest loading is positive, which makes it one of a kind.
+    The largest loading of each axis is positive, so that the axes are unique.
     """
     num, dim = rows.shape
     axes = np.zeros((dim, 2), np.float32)
@@ -59,7 +59,7 @@ def plane_of(rows: Matrix) -> Plane:
     if num < 2:
         return Plane(mean, axes, (0.0, 0.0))
     centred = (rows - mean).astype(np.float64)
-    variances, loadings = np.linalg.eigh(centred.T @ centred)  # smallest first; many times as fast as a decomposition
+    variances, loadings = np.linalg.eigh(centred.T @ centred)  # smallest first; much faster than an SVD of the rows
     total = float(variances.sum())
     kept = [0.0, 0.0]
     for axis in range(min(2, dim)):
@@ -72,9 +72,9 @@ def plane_of(rows: Matrix) -> Plane:
 
 
 def evenly(experts: Sequence[LibraryExpert], limit: int) -> list[tuple[str, str]]:
-    """At most `limit` pairs of expert id and example, as many of each expert as there is room for.
+    """Up to `limit` pairs of expert id and example, shared evenly among the experts.
 
-    Experts with few examples keep all of them; of the others, examples evenly spaced are taken.
+    Experts with few examples keep all of them; the other experts show evenly spaced examples.
     """
     left = limit
     pairs: list[tuple[str, str]] = []
@@ -92,12 +92,13 @@ class ExampleMap:
     """The map of one state of the library.
 
     Attributes:
-        version: Changes with the library and the embedder.
-        embedder: Its name.
-        num_examples: How many the library has, shown or not.
+        version: Version of the library and the embedder.
+        embedder: Name of the embedder.
+        num_examples: Number of examples of the library, shown or not.
+        plane: The plane of the points.
         pairs: Expert id and example of each point.
-        vectors: Shape (n, dim).
-        points: Shape (n, 2).
+        vectors: Embeddings of the examples, shape (n, dim).
+        points: The examples on the plane, shape (n, 2).
     """
 
     version: str
@@ -125,10 +126,10 @@ class ExampleMap:
         }
 
     def place(self, rows: Matrix) -> list[dict[str, Any]]:
-        """Where vectors, shape (n, dim), fall, and the examples that are nearest to each by cosine."""
-        likeness = rows @ self.vectors.T
+        """The points of vectors, shape (n, dim), and the examples nearest to each vector by cosine."""
+        similarities = rows @ self.vectors.T
         placed = []
-        for (x, y), row in zip(self.plane.project(rows), likeness, strict=True):
+        for (x, y), row in zip(self.plane.project(rows), similarities, strict=True):
             nearest = np.argsort(-row, kind="stable")[:NUM_NEAREST]
             near = [
                 {
@@ -144,12 +145,12 @@ class ExampleMap:
 
 
 class MapMaker:
-    """Makes the map of the library as it is, once for each state of it.
+    """Makes the map of the library's present state, once for each state.
 
     Args:
-        embedder: The gateway's own.
-        store: Where vectors of examples are kept between starts.
-        max_points: Examples that are shown.
+        embedder: The gateway's default embedder.
+        store: Vectors of examples, kept between starts.
+        max_points: Maximum number of examples that are shown.
     """
 
     def __init__(self, embedder: Embedder, store: VectorStore, max_points: int = MAX_POINTS) -> None:
@@ -160,7 +161,7 @@ class MapMaker:
         self._made: ExampleMap | None = None
 
     async def current(self, experts: Sequence[LibraryExpert]) -> ExampleMap:
-        """The map of these experts; one that is wanted by several is made once."""
+        """The map of these experts; concurrent callers share one map."""
         async with self._making:
             version = await asyncio.to_thread(library_version, experts, self._embedder.name)
             if self._made is None or self._made.version != version:
@@ -168,7 +169,7 @@ class MapMaker:
             return self._made
 
     async def place(self, texts: Sequence[str], experts: Sequence[LibraryExpert]) -> tuple[ExampleMap, list[Any]]:
-        """Where prompts fall on the current map."""
+        """The current map, and where prompts fall on it."""
         made = await self.current(experts)
         rows = await self._embedder.embed([example_view(text) for text in texts])
         return made, await asyncio.to_thread(made.place, rows)

@@ -1,8 +1,8 @@
-"""The newest comparison of policies that somebody published to this gateway.
+"""The newest comparison of policies that was published to this gateway.
 
     <home>/scores/leaderboard.json    the table that ``moergate compare`` has made, as it was sent
 
-It is replaced as a whole; gateways that share a home share it.
+The file is replaced as a whole. Gateways that share a home folder share the file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Closed(BaseModel):
 
 
 class LeaderboardAbout(_Closed):
-    """Where a comparison comes from, and which policies could not be compared, with the reason."""
+    """What was compared and when, and the policies that could not be compared, with the reasons."""
 
     folders: Annotated[tuple[Text, ...], Field(max_length=100)]
     split: Name
@@ -44,7 +44,7 @@ class LeaderboardAbout(_Closed):
 
 
 class LeaderboardColumn(_Closed):
-    """A column: which figure, what it means, and which way is better."""
+    """A column: its figure, the meaning of the figure, and whether high or low figures are better."""
 
     key: Name
     title: Name
@@ -53,7 +53,7 @@ class LeaderboardColumn(_Closed):
 
 
 class LeaderboardRow(_Closed):
-    """A policy's figures by column: as they are written, and as numbers to sort by."""
+    """A policy's figures by column, as text to show and as numbers to sort by."""
 
     shown: Annotated[dict[Name, Text], Field(max_length=MAX_COLUMNS)]
     values: Annotated[dict[Name, Number | Text | None], Field(max_length=MAX_COLUMNS)]
@@ -68,7 +68,7 @@ class Leaderboard(_Closed):
 
 
 class PublishedLeaderboard(_Closed):
-    """A leaderboard with when and by which key it was published."""
+    """A leaderboard with the time and the key of its publication."""
 
     published_at: datetime
     published_by: Name
@@ -76,13 +76,13 @@ class PublishedLeaderboard(_Closed):
 
 
 class LeaderboardStore:
-    """See the module's docstring. All methods block."""
+    """The published leaderboard on disk. All methods block."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "leaderboard.json"
 
     def put(self, leaderboard: Leaderboard, actor: str) -> PublishedLeaderboard:
-        """Replace what was published before; raises OSError if it is not kept."""
+        """Replace the published leaderboard; raises OSError if it cannot be written."""
         now = datetime.now(UTC)
         published = PublishedLeaderboard(published_at=now, published_by=actor, leaderboard=leaderboard)
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ class LeaderboardStore:
         return published
 
     def get(self) -> PublishedLeaderboard | None:
-        """What was published last, or None; a file that cannot be read is said in the log."""
+        """The published leaderboard, or None; a file that cannot be read is logged."""
         try:
             return PublishedLeaderboard.model_validate_json(self._file.read_bytes())
         except FileNotFoundError:

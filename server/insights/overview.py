@@ -1,178 +1,106 @@
-"""What an operator sees at a glance: experts with their traffic, and the engine's replicas. Reads; changes nothing.
+"""The operator's overview: experts with their traffic, and the engine's replicas. Reads only.
 
-Traffic is read from this process's own metrics, so it counts from the gateway's start, and per name: versions of an
-expert share it, and so do all experts beyond the setting metrics_experts. Of versions with a canary, the canary's part
-is counted apart. All functions are pure or block shortly; none is on a request's path.
+Traffic comes from this process's own counts, so it starts with the gateway and goes by expert name: the versions of an
+expert share their figures, and so do all experts beyond the setting metrics_experts. While an expert has a canary, the
+requests of its two versions are also counted separately. Nothing here is on a request's path.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
-import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prometheus_client.metrics import MetricWrapperBase
-
 from adapters_registry.records import AdapterRecord
 from server.engine.pool import EnginePool, Replica
-from server.telemetry.metrics import Metrics
+from server.telemetry.distribution import Distribution
+from server.telemetry.traffic_counts import DURATION_SECONDS, TTFT_SECONDS, TrafficCounts
 
-CALLER_LEFT = "499"
-"""Status of requests whose caller hung up: no error of ours, nor of the engine."""
-
-
-FRESH_S = 1.0
+CLIENT_CLOSED = 499
+"""Status of requests whose client disconnected: neither the gateway nor the engine failed."""
 
 
 @dataclass(slots=True)
-class Traffic:
-    """What one label of the metrics has seen; times in seconds, None where nothing was observed.
+class ExpertTraffic:
+    """What one label has seen over all endpoints and policies.
 
     Attributes:
-        requests, errors: Requests that ended, and those of them that failed.
-        duration, ttft: Cumulative counts by upper bound, over all endpoints and policies.
-        tokens: By type, input or output.
-        cost: In the currency of the configured prices.
+        requests: Requests that ended.
+        errors: Requests that failed.
+        duration: Seconds to the last byte.
+        ttft: Seconds to the first byte of streamed answers.
+        input_tokens: Sum over all prompts.
+        output_tokens: Sum over all answers.
+        cost: Cost in the currency of the configured prices.
     """
 
     requests: int = 0
     errors: int = 0
-    duration: Counter[float] = field(default_factory=Counter)
-    ttft: Counter[float] = field(default_factory=Counter)
-    tokens: Counter[str] = field(default_factory=Counter)
+    duration: Distribution = field(default_factory=lambda: Distribution(DURATION_SECONDS))
+    ttft: Distribution = field(default_factory=lambda: Distribution(TTFT_SECONDS))
+    input_tokens: int = 0
+    output_tokens: int = 0
     cost: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """For the admin API."""
+        """For the admin API; a quantile is None where nothing was observed."""
         return {
             "requests": self.requests,
             "errors": self.errors,
-            "p50_s": quantile(0.5, self.duration),
-            "p95_s": quantile(0.95, self.duration),
-            "ttft_p50_s": quantile(0.5, self.ttft),
-            "ttft_p95_s": quantile(0.95, self.ttft),
-            "input_tokens": self.tokens["input"],
-            "output_tokens": self.tokens["output"],
+            "p50_s": self.duration.quantile(0.5),
+            "p95_s": self.duration.quantile(0.95),
+            "ttft_p50_s": self.ttft.quantile(0.5),
+            "ttft_p95_s": self.ttft.quantile(0.95),
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
             "cost": round(self.cost, 6),
         }
 
 
-def quantile(q: float, buckets: Mapping[float, float]) -> float | None:
-    """The q-quantile of a histogram, linear within its bucket, as Prometheus computes it.
-
-    Args:
-        q: Between 0 and 1.
-        buckets: Cumulative counts by upper bound, the last of which is infinite.
-
-    Returns:
-        None if nothing was observed; the largest finite bound if the quantile lies beyond it.
-    """
-    bounds = sorted(buckets)
-    if not bounds or not buckets[bounds[-1]]:
-        return None
-    rank = q * buckets[bounds[-1]]
-    low, below = 0.0, 0.0
-    for bound in bounds:
-        count = buckets[bound]
-        if count >= rank:
-            if math.isinf(bound):
-                return low
-            inside = count - below
-            return round(low + (bound - low) * ((rank - below) / inside if inside else 1.0), 6)
-        low, below = bound, count
-    return low
+def traffic_by_expert(counts: TrafficCounts) -> dict[str, ExpertTraffic]:
+    """Traffic by label: names of experts, ``base`` and ``other``."""
+    found: dict[str, ExpertTraffic] = {}
+    for (_, _, expert), route in counts.routes.items():
+        traffic = found.setdefault(expert, ExpertTraffic())
+        traffic.requests += route.statuses.total()
+        traffic.errors += num_errors(route.statuses)
+        traffic.duration.add(route.duration)
+        traffic.ttft.add(route.ttft)
+    for (_, expert), usage in counts.usage.items():
+        traffic = found.setdefault(expert, ExpertTraffic())
+        traffic.input_tokens += int(usage.input_tokens.total)
+        traffic.output_tokens += int(usage.output_tokens.total)
+        traffic.cost += usage.cost
+    return found
 
 
-def traffic_by_expert(metrics: Metrics) -> dict[str, Traffic]:
-    """Traffic by label: names of experts, ``base``, and ``other``."""
-    found: dict[str, Traffic] = defaultdict(Traffic)
-    for labels, value in _samples(metrics.requests, "_total"):
-        traffic = found[labels["expert"]]
-        traffic.requests += int(value)
-        if labels["status"] >= "400" and labels["status"] != CALLER_LEFT:
-            traffic.errors += int(value)
-    for labels, value in _samples(metrics.duration, "_bucket"):
-        found[labels["expert"]].duration[float(labels["le"])] += int(value)
-    for labels, value in _samples(metrics.ttft, "_bucket"):
-        found[labels["expert"]].ttft[float(labels["le"])] += int(value)
-    for labels, value in _samples(metrics.tokens, "_sum"):
-        found[labels["expert"]].tokens[labels["token_type"]] += int(value)
-    for labels, value in _samples(metrics.cost, "_total"):
-        found[labels["expert"]].cost += value
-    return dict(found)
-
-
-def canary_counts(metrics: Metrics) -> dict[tuple[str, str], dict[str, int]]:
+def trial_counts(counts: TrafficCounts) -> dict[tuple[str, str], dict[str, int]]:
     """Requests and errors by expert and role, of experts that have or had a canary."""
-    found: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: {"requests": 0, "errors": 0})
-    for labels, value in _samples(metrics.canary_requests, "_total"):
-        counts = found[labels["expert"], labels["role"]]
-        counts["requests"] += int(value)
-        if labels["status"] >= "400" and labels["status"] != CALLER_LEFT:
-            counts["errors"] += int(value)
-    return dict(found)
+    return {
+        place: {"requests": statuses.total(), "errors": num_errors(statuses)}
+        for place, statuses in counts.trials.items()
+    }
 
 
-def decisions_by_policy(metrics: Metrics) -> dict[str, dict[str, int]]:
-    """Decisions and abstentions by policy."""
-    found: dict[str, dict[str, int]] = defaultdict(lambda: {"decisions": 0, "abstentions": 0})
-    for labels, value in _samples(metrics.decisions, "_total"):
-        found[labels["policy"]]["decisions"] += int(value)
-    for labels, value in _samples(metrics.abstentions, "_total"):
-        found[labels["policy"]]["abstentions"] += int(value)
-    return dict(found)
+def decisions_of(counts: TrafficCounts, policy: str) -> dict[str, int]:
+    """Number of decisions and abstentions of a policy."""
+    made = counts.decisions.get(policy)
+    return {"decisions": made.experts.total() if made else 0, "abstentions": made.num_abstentions if made else 0}
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What the metrics hold, at one moment.
-
-    Attributes:
-        traffic: By name of an expert, ``base`` and ``other``.
-        trials: Requests and errors by expert and role.
-        policies: Decisions and abstentions by policy.
-    """
-
-    traffic: Mapping[str, Traffic]
-    trials: Mapping[tuple[str, str], dict[str, int]]
-    policies: Mapping[str, dict[str, int]]
-
-
-def count_all(metrics: Metrics) -> Counts:
-    """Read the metrics; blocks for some tenths of a second where hundreds of pairs of expert and policy are counted."""
-    return Counts(traffic_by_expert(metrics), canary_counts(metrics), decisions_by_policy(metrics))
-
-
-class MetricsReader:
-    """Reads the metrics for everybody who looks, at most once a second, and not on the event loop.
-
-    Args:
-        metrics: Of this process.
-    """
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._reading = asyncio.Lock()
-        self._read: tuple[float, Counts] | None = None
-
-    async def counts(self) -> Counts:
-        """What they hold, no older than `FRESH_S`."""
-        async with self._reading:
-            if self._read is None or time.monotonic() - self._read[0] > FRESH_S:
-                counts = await asyncio.to_thread(count_all, self._metrics)
-                self._read = time.monotonic(), counts
-            return self._read[1]
+def num_errors(statuses: Counter[int]) -> int:
+    """Number of requests that failed; a client that disconnected is not a failure."""
+    return sum(num for status, num in statuses.items() if status >= 400 and status != CLIENT_CLOSED)
 
 
 def expert_rows(
-    records: Iterable[AdapterRecord], counts: Counts, replicas: Sequence[Replica]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row for each version, sorted by name and then the newest first; and the traffic of ``base`` and ``other``."""
-    traffic = counts.traffic
+    records: Iterable[AdapterRecord],
+    traffic: Mapping[str, ExpertTraffic],
+    trials: Mapping[tuple[str, str], dict[str, int]],
+    replicas: Sequence[Replica],
+) -> list[dict[str, Any]]:
+    """A row for each version, sorted by name, and the newest version of a name first."""
     rows = []
     for record in sorted(records, key=lambda r: (r.name, -r.created_at.timestamp(), r.version)):
         state = record.state.value
@@ -188,18 +116,18 @@ def expert_rows(
             "num_examples": len(record.examples),
             "description": record.card.description,
             "updated_at": record.updated_at.isoformat(),
-            "probed": None if record.report is None else bool(record.report.get("passed")),
+            "probed": None if record.report is None else record.report.passed,
             "traffic": seen.as_json() if seen and state == "active" else None,
-            "trial": counts.trials.get((record.name, state)) if state in ("active", "canary") else None,
+            "trial": trials.get((record.name, state)) if state in ("active", "canary") else None,
             "resident_in": [replica.name for replica in replicas if record.expert_id in replica.residency.experts],
             "in_flight": sum(replica.experts[record.expert_id] for replica in replicas),
         }
         rows.append(row)
-    return rows, {label: traffic[label].as_json() for label in ("base", "other") if label in traffic}
+    return rows
 
 
 def replica_rows(pool: EnginePool) -> list[dict[str, Any]]:
-    """A row for each replica of the engine, as it said last."""
+    """A row for each replica of the engine, as of its last report."""
     return [
         {
             "name": replica.name,
@@ -213,10 +141,3 @@ def replica_rows(pool: EnginePool) -> list[dict[str, Any]]:
         }
         for replica in pool.replicas
     ]
-
-
-def _samples(metric: MetricWrapperBase, suffix: str) -> Iterable[tuple[dict[str, str], float]]:
-    for family in metric.collect():
-        for sample in family.samples:
-            if sample.name.endswith(suffix):
-                yield sample.labels, sample.value

@@ -1,1 +1,1 @@
-"""Records of requests that outlive them: decisions, feedback, abstentions."""
+"""Records that are kept after a request has ended: decisions, feedback, abstentions."""

@@ -1,7 +1,7 @@
-"""What nobody covers: prompts for which no expert was chosen, in groups of alike ones.
+"""What no expert covers: prompts for which no expert was chosen, in groups of similar prompts.
 
-The embeddings that the decision log keeps are grouped by k-means on the sphere (unit rows, so that squared distance is
-2 − 2·cosine). The number of groups is the one from 2 to `MAX_GROUPS` with the best mean silhouette on a sample; if even
+The embeddings in the decision log are grouped by k-means on the sphere (unit rows, so that squared distance is
+2 − 2·cosine). The number of groups, from 2 to `MAX_GROUPS`, is the one with the best mean silhouette on a sample; if
 that is below `MIN_SILHOUETTE`, the prompts are one group. Shapes: n prompts, d dimensions. Cost: three to four seconds
 of one core for `MAX_ROWS` prompts of 384 dimensions, in a worker thread.
 """
@@ -34,7 +34,7 @@ MAX_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
-    """The expert that came nearest to a group's middle, with the router's own score for it."""
+    """The expert that is nearest to a group's centre, with the router's score for it."""
 
     expert: str
     score: float
@@ -42,14 +42,14 @@ class Nearest:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Prompts that are alike.
+    """A group of similar prompts.
 
     Attributes:
-        size: How many.
-        cohesion: Mean cosine to the group's middle: 1 if all are the same.
-        nearest: None if the policy cannot say.
-        texts: Of those nearest to the middle, if texts are kept.
-        request_ids: Of the same.
+        size: Number of prompts.
+        cohesion: Mean cosine to the group's centre; 1 if all prompts are equal.
+        nearest: The nearest expert, or None if the policy cannot rank experts for the centre.
+        texts: Texts of the prompts nearest to the centre, if texts are stored.
+        request_ids: Ids of the same prompts' requests.
     """
 
     size: int
@@ -63,26 +63,26 @@ def group_abstentions(rows: Sequence[DecisionRecord], k: int | None, policy: Liv
     """Groups of abstentions, largest first; blocking.
 
     Args:
-        rows: With embeddings of one embedder.
-        k: How many groups; None lets the silhouette decide.
-        policy: Says which expert is nearest, if its embedder is theirs.
+        rows: Abstentions with embeddings of one embedder.
+        k: Number of groups; None lets the silhouette decide.
+        policy: Ranks the experts for each group, if it uses the rows' embedder.
     """
     if not rows:
         return []
     embeddings = _unit(np.stack([np.frombuffer(row.embedding or b"", np.float16) for row in rows]))
-    with threadpool_limits(limits=1):  # more threads on small matrices take longer, and take them from requests
+    with threadpool_limits(limits=1):  # on small matrices, more threads are slower and take cores from requests
         labels = _labels(embeddings, k)
     groups = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        middle = _unit(embeddings[members].mean(axis=0, keepdims=True))[0]
-        cosines = embeddings[members] @ middle
+        centre = _unit(embeddings[members].mean(axis=0, keepdims=True))[0]
+        cosines = embeddings[members] @ centre
         shown = [rows[number] for number in members[np.argsort(-cosines, kind="stable")][:MAX_SHOWN].tolist()]
         groups.append(
             Group(
                 size=len(members),
                 cohesion=float(cosines.mean()),
-                nearest=_nearest(policy, rows[0].embedder, middle),
+                nearest=_nearest(policy, rows[0].embedder, centre),
                 texts=tuple(row.text for row in shown if row.text is not None),
                 request_ids=tuple(row.request_id for row in shown),
             )
@@ -91,7 +91,7 @@ def group_abstentions(rows: Sequence[DecisionRecord], k: int | None, policy: Liv
 
 
 async def read_abstentions(store: DecisionStore, policy: str | None, since: datetime) -> list[DecisionRecord]:
-    """The newest abstentions with an embedding, at most `MAX_ROWS`, in steps that do not hold up the event loop."""
+    """The newest abstentions with an embedding, at most `MAX_ROWS`, read in steps that do not block the event loop."""
     query = DecisionQuery(READ_AT_ONCE, since=since, policy=policy, abstained=True, embedded=True)
     found: list[DecisionRecord] = []
     while len(found) < MAX_ROWS:
@@ -104,7 +104,7 @@ async def read_abstentions(store: DecisionStore, policy: str | None, since: date
 
 
 def most_common_embedder(rows: Sequence[DecisionRecord]) -> list[DecisionRecord]:
-    """The rows whose embeddings can be compared: those of the embedder and dimension that most of them have."""
+    """The rows with comparable embeddings: those with the most common embedder and dimension."""
     kinds = Counter((row.embedder, len(row.embedding or b"")) for row in rows)
     if not kinds:
         return []
@@ -113,15 +113,15 @@ def most_common_embedder(rows: Sequence[DecisionRecord]) -> list[DecisionRecord]
 
 
 def _labels(embeddings: Matrix, k: int | None) -> NDArray[np.int64]:
-    """The group of each row, shape (n,). Equal rows weigh as many as they are, but their number makes no group."""
+    """The group of each row, shape (n,). Equal rows are clustered once, weighted by their number."""
     rows, place, counts = np.unique(embeddings, axis=0, return_inverse=True, return_counts=True)
     num = _num_groups(rows, counts) if k is None else min(k, len(rows))
     return _k_means(rows, counts, num)[place.reshape(-1)]
 
 
 def _num_groups(rows: Matrix, counts: NDArray[np.int64]) -> int:
-    """How many groups fit best to these distinct rows, told by an even sample of them."""
-    from sklearn.metrics import silhouette_score  # takes a second that the gateway's start need not
+    """The number of groups that fits these distinct rows best, measured on an even sample."""
+    from sklearn.metrics import silhouette_score  # takes a second, which would delay the gateway's start
 
     sample = evenly_spaced(len(rows), SILHOUETTE_SAMPLE)
     rows, counts = rows[sample], counts[sample]
@@ -140,11 +140,11 @@ def _k_means(rows: Matrix, counts: NDArray[np.int64], num: int) -> NDArray[np.in
     return np.asarray(labels, np.int64)
 
 
-def _nearest(policy: LivePolicy | None, embedder: str | None, middle: Vector) -> Nearest | None:
-    """Whom a policy would rank first for a prompt in the middle of a group."""
+def _nearest(policy: LivePolicy | None, embedder: str | None, centre: Vector) -> Nearest | None:
+    """The expert that a policy would rank first for a prompt at the centre of a group."""
     if policy is None or policy.embedder.name != embedder or policy.router.card.asks_base:
         return None
-    candidates = policy.router.route(RouteQuery("", middle)).candidates
+    candidates = policy.router.route(RouteQuery("", centre)).candidates
     return Nearest(candidates[0].expert_id, candidates[0].score) if candidates else None
 
 

@@ -1,12 +1,12 @@
 """The decision log: records how each request was routed, asynchronously and off the request path.
 
-`note` is called once a request, at its end, and only appends to a bounded queue. One task writes the queue to the
-database, a batch every `PAUSE_S` or `BATCH` rows. While the database is away, requests go on: the queue fills, and what
-finds it full is dropped and counted. A batch whose end was not seen (the connection broke in its commit) is written
-again, so that it may be there twice.
+`note` is called once at the end of a request, and only appends to a bounded queue. One task writes the queue to the
+database in batches, every `PAUSE_S` seconds or `BATCH` rows. While the database is down, requests are still answered:
+the queue fills, and further decisions are dropped and counted. If the connection breaks during a commit, the batch is
+written again, so that its decisions may be stored twice.
 
-What is kept of a prompt is the operator's choice, by level: nothing (``decisions``), the embedding of a prompt that got
-no expert (``embeddings``), or the routed text as well (``prompts``).
+The operator chooses by level what is stored of a prompt: nothing (``decisions``), the embedding of a prompt without an
+expert (``embeddings``), or the routed text as well (``prompts``).
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from adapters_registry.stores.base import DecisionStore
 from routers.base import Vector
 from server.engine.recipes import experts_of
 from server.planning.plan import Plan
-from server.telemetry.drift import Traffic
-from server.telemetry.metrics import Metrics, Outcome
+from server.telemetry.drift import RecentDecisions
+from server.telemetry.metrics import Metrics
+from server.telemetry.traffic_counts import Outcome
 
 Level = Literal["off", "decisions", "embeddings", "prompts"]
 
@@ -56,21 +57,21 @@ class PendingDecision(NamedTuple):
 
 
 class DecisionLog:
-    """See the module's docstring.
+    """Records decisions in memory and writes them to the database in the background.
 
     Args:
-        store: Where decisions are kept.
-        traffic: Remembers the last ones in memory, whatever the level.
-        metrics: Counts dropped ones, and knows prices.
-        level: What is kept.
-        sample: Share of the requests that is kept; which ones, their ids decide, so that all gateways agree.
-        keep_days: After which decisions and feedback are forgotten.
+        store: Where decisions are stored.
+        recent: Remembers the latest decisions in memory, at every level.
+        metrics: Counts dropped decisions, and knows the prices.
+        level: What is stored.
+        sample: Share of the requests that is stored, chosen by request id, so that all gateways choose the same.
+        keep_days: Days after which decisions and feedback are deleted.
     """
 
     def __init__(
         self,
         store: DecisionStore,
-        traffic: Traffic,
+        recent: RecentDecisions,
         metrics: Metrics,
         *,
         level: Level,
@@ -78,7 +79,7 @@ class DecisionLog:
         keep_days: int = 14,
     ) -> None:
         self._store = store
-        self._traffic = traffic
+        self._recent = recent
         self._metrics = metrics
         self.level = level
         self._sampled_below = round(sample * 2**32) if level != "off" else 0
@@ -91,14 +92,14 @@ class DecisionLog:
     # -- the hot path ---------------------------------------------------------------------------------------------
 
     def note(self, plan: Plan, outcome: Outcome, request_id: str, key_id: str) -> None:
-        """Remember a request that has ended."""
+        """Queue the decision of a request that has ended."""
         if plan.decision is not None and plan.target.policy is not None:
-            self._traffic.note(plan.target.policy.name, plan.decision)
+            self._recent.note(plan.target.policy.name, plan.decision)
         if not self.keeps(request_id):
             return
         waiting = self._waiting
         if len(waiting) >= MAX_WAITING:
-            self._metrics.decisions_dropped.inc()
+            self._metrics.policies.decisions_dropped.inc()
             return
         waiting.append(PendingDecision(utc_now(), plan, outcome, request_id, key_id))
         if len(waiting) == 1:
@@ -107,7 +108,7 @@ class DecisionLog:
             self._many.set()
 
     def keeps(self, request_id: str) -> bool:
-        """Whether a request of this id is kept."""
+        """Whether the decision of a request with this id is stored."""
         if self._sampled_below >= 2**32:
             return True
         return zlib.crc32(request_id.encode()) < self._sampled_below
@@ -119,7 +120,7 @@ class DecisionLog:
         self._tasks += [asyncio.create_task(self._write_on()), asyncio.create_task(self._prune_on())]
 
     async def close(self) -> None:
-        """Write what waits, within a bounded time, and stop."""
+        """Write the waiting decisions, within a bounded time, and stop."""
         with suppress(RegistryError, TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await self.flush()
@@ -128,21 +129,21 @@ class DecisionLog:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._waiting:
             log.warning("decisions are lost", num=len(self._waiting))
-            self._metrics.decisions_dropped.inc(len(self._waiting))
+            self._metrics.policies.decisions_dropped.inc(len(self._waiting))
             self._waiting.clear()
 
     def holds(self, key_id: str, request_id: str) -> bool:
-        """Whether a request of this key waits to be written."""
+        """Whether the decision of this key's request waits to be written."""
         return any(pending.request_id == request_id and pending.key_id == key_id for pending in self._waiting)
 
     async def flush(self) -> None:
-        """Write all that waits now; raises RegistryError."""
+        """Write all decisions that wait now; raises RegistryError."""
         num = len(self._waiting)
         while num > 0 and self._waiting:
             num -= await self._write_batch()
 
     async def _write_batch(self) -> int:
-        """Write the oldest decisions; returns how many. They wait until they are written."""
+        """Write the oldest decisions; returns their number. They stay queued until they are written."""
         async with self._writing:
             batch = [self._waiting[number] for number in range(min(BATCH, len(self._waiting)))]
             if not batch:
@@ -151,9 +152,9 @@ class DecisionLog:
                 await self._store.add([self._record(pending) for pending in batch])
             except RegistryError:
                 raise
-            except Exception:  # a fault of ours: these rows would fail again
+            except Exception:  # a bug: these rows would fail again
                 log.exception("decisions cannot be written", num=len(batch))
-                self._metrics.decisions_dropped.inc(len(batch))
+                self._metrics.policies.decisions_dropped.inc(len(batch))
             for _ in batch:
                 self._waiting.popleft()
             return len(batch)
@@ -168,7 +169,7 @@ class DecisionLog:
                 await self.flush()
             except RegistryError as error:
                 if not pause_s:
-                    log.warning("decisions are not written; requests go on", error=str(error))
+                    log.warning("decisions are not written; requests are still answered", error=str(error))
                 pause_s = min(max(2 * pause_s, FIRST_RETRY_S), LAST_RETRY_S)
                 await asyncio.sleep(pause_s)
                 continue
@@ -186,14 +187,14 @@ class DecisionLog:
             await asyncio.sleep(PRUNE_EVERY_S)
 
     async def prune(self) -> None:
-        """Forget what is too old, in steps that hold nobody up."""
+        """Delete old decisions, in steps that do not block other writers."""
         try:
             while await self._store.prune(utc_now() - self._keep, PRUNE_BATCH):  # noqa: ASYNC110
                 await asyncio.sleep(PRUNE_PAUSE_S)
         except RegistryError as error:
-            log.warning("old decisions stay", error=str(error))
-        except Exception:  # a fault of ours must not end it for ever: the next hour may work
-            log.exception("old decisions stay")
+            log.warning("old decisions not deleted", error=str(error))
+        except Exception:  # a bug must not end pruning: the next hour may work
+            log.exception("old decisions not deleted")
 
     def _record(self, pending: PendingDecision) -> DecisionRecord:
         at, plan, outcome, request_id, key_id = pending
@@ -228,7 +229,7 @@ class DecisionLog:
 
 
 def as_bytes(embedding: Vector | None) -> bytes | None:
-    """An embedding, shape (d,), as d float16 numbers; None for one that says nothing."""
+    """An embedding, shape (d,), as d float16 numbers; None if it is absent or not finite."""
     if embedding is None or not np.isfinite(embedding).all():
         return None
     return np.asarray(embedding, np.float16).tobytes()

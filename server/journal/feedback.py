@@ -1,7 +1,8 @@
-"""Feedback: what callers thought of an answer, joined to the decision that led to it.
+"""Feedback: callers' ratings of answers, joined to the decisions that led to them.
 
-A decision may still be on its way: in this gateway's queue, which is then written first, or in another's, which gets
-a moment. A request that the key did not send is answered like one that never was.
+The decision may not be in the database yet. If it waits in this gateway's queue, the queue is written first; if it may
+wait in another gateway's queue, the database is read again a few times. A request that the key did not send is treated
+like one that does not exist.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ RATINGS = {"up": 1.0, "down": -1.0}
 PATIENCE_S = 5.0
 LOOKS = 4
 MAX_PATIENT = 64
-"""Requests that may wait for another gateway's queue at once; more are answered at the first look."""
+"""Maximum number of requests that wait for another gateway's queue; further ones are answered at the first look."""
 
 Score = Annotated[float, Field(ge=-1, le=1, strict=True, allow_inf_nan=False)]
 
 
-class FeedbackOrder(BaseModel):
+class FeedbackRequest(BaseModel):
     """The body of ``POST /v1/feedback``."""
 
     model_config = ConfigDict(extra="forbid")
@@ -39,7 +40,7 @@ class FeedbackOrder(BaseModel):
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="The answer's x-request-id.")]
     rating: Annotated[Literal["up", "down"] | Score, Field(description="up, down, or a number from -1 to 1.")]
     comment: Annotated[
-        str | None, Field(max_length=MAX_COMMENT_CHARS, description="Kept only where prompts may be kept.")
+        str | None, Field(max_length=MAX_COMMENT_CHARS, description="Stored only if the gateway stores prompts.")
     ] = None
     expert: Annotated[
         str | None, Field(min_length=1, max_length=72, description="The expert that should have answered, or base.")
@@ -47,20 +48,20 @@ class FeedbackOrder(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What has become of an opinion."""
+class SavedFeedback:
+    """Stored feedback, and whether it is the first for its request."""
 
     feedback: Feedback
     is_first: bool
 
 
 class FeedbackDesk:
-    """Takes feedback.
+    """Accepts feedback.
 
     Args:
-        store: Where it is kept.
+        store: Where feedback is stored.
         decisions: The log, which may still hold the decision.
-        metrics: Counts it.
+        metrics: Counts first ratings.
     """
 
     def __init__(self, store: FeedbackStore, decisions: DecisionLog, metrics: Metrics) -> None:
@@ -69,26 +70,26 @@ class FeedbackDesk:
         self._metrics = metrics
         self._num_patient = 0
 
-    async def take(self, order: FeedbackOrder, principal: Principal, catalog: Catalog) -> Kept:
-        """Keep an opinion instead of an earlier one of the same request.
+    async def take(self, body: FeedbackRequest, principal: Principal, catalog: Catalog) -> SavedFeedback:
+        """Store feedback, in place of earlier feedback for the same request.
 
         Raises:
-            ModelNotFound: For an expert that does not exist or is hidden.
-            BadRequest: For one that is no expert.
-            NotFound: The key sent no such request, or it is not kept.
-            Unavailable, RegistryError: The database is away.
+            ModelNotFound: The named expert does not exist or is hidden.
+            BadRequest: The named model is not an expert.
+            NotFound: The key sent no such request, or its decision is not stored.
+            Unavailable, RegistryError: The database is down.
         """
         opinion = Feedback(
             key_id=principal.key_id,
-            request_id=order.request_id,
+            request_id=body.request_id,
             at=utc_now(),
-            rating=RATINGS[order.rating] if isinstance(order.rating, str) else float(order.rating),
-            comment=order.comment if self._decisions.level == "prompts" else None,
-            expert=_expert(order.expert, principal, catalog),
+            rating=RATINGS[body.rating] if isinstance(body.rating, str) else float(body.rating),
+            comment=body.comment if self._decisions.level == "prompts" else None,
+            expert=_expert(body.expert, principal, catalog),
         )
         if self._decisions.level == "off":
             raise NotFound(
-                "This gateway keeps no decisions that feedback could belong to (setting decision_log).",
+                "This gateway stores no decisions that feedback could belong to (setting decision_log).",
                 param="request_id",
             )
         try:
@@ -100,23 +101,23 @@ class FeedbackDesk:
             ) from None
         if found is None:
             raise NotFound(
-                "No decision with this request id is kept for this key. The id is the answer's x-request-id; a request "
-                "may be too old (setting decision_log_days), left out (decision_log_sample), or still under way.",
+                "No decision with this request id is stored for this key. The id is the answer's x-request-id. The "
+                "request may be too old (setting decision_log_days), left out (decision_log_sample), or in progress.",
                 param="request_id",
             )
         decision, is_first = found
         if is_first:
             self._metrics.record_feedback(decision.policy, decision.answered_by, opinion.rating)
-        return Kept(opinion, is_first)
+        return SavedFeedback(opinion, is_first)
 
     async def _join(self, opinion: Feedback) -> tuple[DecisionRecord, bool] | None:
-        """Keep an opinion with its decision, wherever that still is."""
+        """Store feedback with its decision, which may still wait in a queue."""
         if self._decisions.holds(opinion.key_id, opinion.request_id):
             await self._decisions.flush()
         return await self._store.rate(opinion) or await self._look_again(opinion)
 
     async def _look_again(self, opinion: Feedback) -> tuple[DecisionRecord, bool] | None:
-        """Wait for what another gateway has not written yet."""
+        """Wait for a decision that another gateway has not written yet."""
         if self._num_patient >= MAX_PATIENT or not self._decisions.keeps(opinion.request_id):
             return None
         self._num_patient += 1

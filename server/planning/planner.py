@@ -142,7 +142,7 @@ class Planner:
         if not policy.router.card.needs_embedding and not policy.router.card.reads_task:
             return RouteQuery(text, None, candidates, task_id, None, preference, request.target.threshold)
         embedding = policy.embedder.cached(text)
-        self._metrics.embedder_lookups.labels("miss" if embedding is None else "hit").inc()
+        self._metrics.record_lookup(hit=embedding is not None)
         parts = None
         if policy.router.card.reads_parts:
             embedding, *parts = await policy.embedder.embed([text, *parts_of(text)])

@@ -244,13 +244,13 @@ class Follower:
         entry.attempt = Failed(str(error) or type(error).__name__, before + 1, self._clock() + delay_s, version)
         known = isinstance(error, (RouterError, OSError))
         log.error("policy not fitted", policy=entry.spec.name, error=entry.error, exc_info=None if known else error)
-        self._metrics.policy_stale.labels(entry.spec.name).set(1)
+        self._metrics.policies.stale.labels(entry.spec.name).set(1)
 
     def _note_current(self, entry: Entry, live: LivePolicy, experts: Experts) -> None:
         """Note that a policy fits the data, also if the data has returned to what the policy was fitted to."""
         entry.attempt = Fitted()
         entry.live = replace(live, stale=False, known_ids=frozenset(expert.expert_id for expert in experts))
-        self._metrics.policy_stale.labels(entry.spec.name).set(0)
+        self._metrics.policies.stale.labels(entry.spec.name).set(0)
 
     async def _keep_stale(
         self, entry: Entry, live: LivePolicy, version: str, embedder: Embedder, experts: Experts
@@ -263,11 +263,11 @@ class Follower:
             fix = f"moergate fit {live.name} --again"
             log.warning("policy is stale: the data it was fitted to has changed", policy=live.name, fix=fix)
             entry.live = replace(live, stale=True)
-            self._metrics.policy_stale.labels(live.name).set(1)
+            self._metrics.policies.stale.labels(live.name).set(1)
 
     def show_lag(self) -> None:
         """Update since when, and by how many experts, each policy lags behind the library."""
         entries = self._book.entries
         self._book.update_lag(entries)
         for entry in entries:
-            self._metrics.policy_missing_experts.labels(entry.spec.name).set(self._book.num_missing(entry))
+            self._metrics.policies.missing_experts.labels(entry.spec.name).set(self._book.num_missing(entry))

@@ -19,7 +19,7 @@ from server.errors import EngineLost, EngineTimeout, GatewayError, error_body
 from server.request.deadline import Deadline
 from server.request.recorder import ForwardedRequest, Recorder
 from server.request.token_count import TokenCounter
-from server.telemetry.metrics import Outcome
+from server.telemetry.traffic_counts import Outcome
 
 _DROPPED_HEADERS = frozenset(
     {

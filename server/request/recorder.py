@@ -15,7 +15,8 @@ from server.endpoints import Endpoint
 from server.journal.decision_log import DecisionLog
 from server.planning.plan import Plan
 from server.telemetry.logs import AccessLog
-from server.telemetry.metrics import Metrics, Outcome
+from server.telemetry.metrics import Metrics
+from server.telemetry.traffic_counts import Outcome
 
 if TYPE_CHECKING:
     from server.tracing.request_trace import Trace

@@ -1,1 +1,1 @@
-"""Metrics, logs, and drift of the traffic."""
+"""Metrics, logs, prices, and the drift of traffic."""

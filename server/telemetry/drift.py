@@ -1,20 +1,20 @@
-"""Whether a policy's traffic still looks like what it was fitted to.
+"""Drift: whether a policy's traffic still looks like what the policy was fitted to.
 
-*Fitting* is how often the policy would choose each expert if requests came like its examples: an expert's part of all
-examples, less the part for which the policy chose no expert when examples were left out to calibrate it
-(`routers.families.calibration.LeftOut`). *Traffic* is the first choice of its last `WINDOW` decisions on this gateway.
-Between both stands the population stability index, over bins b of the shares t of traffic and f of fitting:
+*Fitting* is how often the policy would choose each expert if requests came like its examples: an expert's share of all
+examples, less the share for which the policy chose no expert when examples were left out for calibration
+(`routers.families.calibration.LeftOut`). *Traffic* is the first choice of the policy's last `WINDOW` decisions on this
+gateway. The population stability index compares both, over bins b of the shares t of traffic and f of fitting:
 
-    PSI = Σ_b (t_b − f_b) · ln(t_b / f_b)          shares below 1 / 2n, half a decision of n, count as that
+    PSI = Σ_b (t_b − f_b) · ln(t_b / f_b)          shares are at least 1 / 2n, half a decision of n
 
-0.1 is a slight difference, 0.25 a strong one. By chance alone n decisions over B bins give about (B − 1) / n. So
-experts are put into bins in the order of their examples, and a bin is full when `MIN_EXPECTED` decisions are expected
-for it: one for each of the larger experts, one for several of the smaller, and one for what is left and for unknown
-ones. That keeps the noise about 0.05.
-``base``, no expert, is a bin of its own where calibration tells how often that happens, and left out where it does not.
+0.1 is a slight difference, 0.25 a strong one. By chance alone, n decisions over B bins give about (B − 1) / n.
+Therefore bins are filled with experts in the order of their number of examples, and a bin is full when at least
+`MIN_EXPECTED` decisions are expected for it. Each larger expert has a separate bin, several smaller experts share one,
+and the last bin is for the remaining and the unknown experts. That keeps the noise at about 0.05.
+``base``, no expert, has a separate bin if calibration has measured how often it happens; otherwise it is left out.
 
-Requests need not come like examples: a library with as many examples of every expert and one popular expert has a large
-index from its first day. What tells is that it changes.
+Requests need not come like examples: if every expert has the same number of examples and one expert is popular, the
+index is large from the first day. The signal is a change of the index.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from routers.families.calibration import LeftOut
 WINDOW = 2000
 MAX_POLICIES = 256
 MIN_DECISIONS = 100
-"""With fewer there is no index."""
+"""Minimum number of decisions for an index."""
 
 MIN_EXPECTED = 20
 OTHER = "other experts"
@@ -40,12 +40,12 @@ SLIGHT, STRONG = 0.1, 0.25
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How a policy chooses.
+    """How often a policy chooses each expert.
 
     Attributes:
-        shares: By expert's name, ``base`` for none; they sum to one.
-        confidence: Mean confidence of these choices, where it is known.
-        num: Decisions, or examples, that this comes from.
+        shares: Shares by expert name, ``base`` for no expert; they sum to one.
+        confidence: Mean confidence of these choices, by expert name, where it is known.
+        num: Number of decisions or examples behind the shares.
     """
 
     shares: Mapping[str, float]
@@ -64,7 +64,7 @@ class PolicyDrift:
 
     @property
     def verdict(self) -> str:
-        """The index in a word."""
+        """The index in a word, or why there is none."""
         if self.fitting is None:
             return "unknown: this method is not fitted to examples"
         if self.traffic.num < MIN_DECISIONS:
@@ -74,8 +74,8 @@ class PolicyDrift:
         return "strong" if self.index >= STRONG else "slight" if self.index >= SLIGHT else "none"
 
 
-class Traffic:
-    """The last decisions of each policy on this gateway."""
+class RecentDecisions:
+    """The latest decisions of each policy on this gateway."""
 
     def __init__(self) -> None:
         self._windows: dict[str, deque[tuple[str, float]]] = {}
@@ -90,12 +90,12 @@ class Traffic:
         window.append((first_choice(decision), decision.confidence))
 
     def keep_only(self, policies: Iterable[str]) -> None:
-        """Forget policies that are no more."""
+        """Forget policies that no longer exist."""
         for gone in self._windows.keys() - set(policies):
             del self._windows[gone]
 
     def profile(self, policy: str) -> Profile:
-        """What a policy has chosen lately."""
+        """What a policy has chosen recently."""
         counts: Counter[str] = Counter()
         sums: defaultdict[str, float] = defaultdict(float)
         for expert, confidence in self._windows.get(policy, ()):
@@ -110,7 +110,7 @@ class Traffic:
 
 
 def first_choice(decision: Decision) -> str:
-    """The expert that a decision thought best, of those that it uses; ``base`` if it uses none."""
+    """The best of the experts that a decision uses; ``base`` if it uses none."""
     if not decision.experts:
         return BASE
     best = decision.candidates[0].expert_id if decision.candidates else ""
@@ -123,8 +123,8 @@ def fitting_profile(experts: Iterable[LibraryExpert], data: Mapping[str, Any]) -
     """How a policy would choose for prompts like its experts' examples.
 
     Args:
-        experts: Those that it was fitted to.
-        data: Of its artefact.
+        experts: The experts that the policy was fitted to.
+        data: The data of its artefact.
     """
     counts = {expert.expert_id: len(set(expert.examples)) for expert in experts if expert.examples}
     num = sum(counts.values())
@@ -140,7 +140,7 @@ def fitting_profile(experts: Iterable[LibraryExpert], data: Mapping[str, Any]) -
 
 
 def drift_of(policy: str, traffic: Profile, fitting: Profile | None) -> PolicyDrift:
-    """Both profiles and what lies between them."""
+    """Both profiles and the index that compares them."""
     index = None
     if fitting is not None and traffic.num >= MIN_DECISIONS:
         ours, theirs = binned(traffic, fitting)
@@ -150,22 +150,25 @@ def drift_of(policy: str, traffic: Profile, fitting: Profile | None) -> PolicyDr
 
 
 class Fitted(Protocol):
-    """A policy, as far as it matters here."""
+    """A policy with a fitting profile."""
 
     @property
     def fitting(self) -> Profile | None:
-        """How it would choose for prompts like its examples."""
+        """How the policy would choose for prompts like its examples."""
         ...
 
 
-def drifts(traffic: Traffic, policies: Mapping[str, Fitted]) -> list[PolicyDrift]:
-    """How each policy drifts; the others are forgotten."""
-    traffic.keep_only(policies)
-    return [drift_of(name, traffic.profile(name), policy.fitting) for name, policy in policies.items()]
+def drifts(recent: RecentDecisions, policies: Mapping[str, Fitted]) -> list[PolicyDrift]:
+    """The drift of each policy; other policies are forgotten."""
+    recent.keep_only(policies)
+    return [drift_of(name, recent.profile(name), policy.fitting) for name, policy in policies.items()]
 
 
 def binned(traffic: Profile, fitting: Profile) -> tuple[dict[str, float], dict[str, float]]:
-    """Both profiles' shares in the same bins, named by a member, traffic first; empty if nothing is left of one."""
+    """Both profiles' shares in the same bins, traffic first; empty if one profile has no shares left.
+
+    A bin has the name of one of its experts.
+    """
     knows_base = BASE in fitting.shares
     num = traffic.num if knows_base else round(traffic.num * (1 - traffic.shares.get(BASE, 0.0)))
     bin_of = _bins(fitting, num)
@@ -183,7 +186,7 @@ def binned(traffic: Profile, fitting: Profile) -> tuple[dict[str, float], dict[s
 
 
 def _bins(fitting: Profile, num: int) -> dict[str, str]:
-    """The bin of each expert, but for those of the last one."""
+    """The bin of each expert, except for those of the last bin."""
     bin_of = {BASE: BASE} if BASE in fitting.shares else {}
     members: list[str] = []
     expected = 0.0
@@ -197,7 +200,7 @@ def _bins(fitting: Profile, num: int) -> dict[str, str]:
 
 
 def stability_index(traffic: Mapping[str, float], fitting: Mapping[str, float], floor: float) -> float:
-    """The population stability index of shares over the same bins; see the module's docstring."""
+    """The population stability index of shares over the same bins, with shares of at least `floor`."""
     index = 0.0
     for name, share in traffic.items():
         ours, theirs = max(share, floor), max(fitting[name], floor)
@@ -206,7 +209,7 @@ def stability_index(traffic: Mapping[str, float], fitting: Mapping[str, float], 
 
 
 def _by_name(shares: Mapping[str, float], confidence: Mapping[str, float], num: int) -> Profile:
-    """From experts' ids to their names; versions of one expert count together."""
+    """A profile by expert name from shares by expert id; versions of an expert are added up."""
     summed: dict[str, float] = {}
     weights: dict[str, float] = {}
     sums: dict[str, float] = {}

@@ -1,6 +1,6 @@
-"""Logging for the whole process: structlog, as lines for people or one JSON object a line, on standard error.
+"""Logging of the whole process to standard error: structlog, as readable lines or one JSON object a line.
 
-Libraries that log through the standard library (uvicorn, aiohttp, alembic) come out in the same form.
+Libraries that use the standard library's logging (uvicorn, aiohttp, alembic) appear in the same form.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import structlog
 
 
 def configure_logging(level: str, form: Literal["console", "json"]) -> None:
-    """Set logging up; called once by the command line, never at import."""
+    """Set up logging; called once by the command line, never at import."""
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -46,11 +46,11 @@ def configure_logging(level: str, form: Literal["console", "json"]) -> None:
 
 
 class AccessLog:
-    """One line a request, written a few times a second: the hot path must not wait for a terminal.
+    """One line a request, written a few times a second, so that the hot path never waits for a terminal.
 
     Args:
-        form: As for `configure_logging`; None writes nothing.
-        out: Where lines go; None is standard error.
+        form: Form of the lines, as for `configure_logging`; None writes nothing.
+        out: Where lines go; None means standard error.
     """
 
     FLUSH_S = 0.2
@@ -76,7 +76,7 @@ class AccessLog:
             asyncio.get_running_loop().call_later(self.FLUSH_S, self.flush)
 
     def _now(self) -> str:
-        """The time in ISO 8601 with milliseconds; the part up to the second is made once a second."""
+        """The time in ISO 8601 with milliseconds; the part up to the second is formatted once a second."""
         second, fraction = divmod(time.time(), 1)
         if second != self._second:
             self._second = second
@@ -84,7 +84,7 @@ class AccessLog:
         return f"{self._second_text}.{int(fraction * 1000):03d}Z"
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the lines that wait."""
         if self._lines:
             out = self._out or sys.stderr
             out.write("\n".join(self._lines) + "\n")

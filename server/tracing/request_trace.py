@@ -41,7 +41,7 @@ from server.tracing.span_attributes import (
 if TYPE_CHECKING:
     from server.engine.body import JsonBody
     from server.planning.plan import Plan
-    from server.telemetry.metrics import Outcome
+    from server.telemetry.traffic_counts import Outcome
 
 _OK, _ERROR = Status(StatusCode.UNSET), Status(StatusCode.ERROR)
 _PROPAGATOR = TraceContextTextMapPropagator()

@@ -14,7 +14,7 @@ from server.endpoints import Endpoint
 if TYPE_CHECKING:
     from server.engine.body import JsonBody
     from server.planning.plan import Plan
-    from server.telemetry.metrics import Outcome
+    from server.telemetry.traffic_counts import Outcome
 
 Attributes = dict[str, str | bool | int | float]
 

@@ -12,16 +12,41 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from adapters_registry.errors import AdapterNotFound, DatabaseBusy, KeyNotFound, NameTaken, NotRetired, WrongState
+from adapters_registry.errors import (
+    AdapterNotFound,
+    DatabaseBusy,
+    KeyNotFound,
+    NameTaken,
+    NotRetired,
+    Problem,
+    WrongState,
+)
 from adapters_registry.key_limits import KeyLimits, OverLimit, Reservation
 from adapters_registry.keys import new_key
-from adapters_registry.records import AdapterRecord, Card, Change, LibraryChanges, Transition, utc_now
+from adapters_registry.records import (
+    AdapterRecord,
+    Card,
+    Change,
+    LibraryChanges,
+    NearestExpert,
+    ProbeReport,
+    Transition,
+    utc_now,
+)
 from adapters_registry.states import SERVING, TRANSITIONS, AdapterState
 from adapters_registry.stores.base import AdapterStore, KeyStore, UsageStore
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql import SqlAdapterStore
 from adapters_registry.stores.sql_keys import SqlKeyStore
 from adapters_registry.stores.sql_usage import SqlUsageStore
+
+REPORT = ProbeReport(
+    at=datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC),
+    num_prompts=3,
+    base_distance=0.25,
+    nearest_other=NearestExpert(expert="dates@00000000", distance=0.5),
+    problems=(Problem("probe.gate", "scores 0.1", "Train it further."),),
+)
 
 
 @pytest.fixture
@@ -139,8 +164,8 @@ async def test_a_version_is_probed_before_it_is_offered(adapters: AdapterStore) 
     with pytest.raises(WrongState, match="registered and cannot become active"):
         await adapters.move("sql", new.version, Transition(AdapterState.ACTIVE))
     for state in (AdapterState.VALIDATING, AdapterState.READY, AdapterState.ACTIVE):
-        moved = await adapters.move("sql", new.version, Transition(state, report={"passed": True}), Change("me"))
-        assert (moved.state, moved.report) == (state, {"passed": True})
+        moved = await adapters.move("sql", new.version, Transition(state, report=REPORT), Change("me"))
+        assert (moved.state, moved.report) == (state, REPORT)
     assert await adapters.find("sql") == moved
     assert (await adapters.versions("sql"))[1].state == AdapterState.DRAINING
     back = await adapters.move("sql", old.version, Transition(AdapterState.ACTIVE), Change("me", "worse"))
@@ -181,10 +206,8 @@ async def test_a_way_of_several_steps_is_gone_as_a_whole_or_not_at_all(adapters:
         await adapters.move("sql", stored.version, Transition(AdapterState.DRAINING, through=(AdapterState.READY,)))
     assert (await adapters.versions("sql"))[0].state is AdapterState.REGISTERED
     way = (AdapterState.VALIDATING, AdapterState.READY)
-    moved = await adapters.move(
-        "sql", stored.version, Transition(AdapterState.ACTIVE, through=way, report={"passed": True})
-    )
-    assert (moved.state, moved.report) == (AdapterState.ACTIVE, {"passed": True})
+    moved = await adapters.move("sql", stored.version, Transition(AdapterState.ACTIVE, through=way, report=REPORT))
+    assert (moved.state, moved.report) == (AdapterState.ACTIVE, REPORT)
     assert [entry.to_state for entry in await adapters.audit("sql", limit=3)] == ["active", "ready", "validating"]
 
 

@@ -23,7 +23,6 @@ from server.api.health import health_router
 from server.cli.demo import demo_flags
 from server.cli.main import app
 from server.settings import Settings, load_settings
-from server.telemetry.metrics import Metrics
 from tests.support.observed import boards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +140,7 @@ def test_health_check_asks_what_the_gateway_answers(target: str) -> None:
     python, flag, code = json.loads(command)
     assert (python, flag) == ("python", "-c")
     compile(code, "<health check>", "exec")
-    router = health_router(Metrics(max_experts=1, prices={}), Authenticator(cast(KeyStore, None)), dict)
+    router = health_router(Authenticator(cast(KeyStore, None)), dict)
     paths = {getattr(route, "path", None) for route in router.routes}
     assert re.search(r"'(/\w+)'", code)[1] == "/livez" and "/livez" in paths  # type: ignore[index]
     assert str(Settings.model_fields["port"].default) in code

@@ -1,6 +1,6 @@
-"""Every endpoint of the OpenAPI document: who may call it, and that it tells nothing of an expert that is hidden.
+"""Every endpoint: which keys may call it, and that it reveals nothing about a hidden expert.
 
-Endpoints are enumerated from the document, so that a new one cannot be forgotten.
+Endpoints are enumerated from the application and its OpenAPI document, so that a new one cannot be forgotten.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 
 from adapters_registry.keys import new_key
+from server.api.app import build_app
 from tests.e2e.conftest import EXAMPLES, register_examples
 from tests.support.servers import Running, running_gateway
 
@@ -43,11 +45,25 @@ async def with_keys(running: Running, **keys: dict[str, Any]) -> AsyncIterator[d
         yield clients
 
 
+async def test_the_document_says_which_endpoints_need_a_key(http: httpx.AsyncClient) -> None:
+    for path, each in (await http.get("/openapi.json")).json()["paths"].items():
+        for operation in each.values():
+            needed = [] if path in OPEN else [{"bearer": []}, {"x-api-key": []}]
+            assert operation.get("security", []) == needed, path
+
+
 async def operations(client: httpx.AsyncClient) -> list[tuple[str, str]]:
     found = (await client.get("/openapi.json")).json()["paths"]
     listed = [(method.upper(), path) for path, each in found.items() for method in each]
     assert len(listed) > 25
     return listed
+
+
+def routes(running: Running) -> set[tuple[str, str]]:
+    """Method and path of every route that is not a file of the console, whether the document shows it or not."""
+    app = build_app(running.gateway).rest
+    found = [route for route in app.routes if isinstance(route, APIRoute) and not route.path.startswith("/console")]
+    return {(method, route.path) for route in found for method in route.methods}
 
 
 def filled(path: str, value: str) -> str:
@@ -57,7 +73,9 @@ def filled(path: str, value: str) -> str:
 async def test_every_endpoint_needs_a_key_of_its_scope(running: Running) -> None:
     scopes = {"infer": {"infer"}, "admin": {"admin"}, "metrics": {"metrics"}}
     async with with_keys(running, **{name: {"scopes": each} for name, each in scopes.items()}) as clients:
-        for method, path in await operations(clients["nobody"]):
+        documented = set(await operations(clients["nobody"]))
+        assert routes(running) <= documented
+        for method, path in sorted(documented):
             url = filled(path, "absent")
             nobody = await clients["nobody"].request(method, url)
             if path in OPEN:

@@ -45,10 +45,10 @@ from server.policies.vectors import VectorStore
 from server.request.answer import Limits
 from server.request.pipeline import Call, Pipeline
 from server.request.recorder import ForwardedRequest, Recorder
-from server.settings import Price
-from server.telemetry.drift import Traffic
+from server.telemetry.drift import RecentDecisions
 from server.telemetry.logs import AccessLog
 from server.telemetry.metrics import Metrics
+from server.telemetry.prices import Price
 
 JSON: Mapping[str, str] = {"content-type": "application/json"}
 EVENTS: Mapping[str, str] = {"content-type": "text/event-stream; charset=utf-8"}
@@ -241,7 +241,7 @@ async def data_path(
     pool = pool_over(engine, metrics=metrics)
     authenticator = Authenticator(library.keys)
     limiter, admission = Limiter(library.usage, metrics), Admission(max_active, max_queue, queue_timeout_s)
-    decisions = DecisionLog(library.decisions, Traffic(), metrics, level="decisions")
+    decisions = DecisionLog(library.decisions, RecentDecisions(), metrics, level="decisions")
     lines = io.StringIO()
     access_log = AccessLog("json", lines)
     pipeline = Pipeline(

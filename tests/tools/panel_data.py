@@ -15,7 +15,7 @@ from tests.support.observed import ROOT, boards, panels
 from tests.support.prometheus import SKIPPED, Prometheus, find_program
 from tests.support.watched import shown, watched_gateway
 
-PAGE = ROOT / "docs" / "dashboards.md"
+PAGE = ROOT / "docs" / "reference" / "dashboards.md"
 HEAD = """<!-- Written by `python -m tests.tools.panel_data` from deploy/grafana/dashboards and a run. -->
 # Dashboards
 

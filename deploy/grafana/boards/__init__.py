@@ -1,1 +1,1 @@
-"""What each dashboard shows, a module for each."""
+"""The dashboards, one module each."""

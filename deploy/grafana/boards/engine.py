@@ -1,25 +1,25 @@
-"""Engine: are the replicas up, how full are they, and do experts stay in their slots."""
+"""Engine: whether the replicas are up, how full they are, and whether experts stay in their slots."""
 
 from boards.panels import GREEN, RED, bars, dashboard, graph, pick, stat, states, table
 
 ENGINE = 'instance=~"$engine"'
-NEEDS = "From the engine's own metrics, which Prometheus must scrape too."
+NEEDS = "From the engine's own metrics, which Prometheus must also scrape."
 
 
 def of(metric: str, by: str = "instance", more: str = "") -> str:
-    """How much one of the engine's own counters grows in a second."""
+    """Growth a second of one of the engine's own counters."""
     return f"sum by ({by}) (rate({metric}{{{ENGINE}{more}}}[$__rate_interval]))"
 
 
 def p95(histogram: str) -> str:
-    """A quantile of one of the engine's own histograms."""
+    """The 95th percentile of one of the engine's own histograms."""
     return f"histogram_quantile(0.95, {of(histogram + '_bucket', 'le, instance')})"
 
 
 REPLICAS = [
     stat(
         "Replicas up",
-        "Share of engine replicas that take requests.",
+        "Share of engine replicas that accept requests.",
         "percentunit",
         f"avg({pick('moergate_engine_up')})",
         warn=1,
@@ -27,7 +27,7 @@ REPLICAS = [
     ),
     stat(
         "Restarts",
-        "Starts of the gateways' own engines after the first, in the shown time.",
+        "Starts of the gateways' own engines after the first, in the selected time range.",
         "none",
         f"sum(increase({pick('moergate_engine_restarts_total')}[$__range]))",
         warn=1,
@@ -38,7 +38,7 @@ REPLICAS = [
     ),
     stat(
         "Waiting in engines",
-        "Requests in the replicas' own queues.",
+        "Requests in the replicas' queues.",
         "none",
         f"sum({pick('moergate_engine_requests_waiting')})",
         warn=10,
@@ -51,8 +51,8 @@ REPLICAS = [
         f"sum({pick('moergate_engine_experts_resident')})",
     ),
     stat(
-        "Time spent on loading",
-        f"Share of the time that workers spend on bringing experts into slots. {NEEDS}",
+        "Time spent loading",
+        f"Share of the workers' time spent loading experts into slots. {NEEDS}",
         "percentunit",
         f"max({of('moergate_expert_load_seconds_total')})",
         warn=0.05,
@@ -63,7 +63,7 @@ REPLICAS = [
 LOAD = [
     states(
         "Up",
-        "Whether a replica takes requests, as its gateway sees it.",
+        "Whether a replica accepts requests, as its gateway sees it.",
         (f"min by (replica, instance) ({pick('moergate_engine_up')})", "{{instance}} {{replica}}"),
         {0: ("down", RED), 1: ("up", GREEN)},
     ),
@@ -76,7 +76,7 @@ LOAD = [
     ),
     graph(
         "Why requests wait",
-        f"capacity: batch or key-value cache is full; deferred: among others, experts have no slot yet. {NEEDS}",
+        f"capacity: the batch or key-value cache is full; deferred: for example, the expert has no slot. {NEEDS}",
         "none",
         (f"sum by (instance, reason) (vllm:num_requests_waiting_by_reason{{{ENGINE}}})", "{{instance}} {{reason}}"),
     ),
@@ -90,17 +90,17 @@ RESIDENCY = [
         (f"max by (replica) ({pick('moergate_engine_experts_resident')})", "{{replica}}"),
     ),
     graph(
-        "Found and brought in",
-        "Times a second that a step found an expert in its slot, that one was brought in (from disk or memory), and "
-        f"lost its slot. {NEEDS}",
+        "Slot hits, loads and evictions",
+        "Per second: steps that found an expert in its slot, experts loaded into a slot (from disk or memory), and "
+        f"experts evicted from one. {NEEDS}",
         "ops",
-        (of("moergate_expert_slot_hits_total"), "{{instance}} found"),
+        (of("moergate_expert_slot_hits_total"), "{{instance}} hits"),
         (of("moergate_expert_loads_total", "instance, source"), "{{instance}} from {{source}}"),
-        (of("moergate_expert_evictions_total"), "{{instance}} lost"),
+        (of("moergate_expert_evictions_total"), "{{instance}} evictions"),
     ),
     graph(
-        "Time for bringing one in",
-        f"Mean, and the part of it for packing. {NEEDS}",
+        "Time to load an expert",
+        f"Mean time, and the part of it spent packing weights. {NEEDS}",
         "s",
         (f"{of('moergate_expert_load_seconds_total')} / ({of('moergate_expert_loads_total')} > 0)", "{{instance}}"),
         (
@@ -119,7 +119,7 @@ RESIDENCY = [
 VLLM = [
     graph(
         "Tokens",
-        f"Tokens a second. {NEEDS}",
+        f"Tokens per second. {NEEDS}",
         "none",
         (of("vllm:prompt_tokens_total"), "{{instance}} prompt"),
         (of("vllm:generation_tokens_total"), "{{instance}} generated"),
@@ -138,7 +138,7 @@ VLLM = [
     ),
     graph(
         "Waiting in the engine, p95",
-        f"Before a request's first step. {NEEDS}",
+        f"Time before a request's first step. {NEEDS}",
         "s",
         (p95("vllm:request_queue_time_seconds"), "{{instance}}"),
     ),
@@ -147,19 +147,19 @@ VLLM = [
 MEMORY = [
     graph(
         "Key-value cache",
-        f"Used part. {NEEDS}",
+        f"Share of the cache in use. {NEEDS}",
         "percentunit",
         (f"max by (instance) (vllm:kv_cache_usage_perc{{{ENGINE}}})", "{{instance}}"),
     ),
     graph(
         "Prefix cache",
-        f"Share of prompt tokens that were found in it. A conversation that changes its expert finds nothing. {NEEDS}",
+        f"Share of prompt tokens found in the cache. A conversation that changes its expert finds none. {NEEDS}",
         "percentunit",
         (f"{of('vllm:prefix_cache_hits_total')} / ({of('vllm:prefix_cache_queries_total')} > 0)", "{{instance}}"),
     ),
     graph(
         "Preemptions",
-        f"Requests that had to give back their cache and start again, a second. {NEEDS}",
+        f"Requests a second that lost their cache and had to start again. {NEEDS}",
         "ops",
         (of("vllm:num_preemptions_total"), "{{instance}}"),
     ),
@@ -174,7 +174,7 @@ MEMORY = [
 BOARD = dashboard(
     "engine",
     "Moergate: engine",
-    "Are the replicas up, how full are they, and do experts stay in their slots.",
+    "Whether the replicas are up, how full they are, and whether experts stay in their slots.",
     ("instance", "engine"),
     {"Now": REPLICAS, "Load": LOAD, "Residency": RESIDENCY, "vLLM": VLLM, "Memory": MEMORY},
 )

@@ -1,4 +1,4 @@
-"""Experts: which one is slow, wrong, dear or unused, and how a new version does."""
+"""Experts: which experts are slow, failing, expensive or unused, and how new versions perform."""
 
 from boards.panels import bars, dashboard, graph, grown, pick, quantile, rate, share, stat, table
 
@@ -18,7 +18,7 @@ BY = ("policy", "expert")
 
 
 def by_expert(metric: str, only: str = "") -> str:
-    """A counter's rate by expert, of what is picked."""
+    """A counter's rate by expert, for the selected variables."""
     return rate(metric, "expert", *BY, only=only)
 
 
@@ -28,21 +28,21 @@ NOW = [
     ),
     stat(
         "Experts in use",
-        "Experts that answered a request by themselves in the shown time. Those that only took part in mixes or "
+        "Experts that answered a request alone in the selected time range. Experts that only took part in mixes or "
         "gates, or share the label other, are not counted.",
         "none",
         f"count({grown(REQUESTS, 'expert', only=NAMED)} > 0)",
     ),
     stat(
         "Experts without requests",
-        "Experts of the library that answered nothing by themselves in the shown time; too many if the library has "
-        "more experts than metrics_experts.",
+        "Experts of the library that answered no request alone in the selected time range; too high if the library "
+        "has more experts than metrics_experts.",
         "none",
         f"max({pick('moergate_library_experts')}) - (count({grown(REQUESTS, 'expert', only=NAMED)} > 0) or vector(0))",
     ),
     stat(
         "Answered by the base",
-        "Share of all requests that went to the base: asked for it, or the router abstained.",
+        "Share of all requests that the base answered: the caller named it, or the router abstained.",
         "percentunit",
         share(
             f"sum({rate(REQUESTS, 'instance', only=BASE)})",
@@ -55,7 +55,7 @@ TRAFFIC = [
     graph("Requests", "Requests that ended, by expert.", "reqps", (by_expert(REQUESTS), "{{expert}}"), stacked=True),
     graph(
         "Share of decisions",
-        "What part of the routers' decisions each expert got; base is abstentions.",
+        "Share of the routers' decisions by expert; base stands for abstentions.",
         "percentunit",
         (
             f"{by_expert(DECISIONS)} / ignoring(expert) group_left sum({by_expert(DECISIONS)})",
@@ -74,19 +74,19 @@ TRAFFIC = [
 LATENCY = [
     graph(
         "Duration, p95",
-        "From a request's arrival to its answer's last byte.",
+        "Time from a request's arrival to the last byte of its answer.",
         "s",
         (quantile(0.95, DURATION, "expert", *BY), "{{expert}}"),
     ),
     graph(
         "Time to first token, p95",
-        "Of streamed answers. An expert that is slow here and not per token waits for a slot: see Engine.",
+        "Streamed answers only. An expert that is slow here but not per token waits for a slot: see Engine.",
         "s",
         (quantile(0.95, TTFT, "expert", *BY), "{{expert}}"),
     ),
     graph(
-        "Time to first token against all, p95",
-        "An expert's p95 of the last five minutes divided by that of all requests; over all gateways.",
+        "Time to first token, relative to all, p95",
+        "An expert's p95 over the last five minutes, divided by the p95 of all requests; over all gateways.",
         "none",
         (
             "job_expert:moergate_ttft_seconds:p95_rate5m / on(job) group_left job:moergate_ttft_seconds:p95_rate5m",
@@ -102,11 +102,11 @@ LATENCY = [
 ]
 
 TOKENS_AND_COST = [
-    graph("Output tokens", "Generated tokens a second.", "none", (by_expert(TOKENS, OUTPUT), "{{expert}}")),
-    graph("Input tokens", "Prompt tokens a second.", "none", (by_expert(TOKENS, INPUT), "{{expert}}")),
+    graph("Output tokens", "Generated tokens per second.", "none", (by_expert(TOKENS, OUTPUT), "{{expert}}")),
+    graph("Input tokens", "Prompt tokens per second.", "none", (by_expert(TOKENS, INPUT), "{{expert}}")),
     graph(
-        "Tokens of an answer",
-        "Mean number of generated tokens. A jump often is a broken expert that does not stop.",
+        "Tokens per answer",
+        "Mean number of generated tokens. A jump often means a broken expert that does not stop.",
         "none",
         (
             f"{by_expert(TOKENS, OUTPUT)} / ({by_expert('gen_ai_client_token_usage_count', OUTPUT)} > 0)",
@@ -114,8 +114,8 @@ TOKENS_AND_COST = [
         ),
     ),
     graph(
-        "Cost an hour",
-        "In the currency of the configured prices; nothing without prices.",
+        "Cost per hour",
+        "In the currency of the configured prices; empty without prices.",
         "none",
         (f"{by_expert('moergate_cost_total')} * 3600", "{{expert}}"),
         stacked=True,
@@ -124,8 +124,8 @@ TOKENS_AND_COST = [
 
 USE = [
     table(
-        "Experts in the shown time",
-        "Sort by a column to find the unused, the failing, the dear.",
+        "Experts in the time range",
+        "Sort by a column to find unused, failing or expensive experts.",
         "expert",
         ("Requests", "none", grown(REQUESTS, "expert", *BY)),
         ("Failures (5xx)", "none", f"{grown(REQUESTS, 'expert', *BY, only=FAILED)}"),
@@ -134,13 +134,13 @@ USE = [
     ),
     bars(
         "Least chosen",
-        "Share of the routers' decisions, smallest first; experts that were never chosen are here too.",
+        "Share of the routers' decisions, smallest first, including experts that were never chosen.",
         "percentunit",
         (f"bottomk(15, max by (expert) ({pick('moergate_expert_share', *BY, only=CHOSEN)}))", "{{expert}}"),
     ),
     bars(
         "Least used",
-        "The experts with fewest requests in the shown time, among those that had any since their gateway's start.",
+        "The experts with the fewest requests in the selected time range, of those used since the gateway's start.",
         "none",
         (f"bottomk(15, {grown(REQUESTS, 'expert', *BY, only=NAMED)})", "{{expert}}"),
     ),
@@ -149,20 +149,20 @@ USE = [
 VERSIONS = [
     graph(
         "Versions by state",
-        "Versions of experts in the library, from registered over canary and active to retired or rejected.",
+        "Versions of experts in the library, by state from registered to retired or rejected.",
         "none",
         (f"max by (state) ({pick('moergate_library_versions')})", "{{state}}"),
         stacked=True,
     ),
     graph(
         "Canaries: requests",
-        "Requests to experts that have a canary, by version in service (active) and new one (canary).",
+        "Requests to experts that have a canary, by role: the version in service (active) or the new one (canary).",
         "reqps",
         (rate("moergate_canary_requests_total", "expert, role", "expert"), "{{expert}} {{role}}"),
     ),
     graph(
         "Canaries: failures",
-        "Share of requests that failed with a status of 5xx: the new version should be no worse than the old.",
+        "Share of requests that failed with a status of 5xx; the new version should not be worse than the old one.",
         "percentunit",
         (
             share(
@@ -174,7 +174,7 @@ VERSIONS = [
     ),
     graph(
         "Probes",
-        "Probes of new versions in the shown time, by result; a version that fails one is rejected.",
+        "Probes of new versions in the selected time range, by result; a version that fails its probes is rejected.",
         "none",
         (grown("moergate_expert_probes_total", "result"), "{{result}}"),
     ),
@@ -183,7 +183,7 @@ VERSIONS = [
 BOARD = dashboard(
     "experts",
     "Moergate: experts",
-    "Which expert is slow, wrong, dear or unused, and how a new version does.",
+    "Which experts are slow, failing, expensive or unused, and how new versions perform.",
     ("instance", "policy", "expert"),
     {
         "Now": NOW,

@@ -1,4 +1,4 @@
-"""Overview: is it up, is it fast, does it fail, what does it cost."""
+"""Overview: whether the service is up, fast and correct, and what it costs."""
 
 from boards.panels import dashboard, graph, pick, quantile, quantiles, rate, share, stat, table
 
@@ -7,10 +7,10 @@ TTFT = "gen_ai_server_time_to_first_token_seconds"
 TPOT = "gen_ai_server_time_per_output_token_seconds"
 
 NOW = [
-    stat("Requests", "Requests that ended, a second.", "reqps", f"sum({rate('moergate_requests_total', 'instance')})"),
+    stat("Requests", "Requests ended per second.", "reqps", f"sum({rate('moergate_requests_total', 'instance')})"),
     stat(
         "Failures",
-        "Share of requests that failed by no fault of the caller (5xx) in the last five minutes, over all gateways. "
+        "Share of requests that failed through no fault of the caller (5xx), over five minutes and all gateways. "
         "The objective is below 0.5 %.",
         "percentunit",
         "max(job:moergate_failures:ratio_rate5m)",
@@ -19,7 +19,7 @@ NOW = [
     ),
     stat(
         "First token, p95",
-        "95 of 100 streams had their first token within this time, in the last five minutes, over all gateways.",
+        "95 of 100 streams had their first token within this time, over the last five minutes and all gateways.",
         "s",
         "max(job:moergate_ttft_seconds:p95_rate5m)",
         warn=2,
@@ -27,7 +27,7 @@ NOW = [
     ),
     stat(
         "Waiting",
-        "Requests that wait in the gateways for a place.",
+        "Requests that wait for a slot in the gateways.",
         "none",
         f"sum({pick('moergate_requests_queued')})",
         warn=1,
@@ -35,7 +35,7 @@ NOW = [
     ),
     stat(
         "Engines up",
-        "Share of engine replicas that take requests.",
+        "Share of engine replicas that accept requests.",
         "percentunit",
         f"avg({pick('moergate_engine_up')})",
         warn=1,
@@ -43,7 +43,7 @@ NOW = [
     ),
     stat(
         "Alerts",
-        "Alerts of Moergate that fire or are about to.",
+        "Moergate's alerts that are firing or pending.",
         "none",
         'count(ALERTS{alertname=~"Moergate.*"}) or vector(0)',
         warn=1,
@@ -51,7 +51,7 @@ NOW = [
     ),
     stat("Experts", "Active experts of the library.", "none", f"max({pick('moergate_library_experts')})"),
     stat(
-        "Cost an hour",
+        "Cost per hour",
         "In the currency of the configured prices.",
         "none",
         f"sum({rate('moergate_cost_total', 'instance')}) * 3600",
@@ -61,27 +61,27 @@ NOW = [
 TRAFFIC = [
     graph(
         "Requests by status",
-        "Requests that reached an engine and ended, by HTTP status; 499 is a caller who hung up.",
+        "Requests that reached an engine and ended, by HTTP status; 499 means that the client disconnected.",
         "reqps",
         (rate("moergate_requests_total", "status"), "{{status}}"),
         stacked=True,
     ),
     graph(
         "Failures by code",
-        "Requests that failed, whoever was at fault and whether they reached an engine or not.",
+        "Requests that failed, with any status from 400, before or after they reached an engine.",
         "reqps",
         (rate("moergate_errors_total", "code, status"), "{{code}} {{status}}"),
     ),
     graph(
-        "Under way and waiting",
-        "Requests being worked on, and those that wait for a place.",
+        "In progress and waiting",
+        "Requests in progress, and requests that wait for a slot.",
         "none",
-        (f"sum({pick('moergate_requests_active')})", "under way"),
+        (f"sum({pick('moergate_requests_active')})", "in progress"),
         (f"sum({pick('moergate_requests_queued')})", "waiting"),
     ),
     graph(
         "Busiest experts",
-        "The ten experts with most requests; click on a line for more about it.",
+        "The ten experts with the most requests; click a line for details of the expert.",
         "reqps",
         (f"topk(10, {rate('moergate_requests_total', 'expert')})", "{{expert}}"),
         link="expert",
@@ -89,21 +89,26 @@ TRAFFIC = [
 ]
 
 LATENCY = [
-    graph("Duration", "From a request's arrival to its answer's last byte.", "s", *quantiles(DURATION)),
-    graph("Time to first token", "From arrival to the first byte of a streamed answer.", "s", *quantiles(TTFT)),
+    graph("Duration", "Time from a request's arrival to the last byte of its answer.", "s", *quantiles(DURATION)),
+    graph(
+        "Time to first token",
+        "Time from arrival to the first byte of a streamed answer.",
+        "s",
+        *quantiles(TTFT),
+    ),
     graph("Time per output token", "After the first token, of streamed answers.", "s", *quantiles(TPOT)),
 ]
 
 GATEWAY = [
     graph(
         "Time that the gateway adds, p99",
-        "By phase: auth, queue (waiting for a place), embed, route, connect (to the engine).",
+        "By phase: auth, queue (waiting for a slot), embed, route, connect (to the engine).",
         "s",
         (quantile(0.99, "moergate_overhead_seconds", "phase"), "{{phase}}"),
     ),
     graph(
         "Tokens",
-        "Tokens a second, input and output.",
+        "Tokens per second, input and output.",
         "none",
         (rate("gen_ai_client_token_usage_sum", "token_type"), "{{token_type}}"),
     ),
@@ -115,7 +120,7 @@ GATEWAY = [
     ),
     graph(
         "Abstentions",
-        "Share of decisions for no expert, by policy; click on a line for more about the policy.",
+        "Share of decisions for no expert, by policy; click a line for details of the policy.",
         "percentunit",
         (share(rate("moergate_abstentions_total", "policy"), rate("moergate_decisions_total", "policy")), "{{policy}}"),
         link="policy",
@@ -125,7 +130,7 @@ GATEWAY = [
 ALERTS = [
     table(
         "Alerts now",
-        "Each has a page in docs/runbooks, which its annotation runbook names.",
+        "Each alert has a page in docs/runbooks, named in its annotation runbook.",
         "alert",
         ("Alerts", "none", 'count by (alertname, severity, alertstate) (ALERTS{alertname=~"Moergate.*"})'),
     )
@@ -134,7 +139,7 @@ ALERTS = [
 BOARD = dashboard(
     "overview",
     "Moergate: overview",
-    "Is it up, is it fast, does it fail, what does it cost.",
+    "Whether the service is up, fast and correct, and what it costs.",
     ("instance",),
     {"Now": NOW, "Traffic": TRAFFIC, "Latency": LATENCY, "Gateway": GATEWAY, "Alerts": ALERTS},
 )

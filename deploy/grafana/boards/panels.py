@@ -22,25 +22,25 @@ LABELS = {
     "key": ("API key", "moergate_key_requests_total", "key"),
     "engine": ("Engine", "moergate_plugin_info", "instance"),
 }
-"""Variables: what the reader sees, and the metric and label that their values come from."""
+"""Variables: the label that the reader sees, and the metric and label that the values come from."""
 
 
 # -- queries ------------------------------------------------------------------------------------------------------
 
 
 def pick(metric: str, *variables: str, only: str = "") -> str:
-    """A metric, of the gateways and values of further variables that the reader has picked; `only` is a matcher."""
+    """A metric, for the selected gateways and values of further variables; `only` is a matcher."""
     matchers = [f'{name}=~"${name}"' for name in ("instance", *variables)]
     return f"{metric}{{{','.join([*matchers, only] if only else matchers)}}}"
 
 
 def rate(metric: str, by: str, *variables: str, only: str = "") -> str:
-    """How much a counter grows in a second, summed up but for the labels in `by`."""
+    """Growth of a counter per second, summed over all labels except those in `by`."""
     return f"sum by ({by}) (rate({pick(metric, *variables, only=only)}[$__rate_interval]))"
 
 
 def grown(metric: str, by: str, *variables: str, only: str = "") -> str:
-    """How much a counter has grown in the shown time, summed up but for the labels in `by`."""
+    """Growth of a counter in the selected time range, summed over all labels except those in `by`."""
     return f"sum by ({by}) (increase({pick(metric, *variables, only=only)}[$__range]))"
 
 
@@ -56,7 +56,7 @@ def quantiles(histogram: str, *variables: str) -> list[Query]:
 
 
 def share(part: str, whole: str) -> str:
-    """A part of a whole; 0 where there is a whole and no part, nothing where there is no whole."""
+    """A part of a whole: 0 where only the part is absent, nothing where the whole is absent."""
     return f"({part} or 0 * {whole}) / ({whole} > 0)"
 
 
@@ -64,7 +64,7 @@ def share(part: str, whole: str) -> str:
 
 
 def graph(title: str, text: str, unit: str, *queries: Query, stacked: bool = False, link: str = "") -> Panel:
-    """Lines over time; `link` names a variable whose value a click on a line picks on the dashboard of that subject."""
+    """Lines over time; a click on a line opens the dashboard of `link` for the line's value of that variable."""
     custom: dict[str, Any] = {"lineWidth": 1, "fillOpacity": 60 if stacked else 8, "showPoints": "never"}
     if stacked:
         custom["stacking"] = {"mode": "normal", "group": "A"}
@@ -76,7 +76,7 @@ def graph(title: str, text: str, unit: str, *queries: Query, stacked: bool = Fal
 
 
 def stat(title: str, text: str, unit: str, query: str, *, warn: float | None = None, bad: float | None = None) -> Panel:
-    """One number with its recent course; yellow from `warn`, red from `bad` (the other way round if bad < warn)."""
+    """One number with its recent values; yellow from `warn`, red from `bad` (or down to them if bad < warn)."""
     options = {"reduceOptions": {"calcs": ["lastNotNull"]}, "graphMode": "area", "colorMode": "value"}
     return _panel("stat", title, text, unit, [(query, "")], options, thresholds=_thresholds(warn, bad))
 
@@ -84,7 +84,7 @@ def stat(title: str, text: str, unit: str, query: str, *, warn: float | None = N
 def bars(
     title: str, text: str, unit: str, query: Query, *, warn: float | None = None, bad: float | None = None
 ) -> Panel:
-    """A horizontal bar for each value now, the largest first."""
+    """A horizontal bar for each present value, largest first."""
     options = {"orientation": "horizontal", "displayMode": "basic", "reduceOptions": {"calcs": ["lastNotNull"]}}
     panel = _panel("bargauge", title, text, unit, [query], options, thresholds=_thresholds(warn, bad))
     panel["targets"][0] |= {"instant": True, "range": False}
@@ -93,7 +93,7 @@ def bars(
 
 
 def states(title: str, text: str, query: Query, names: dict[int, tuple[str, str]]) -> Panel:
-    """Coloured bands over time: for each value of a gauge a name and a colour."""
+    """Coloured bands over time, with a name and a colour for each value of a gauge."""
     options = {"showValue": "never", "mergeValues": True, "legend": {"displayMode": "list", "placement": "bottom"}}
     texts = {str(value): {"text": name, "color": colour} for value, (name, colour) in names.items()}
     panel = _panel("state-timeline", title, text, "none", [query], options)
@@ -102,7 +102,7 @@ def states(title: str, text: str, query: Query, names: dict[int, tuple[str, str]
 
 
 def heatmap(title: str, text: str, unit: str, query: str) -> Panel:
-    """How the observations of a histogram are spread, over time."""
+    """The distribution of a histogram's observations over time."""
     options = {"calculate": False, "yAxis": {"unit": unit}, "color": {"mode": "scheme", "scheme": "Blues"}}
     panel = _panel("heatmap", title, text, unit, [(query, "{{le}}")], options)
     panel["targets"][0]["format"] = "heatmap"

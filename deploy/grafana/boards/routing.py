@@ -1,4 +1,4 @@
-"""Routing: what the policies decide, how sure they are, what that costs, and whether they still fit the traffic."""
+"""Routing: the policies' decisions, their confidence and cost in time, and whether they still fit the traffic."""
 
 from boards.panels import GREEN, RED, dashboard, graph, grown, heatmap, pick, quantile, rate, share, stat, states
 
@@ -9,7 +9,7 @@ ROUTING = 'phase=~"embed|route"'
 HIT = 'result="hit"'
 
 NOW = [
-    stat("Decisions", "Routing decisions a second.", "ops", f"sum({rate(DECISIONS, 'policy', 'policy')})"),
+    stat("Decisions", "Routing decisions per second.", "ops", f"sum({rate(DECISIONS, 'policy', 'policy')})"),
     stat(
         "Abstentions",
         "Share of decisions for no expert; the base answered.",
@@ -23,7 +23,7 @@ NOW = [
     ),
     stat(
         "Embedding and routing, p99",
-        "What 99 of 100 requests waited for their policy at most: the sum of both phases' p99.",
+        "The sum of both phases' p99; 99 of 100 requests wait at most this long for each phase.",
         "s",
         f"sum({quantile(0.99, OVERHEAD, 'phase', only=ROUTING)})",
         warn=0.05,
@@ -31,7 +31,7 @@ NOW = [
     ),
     stat(
         "Stale policies",
-        "Policies whose last fit failed, or that were fitted to another library.",
+        "Policies whose last fit failed, or that were fitted to an older library.",
         "none",
         f"sum(max by (policy) ({pick('moergate_policy_stale', 'policy')}))",
         warn=1,
@@ -39,7 +39,7 @@ NOW = [
     ),
     stat(
         "Strongest drift",
-        "How far a policy's choices are from its data's (population stability index): 0.1 is slight, 0.25 strong.",
+        "Population stability index between a policy's choices and its fitting data: 0.1 is slight, 0.25 strong.",
         "none",
         f"max({pick('moergate_policy_drift', 'policy')})",
         warn=0.1,
@@ -48,10 +48,10 @@ NOW = [
 ]
 
 DECIDED = [
-    graph("Decisions by policy", "Decisions a second.", "ops", (rate(DECISIONS, "policy", "policy"), "{{policy}}")),
+    graph("Decisions by policy", "Decisions per second.", "ops", (rate(DECISIONS, "policy", "policy"), "{{policy}}")),
     graph(
         "Decisions by expert",
-        "Decisions a second; base is abstentions. Click on a line for more about the expert.",
+        "Decisions per second; base stands for abstentions. Click a line for details of the expert.",
         "ops",
         (rate(DECISIONS, "policy, expert", "policy"), "{{policy}} {{expert}}"),
         stacked=True,
@@ -59,7 +59,7 @@ DECIDED = [
     ),
     graph(
         "Abstentions",
-        "Share of decisions for no expert: nobody covers the prompt, or the threshold is too strict.",
+        "Share of decisions for no expert: no expert covers the prompt, or the threshold is too strict.",
         "percentunit",
         (
             share(rate("moergate_abstentions_total", "policy", "policy"), rate(DECISIONS, "policy", "policy")),
@@ -71,7 +71,7 @@ DECIDED = [
 SURE = [
     graph(
         "Confidence",
-        "The router's confidence in its first choice: the least sure tenth of decisions is below p10.",
+        "The router's confidence in its first choice; the least confident tenth of decisions is below p10.",
         "none",
         *(
             (quantile(q, CONFIDENCE, "policy", "policy"), f"{{{{policy}}}} {name}")
@@ -80,19 +80,19 @@ SURE = [
     ),
     heatmap(
         "Spread of confidence",
-        "Decisions by confidence. Two bands far apart are good: it knows what it knows.",
+        "Decisions by confidence. Two separate bands are good: the router tells known prompts from unknown ones.",
         "none",
         f"sum by (le) (increase({pick(CONFIDENCE + '_bucket', 'policy')}[$__rate_interval]))",
     ),
     graph(
         "Feedback",
-        "Ratings of answers by callers, a second, by policy.",
+        "Callers' ratings of answers per second, by policy.",
         "ops",
         (rate("moergate_feedback_total", "policy, rating", "policy"), "{{policy}} {{rating}}"),
     ),
     graph(
         "Feedback by expert",
-        "Ratings in the shown time, by expert: one with many bad ones gets prompts that are not its own, or is bad.",
+        "Ratings in the time range, by expert. An expert with many bad ratings gets the wrong prompts, or is bad.",
         "none",
         (grown("moergate_feedback_total", "expert, rating", "policy"), "{{expert}} {{rating}}"),
         link="expert",
@@ -102,19 +102,19 @@ SURE = [
 PHASES = [
     graph(
         "Embedding and routing, p50",
-        "Time of both phases; connect, auth and queue are on the dashboard Overview.",
+        "Time of both phases; auth, queue and connect are on the dashboard Overview.",
         "s",
         (quantile(0.5, OVERHEAD, "phase", only=ROUTING), "{{phase}}"),
     ),
     graph(
         "Embedding and routing, p99",
-        "A high p99 of embed: the embedder has more to do than its threads can.",
+        "A high p99 of embed means that the embedder's threads are overloaded.",
         "s",
         (quantile(0.99, OVERHEAD, "phase", only=ROUTING), "{{phase}}"),
     ),
     graph(
         "Embedder's cache",
-        "Share of texts that had been embedded before.",
+        "Share of texts found in the embedder's cache.",
         "percentunit",
         (
             share(
@@ -129,19 +129,19 @@ PHASES = [
 DRIFT = [
     graph(
         "Drift",
-        "How far a policy's choices are from its data's (population stability index): 0.1 is slight, 0.25 strong.",
+        "Population stability index between a policy's choices and its fitting data: 0.1 is slight, 0.25 strong.",
         "none",
         (f"max by (policy) ({pick('moergate_policy_drift', 'policy')})", "{{policy}}"),
     ),
     graph(
-        "Share of experts, then and now",
-        "An expert's share of the traffic beside its share of the data that the policy was fitted to.",
+        "Share of experts, fitted and now",
+        "An expert's share of the traffic, and its share of the data that the policy was fitted to.",
         "percentunit",
         (f"max by (policy, expert, of) ({pick('moergate_expert_share', 'policy')})", "{{policy}} {{expert}} {{of}}"),
     ),
     graph(
-        "Confidence by expert, then and now",
-        "Mean confidence of an expert's decisions, of the traffic and of the data that the policy was fitted to.",
+        "Confidence by expert, fitted and now",
+        "Mean confidence of the decisions for an expert, in the traffic and in the data that the policy was fitted to.",
         "none",
         (
             f"max by (policy, expert, of) ({pick('moergate_expert_confidence', 'policy')})",
@@ -156,13 +156,13 @@ DRIFT = [
     ),
     states(
         "Stale",
-        "Policies that route by an older library, because a fit failed or is too costly to be repeated by itself.",
+        "Policies that route by an older library, because a fit failed or is too expensive to repeat automatically.",
         (f"max by (policy) ({pick('moergate_policy_stale', 'policy')})", "{{policy}}"),
         {0: ("current", GREEN), 1: ("stale", RED)},
     ),
     graph(
         "Decisions not recorded",
-        "Decisions that the decision log dropped a second, as the database was too slow; answers are not affected.",
+        "Decisions per second that the log dropped because the database was too slow; answers are not affected.",
         "ops",
         (rate("moergate_decisions_dropped_total", "instance"), "{{instance}}"),
     ),
@@ -171,7 +171,7 @@ DRIFT = [
 BOARD = dashboard(
     "routing",
     "Moergate: routing",
-    "What the policies decide, how sure they are, what that costs, and whether they still fit the traffic.",
+    "The policies' decisions, their confidence and cost in time, and whether they still fit the traffic.",
     ("instance", "policy"),
     {"Now": NOW, "Decisions": DECIDED, "Confidence and feedback": SURE, "Cost in time": PHASES, "Drift": DRIFT},
 )

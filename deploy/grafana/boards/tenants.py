@@ -1,4 +1,4 @@
-"""Tenants and cost: what each API key asks, gets, spends, and is refused."""
+"""Tenants and cost: the requests, tokens, cost and refusals of each API key."""
 
 from boards.panels import bars, dashboard, graph, grown, pick, rate, share, stat, table
 
@@ -7,32 +7,32 @@ LIMITED = "moergate_key_limited_total"
 
 
 def by_key(metric: str, only: str = "", more: str = "") -> str:
-    """A counter's rate by key, of what is picked."""
+    """A counter's rate by key, for the selected variables."""
     return rate(metric, "key" + more, "key", only=only)
 
 
 NOW = [
     stat(
         "Keys in use",
-        "API keys with a request in the shown time.",
+        "API keys with a request in the selected time range.",
         "none",
         f"count({grown(REQUESTS, 'key', 'key')} > 0)",
     ),
     stat(
         "Cost",
-        "Cost in the shown time, in the currency of the configured prices.",
+        "Cost in the selected time range, in the currency of the configured prices.",
         "none",
         f"sum({grown('moergate_key_cost_total', 'key', 'key')})",
     ),
     stat(
         "Tokens",
-        "Input and output tokens in the shown time.",
+        "Input and output tokens in the selected time range.",
         "short",
         f"sum({grown('moergate_key_tokens_total', 'key', 'key')})",
     ),
     stat(
         "Refused",
-        "Share of requests that were refused for a limit of their key.",
+        "Share of requests that were refused because of a limit of their key.",
         "percentunit",
         share(f"sum({by_key(LIMITED)})", f"(sum({by_key(REQUESTS)}) + (sum({by_key(LIMITED)}) or vector(0)))"),
         warn=0.01,
@@ -40,7 +40,7 @@ NOW = [
     ),
     stat(
         "Fullest budget",
-        "Used part of the budget that is nearest to its end.",
+        "Used part of the budget that is nearest to exhaustion.",
         "percentunit",
         f"max({pick('moergate_key_budget_used_ratio', 'key')})",
         warn=0.8,
@@ -58,13 +58,13 @@ TRAFFIC = [
     ),
     graph(
         "Refused by limit",
-        "Requests that were refused for a limit of their key, by limit.",
+        "Requests that were refused because of a limit of their key, by limit.",
         "reqps",
         (by_key(LIMITED, more=", limit"), "{{key}} {{limit}}"),
     ),
     graph(
         "Tokens",
-        "Tokens a second, by key and type.",
+        "Tokens per second, by key and type.",
         "none",
         (by_key("moergate_key_tokens_total", more=", type"), "{{key}} {{type}}"),
         stacked=True,
@@ -73,15 +73,15 @@ TRAFFIC = [
 
 MONEY = [
     graph(
-        "Cost an hour by key",
-        "In the currency of the configured prices; nothing without prices.",
+        "Cost per hour by key",
+        "In the currency of the configured prices; empty without prices.",
         "none",
         (f"{by_key('moergate_key_cost_total')} * 3600", "{{key}}"),
         stacked=True,
     ),
     bars(
         "Budgets",
-        "Used part of a key's budget of the day and the month, as of its newest request; keys without one are absent.",
+        "Used part of a key's daily and monthly budget at its newest request; keys without a budget are absent.",
         "percentunit",
         (f"max by (key, window) ({pick('moergate_key_budget_used_ratio', 'key')})", "{{key}}, {{window}}"),
         warn=0.8,
@@ -89,13 +89,13 @@ MONEY = [
     ),
     bars(
         "Cost by expert",
-        "Cost in the shown time, of all keys.",
+        "Cost in the selected time range, over all keys.",
         "none",
         (f"sort_desc({grown('moergate_cost_total', 'expert')})", "{{expert}}"),
     ),
     bars(
         "Cost by policy",
-        "Cost in the shown time, of all keys; none is requests that named an expert or the base.",
+        "Cost in the selected time range, over all keys; none stands for requests that named an expert or the base.",
         "none",
         (f"sort_desc({grown('moergate_cost_total', 'policy')})", "{{policy}}"),
     ),
@@ -103,7 +103,7 @@ MONEY = [
 
 KEYS = [
     table(
-        "Keys in the shown time",
+        "Keys in the time range",
         "Keys beyond the setting metrics_experts share the row other.",
         "key",
         ("Cost", "none", grown("moergate_key_cost_total", "key", "key")),
@@ -117,7 +117,7 @@ KEYS = [
 BOARD = dashboard(
     "tenants",
     "Moergate: tenants and cost",
-    "What each API key asks, gets, spends, and is refused.",
+    "The requests, tokens, cost and refusals of each API key.",
     ("instance", "key"),
     {"Now": NOW, "Traffic": TRAFFIC, "Cost": MONEY, "Keys": KEYS},
 )

@@ -13,6 +13,7 @@ from adapters_registry.keys import new_key
 from adapters_registry.records import (
     MAX_EXAMPLES,
     Manifest,
+    ProbeReport,
     parse_examples,
     parse_manifest,
     utc_now,
@@ -93,3 +94,21 @@ def test_keys_expire() -> None:
     record, _ = new_key("k", expires_at=utc_now() + timedelta(seconds=60))
     assert record.is_usable()
     assert not record.is_usable(utc_now() + timedelta(seconds=61))
+
+
+def test_probe_reports_of_earlier_releases_are_read() -> None:
+    problem = {"where": "probe.effect", "what": "answers as the base does", "fix": "Train it."}
+    stored = {
+        "passed": False,
+        "at": "2026-01-02T03:04:05.678000+00:00",
+        "num_prompts": 3,
+        "base_distance": 0.0,
+        "noise": None,
+        "nearest_other": {"expert": "dates@00000000", "distance": 0.5},
+        "problems": [problem],
+    }
+    report = ProbeReport.model_validate(stored)
+    assert not report.passed
+    assert report.as_json() == {name: value for name, value in stored.items() if value is not None}
+    skipped = {"passed": True, "at": stored["at"], "skipped": "no log-probabilities", "problems": []}
+    assert ProbeReport.model_validate(skipped).as_json() == skipped

@@ -20,9 +20,10 @@ from server.journal import decision_log
 from server.journal.decision_log import BATCH, DecisionLog
 from server.planning.catalog import Target
 from server.planning.plan import Plan
-from server.settings import Price
-from server.telemetry.drift import Traffic
-from server.telemetry.metrics import Metrics, Outcome
+from server.telemetry.drift import RecentDecisions
+from server.telemetry.metrics import Metrics
+from server.telemetry.prices import Price
+from server.telemetry.traffic_counts import Outcome
 
 CHAT = "/v1/chat/completions"
 SECRET = "the patient's name is"
@@ -59,7 +60,7 @@ class Memory:
 def made(store: Memory, **options: Any) -> tuple[DecisionLog, Metrics]:
     metrics = Metrics(max_experts=9, prices={"expert": Price(input=1e6, output=0)})
     options = {"level": "decisions"} | options
-    return DecisionLog(store, Traffic(), metrics, **options), metrics
+    return DecisionLog(store, RecentDecisions(), metrics, **options), metrics
 
 
 def plan(recipe: str = "sql@00000001", decision: Decision | None = None, text: str = SECRET) -> Plan:
@@ -128,7 +129,7 @@ async def test_texts_are_cut_and_empty_embeddings_left_out() -> None:
 
 
 async def test_off_keeps_nothing_but_the_window() -> None:
-    store, traffic = Memory(), Traffic()
+    store, traffic = Memory(), RecentDecisions()
     log = DecisionLog(store, traffic, made(store)[1], level="off")
     note(log)
     await log.flush()

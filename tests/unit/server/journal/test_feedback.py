@@ -12,14 +12,14 @@ from server.access.auth import ANONYMOUS
 from server.errors import NotFound
 from server.journal import feedback
 from server.journal.decision_log import DecisionLog
-from server.journal.feedback import LOOKS, FeedbackDesk, FeedbackOrder
+from server.journal.feedback import LOOKS, FeedbackDesk, FeedbackRequest
 from server.planning.catalog import Catalog
-from server.telemetry.drift import Traffic
+from server.telemetry.drift import RecentDecisions
 from server.telemetry.metrics import Metrics
 from tests.support.decisions import decision
 from tests.unit.server.journal.test_decision_log import Memory
 
-ORDER = FeedbackOrder(request_id="r", rating="up")
+ORDER = FeedbackRequest(request_id="r", rating="up")
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Late:
 
 def desk(store: Late, sample: float = 1.0) -> FeedbackDesk:
     metrics = Metrics(max_experts=1, prices={})
-    log = DecisionLog(Memory(), Traffic(), metrics, level="decisions", sample=sample)
+    log = DecisionLog(Memory(), RecentDecisions(), metrics, level="decisions", sample=sample)
     return FeedbackDesk(store, log, metrics)
 
 

@@ -21,7 +21,7 @@ from server.planning.plan import Plan
 from server.request.answer import Answer, Limits
 from server.request.deadline import Deadline
 from server.request.recorder import Recorder
-from server.telemetry.drift import Traffic
+from server.telemetry.drift import RecentDecisions
 from server.telemetry.logs import AccessLog
 from tests.support.parts import EVENTS, LIMITS, MemoryEngine, forwarded, lease_of, metrics_with, plan_for, pool_over
 
@@ -77,7 +77,7 @@ async def answer_of(
     metrics, admission, lines = metrics_with(), Admission(1, 0, 5.0), io.StringIO()
     access_log = AccessLog("json", lines)
     store: Any = NoDecisions()
-    recorder = Recorder(metrics, DecisionLog(store, Traffic(), metrics, level="off"), access_log)
+    recorder = Recorder(metrics, DecisionLog(store, RecentDecisions(), metrics, level="off"), access_log)
     plan = plan or plan_for(SQL, asked="sql")
     pool = pool_over(engine, metrics=metrics)
     engine.model = str(plan.recipe)

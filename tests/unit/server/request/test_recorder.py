@@ -22,10 +22,11 @@ from server.engine.body import parse_body
 from server.engine.recipes import Single
 from server.journal.decision_log import DecisionLog
 from server.request.recorder import MAX_MODEL_CHARS, ForwardedRequest, Recorder
-from server.settings import Price
-from server.telemetry.drift import Traffic
+from server.telemetry.drift import RecentDecisions
 from server.telemetry.logs import AccessLog
-from server.telemetry.metrics import Metrics, Outcome
+from server.telemetry.metrics import Metrics
+from server.telemetry.prices import Price
+from server.telemetry.traffic_counts import Outcome
 from tests.support.parts import confined, forwarded, lease_of, metrics_with, plan_for
 
 SQL = Single("sql@00000001")
@@ -62,7 +63,7 @@ class Sinks:
 @pytest.fixture
 def sinks(library: Library) -> Sinks:
     metrics, lines = metrics_with(expert=Price(input=1e6, output=2e6)), io.StringIO()
-    decisions = DecisionLog(library.decisions, Traffic(), metrics, level="decisions")
+    decisions = DecisionLog(library.decisions, RecentDecisions(), metrics, level="decisions")
     access_log = AccessLog("json", lines)
     return Sinks(Recorder(metrics, decisions, access_log), metrics, decisions, access_log, lines)
 

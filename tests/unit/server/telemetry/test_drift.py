@@ -14,7 +14,7 @@ from server.telemetry.drift import (
     OTHER,
     WINDOW,
     Profile,
-    Traffic,
+    RecentDecisions,
     binned,
     drift_of,
     first_choice,
@@ -40,7 +40,7 @@ def profile(num: int = 1000, **shares: float) -> Profile:
 
 
 def test_the_traffic_of_a_policy() -> None:
-    traffic = Traffic()
+    traffic = RecentDecisions()
     for decision in (one(A, 0.4), one(A, 0.8), one("a@ffffffff", 0.9), NONE):
         traffic.note("auto", decision)
     found = traffic.profile("auto")
@@ -53,7 +53,7 @@ def test_the_traffic_of_a_policy() -> None:
 
 
 def test_the_window_slides() -> None:
-    traffic = Traffic()
+    traffic = RecentDecisions()
     for number in range(WINDOW + 500):
         traffic.note("auto", one(A if number < 500 else B))
     assert traffic.profile("auto").shares == {"b": 1.0}

@@ -5,9 +5,12 @@ import time
 import pytest
 
 from adapters_registry.key_limits import KeyLimits, Used, Window
-from server.settings import Price
 from server.telemetry.drift import PolicyDrift, Profile
-from server.telemetry.metrics import BoundedLabel, Metrics, Outcome
+from server.telemetry.families import all_families
+from server.telemetry.labels import BoundedLabel
+from server.telemetry.metrics import Metrics
+from server.telemetry.prices import Price
+from server.telemetry.traffic_counts import Outcome
 
 
 def outcome(expert: str, **changes: object) -> Outcome:
@@ -32,6 +35,19 @@ def test_a_thousand_experts_make_few_series() -> None:
         if "expert" in sample.labels
     }
     assert experts == {"e0", "e1", "e2", "other"}
+
+
+def test_every_series_has_the_labels_that_its_metric_declares() -> None:
+    metrics = Metrics(max_experts=3, prices={})
+    metrics.record(outcome("sql", streamed=True, ttft_s=0.1, input_tokens=1, output_tokens=2, trial_role="canary"))
+    metrics.record_decision("auto", None, 0.5)
+    metrics.record_error("/v1/completions", "engine_error", 503)
+    declared = {family.name: set(family.labels) for family in all_families()}
+    collected = list(metrics.registry.collect())
+    assert {family.name for family in collected} == declared.keys()
+    for family in collected:
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == declared[family.name], sample.name
 
 
 def test_an_experts_own_price_wins() -> None:

@@ -18,7 +18,7 @@ from server.engine.body import JsonBody
 from server.engine.recipes import parse
 from server.planning.catalog import Target
 from server.planning.plan import Plan
-from server.telemetry.metrics import Outcome
+from server.telemetry.traffic_counts import Outcome
 from server.tracing.request_trace import SpanSink, Trace
 from server.tracing.span_attributes import MAX_NUMBER, MAX_TEXT_CHARS
 
