@@ -36,7 +36,7 @@ Matrix = NDArray[np.float32]
 """Shape (num_rows, dim), float32, rows of unit length unless said otherwise."""
 
 Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
+"""Called with (steps done, steps in all). An exception that it raises ends the fit."""
 
 
 def no_progress(_done: int, _total: int) -> None:

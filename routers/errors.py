@@ -7,7 +7,6 @@ RouterError
 ├── NotFittable        the library lacks what the method needs (with the command that makes it)
 ├── BadSamples         a file of labelled prompts that cannot be used (with the lines)
 ├── UnknownMetric      no metric of that name
-├── FitCancelled       somebody asked the fit to end
 ├── BadArtefact        a stored artefact is damaged or of another method
 └── EmbedderError      an embedder cannot be made or has failed (with what to do)
     └── EmbedderBusy   its queue is full: try again later
@@ -42,10 +41,6 @@ class BadSamples(RouterError):
 
 class UnknownMetric(RouterError):
     """No metric has this name."""
-
-
-class FitCancelled(RouterError):
-    """The fit was cancelled; what was fitted before stays."""
 
 
 class BadArtefact(RouterError):

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from routers.errors import FitCancelled
-from server.errors import NotFound
+from server.errors import Conflict, NotFound
 
 MAX_JOBS = 100
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+class JobCancelled(Conflict):
+    """Somebody asked the job to end; raised at its next step."""
 
 
 @dataclass
@@ -51,15 +54,15 @@ class Job:
         return self.state in ("succeeded", "failed", "cancelled")
 
     def begin(self, phase: str) -> None:
-        """Enter a phase; raises `FitCancelled` if the job is to end."""
+        """Enter a phase; raises `JobCancelled` if the job is to end."""
         self.state, self.phase, self.done, self.total = "running", phase, 0, 0
         self.progress(0, 0)
 
     def progress(self, done: int, total: int) -> None:
-        """Note how far the phase is; raises `FitCancelled` if the job is to end."""
+        """Note how far the phase is; raises `JobCancelled` if the job is to end."""
         self.done, self.total = done, total
         if self._cancelled:
-            raise FitCancelled("cancelled")
+            raise JobCancelled("cancelled")
 
     def cancel(self) -> None:
         """Ask the job to end at its next step."""

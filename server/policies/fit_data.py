@@ -12,13 +12,12 @@ from dataclasses import replace
 import numpy as np
 
 from adapters_registry.records import AdapterRecord
-from routers.base import FitData, LibraryExpert, Matrix, Sample, ScoreTable, Vector
+from routers.base import FitData, LibraryExpert, Matrix, Progress, Sample, ScoreTable, Vector, no_progress
 from routers.embedders.base import Embedder
 from routers.fitting import data_version, fit_data, library_version
 from routers.text.request_views import example_view
 from routers.text.templates import bare_texts
-from server.jobs import Job
-from server.policies.scores import ScoreStore
+from server.policies.scores import ScoreStore, Stamp
 from server.policies.vectors import VectorStore
 
 EMBED_CHUNK = 256
@@ -40,6 +39,11 @@ class PolicyData:
         self._vectors: dict[str, dict[str, Vector]] = {}
         self._rows: dict[str, dict[str, tuple[tuple[str, ...], Matrix, Matrix]]] = {}
 
+    @property
+    def scores_stamp(self) -> Stamp:
+        """A value that changes whenever the table of scores does; blocking."""
+        return self._scores.stamp
+
     async def version(
         self, experts: Experts, embedder: Embedder, samples: Sequence[Sample], *, with_scores: bool
     ) -> str:
@@ -58,7 +62,7 @@ class PolicyData:
         return self._scores.table([expert.expert_id for expert in experts], self._scores.samples(), embeddings)
 
     async def gather(
-        self, experts: Experts, embedder: Embedder, job: Job | None = None, *, with_scores: bool
+        self, experts: Experts, embedder: Embedder, progress: Progress = no_progress, *, with_scores: bool
     ) -> FitData:
         """The library with its examples, and if wanted the scored prompts, embedded."""
         bare = await asyncio.to_thread(lambda: {expert.expert_id: bare_texts(expert.examples) for expert in experts})
@@ -74,8 +78,7 @@ class PolicyData:
         known.update(await asyncio.to_thread(self._store.load, embedder.name, wanted - known.keys(), embedder.dim))
         new = sorted(wanted - known.keys())
         for start in range(0, len(new), EMBED_CHUNK):
-            if job:
-                job.progress(start, len(new))
+            progress(start, len(new))
             chunk = new[start : start + EMBED_CHUNK]
             rows = await embedder.embed([example_view(text) for text in chunk], bulk=True)
             made = dict(zip(chunk, rows, strict=True))

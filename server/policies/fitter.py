@@ -12,7 +12,7 @@ import structlog
 from routers.artefacts import ArtefactStore, code_version
 from routers.base import Artefact, FitData, Losses, Progress, Router
 from routers.embedders.base import Embedder
-from routers.errors import BadArtefact, FitCancelled
+from routers.errors import BadArtefact
 from routers.fitting import fit_policy
 from routers.library.subset import restrict, select
 from server.policies.book import Entry
@@ -21,6 +21,10 @@ from server.policies.live import LivePolicy, is_slow
 from server.telemetry.drift import fitting_profile
 
 log = structlog.get_logger(__name__)
+
+
+class Superseded(Exception):
+    """The policy was removed or redefined while it was being fitted; the result is discarded."""
 
 
 class Fitter:
@@ -57,10 +61,11 @@ class Fitter:
             data: The library, embedded.
             version: Version of that data with the policy's samples.
             previous: The router that served before, for methods that update one.
+            progress: Called as the fit advances; an exception that it raises ends the fit.
             is_wanted: Checked before publishing: the policy may have been removed or redefined in the meantime.
 
         Raises:
-            FitCancelled: The policy is no longer wanted, or `progress` raised it.
+            Superseded: The policy is no longer wanted.
             RouterError, OSError: The fit failed.
         """
         loop = asyncio.get_running_loop()
@@ -83,7 +88,7 @@ class Fitter:
             made = {"code_version": code_version(), "fitted_at": datetime.now(UTC).isoformat(timespec="seconds")}
             artefact = replace(fitted, data={**fitted.data, **extra, "provenance": made})
             if not is_wanted():
-                raise FitCancelled
+                raise Superseded
             self._artefacts.publish(entry.spec.name, artefact)
             return artefact
 
