@@ -4,7 +4,7 @@ RouterError
 ├── UnknownRouter      no method of that name (with the nearest names)
 ├── BadRouter          a registered class does not fit the router protocol
 ├── BadRouterConfig    an option that the method does not have, or a bad value
-├── NotFittable        the library lacks what the method needs (with the command that makes it)
+├── NotFittable        the library lacks what the method needs (with the key of that need)
 ├── BadSamples         a file of labelled prompts that cannot be used (with the lines)
 ├── UnknownMetric      no metric of that name
 ├── BadArtefact        a stored artefact is damaged or of another method
@@ -32,7 +32,15 @@ class BadRouterConfig(RouterError):
 
 
 class NotFittable(RouterError):
-    """The library lacks what the method needs."""
+    """The library lacks what the method needs.
+
+    Attributes:
+        need: Key of what is missing (`routers.base.Need`); empty for anything else.
+    """
+
+    def __init__(self, what: str, need: str = "") -> None:
+        super().__init__(what)
+        self.need = need
 
 
 class BadSamples(RouterError):

@@ -12,12 +12,13 @@ import structlog
 from routers.artefacts import ArtefactStore, code_version
 from routers.base import Artefact, FitData, Losses, Progress, Router
 from routers.embedders.base import Embedder
-from routers.errors import BadArtefact
+from routers.errors import BadArtefact, NotFittable
 from routers.fitting import fit_policy
 from routers.library.subset import restrict, select
 from server.policies.book import Entry
 from server.policies.fit_data import Experts, blocking
 from server.policies.live import LivePolicy, is_slow
+from server.policies.method_cards import with_command
 from server.telemetry.drift import fitting_profile
 
 log = structlog.get_logger(__name__)
@@ -92,7 +93,11 @@ class Fitter:
             self._artefacts.publish(entry.spec.name, artefact)
             return artefact
 
-        return await self._open(entry, await asyncio.to_thread(work), embedder, data.experts)
+        try:
+            artefact = await asyncio.to_thread(work)
+        except NotFittable as error:
+            raise NotFittable(with_command(str(error), error.need), error.need) from error
+        return await self._open(entry, artefact, embedder, data.experts)
 
     async def reopen(self, entry: Entry, embedder: Embedder, experts: Experts) -> LivePolicy | None:
         """Open the stored artefact if it has the same router, options and embedder, and can be read."""

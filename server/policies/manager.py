@@ -26,6 +26,7 @@ from server.policies.fit_data import PolicyData
 from server.policies.fitter import Fitter, Superseded
 from server.policies.follower import Follower
 from server.policies.live import LivePolicy
+from server.policies.method_cards import with_command
 from server.policies.scores import ScoreStore
 from server.policies.vectors import VectorStore
 from server.telemetry.metrics import Metrics
@@ -128,8 +129,8 @@ class PolicyManager:
         if experts := self._follower.experts:
             table = await asyncio.to_thread(self._data.table, experts)
             given = FitData(experts, {}, "", "", scores=table, samples=spec.samples, losses=self._fitter.losses)
-            for sentence in unmet_needs(entry.kind.card, given).values():
-                raise NotFittable(sentence)
+            for need, sentence in unmet_needs(entry.kind.card, given).items():
+                raise NotFittable(with_command(sentence, need), need)
         await self._book.define(entry)
         self._announce()  # the new audience holds at once
         return self.refit(spec.name)
