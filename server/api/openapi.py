@@ -16,7 +16,7 @@ from adapters_registry.records import Manifest
 from server.api.admin import ComposeOrder, ExamplesOrder
 from server.api.example_map import PlaceOrder
 from server.api.lifecycle import ChangeOrder, PromoteOrder
-from server.api.policies import PolicyOrder
+from server.api.policies import PolicyRequest
 from server.endpoints import ENDPOINTS
 from server.insights.leaderboard import Leaderboard
 from server.journal.feedback import FeedbackOrder
@@ -30,7 +30,7 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("post", "/admin/adapters/{ref}/promote"): PromoteOrder,
     ("post", "/admin/adapters/{ref}/withdraw"): ChangeOrder,
     ("post", "/admin/adapters/{name}/rollback"): ChangeOrder,
-    ("post", "/admin/policies"): PolicyOrder,
+    ("post", "/admin/policies"): PolicyRequest,
     ("post", "/admin/scores"): ScoreReport,
     ("post", "/v1/feedback"): FeedbackOrder,
     ("post", "/admin/map/place"): PlaceOrder,

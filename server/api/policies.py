@@ -37,7 +37,7 @@ class SampleIn(BaseModel):
     metric: Annotated[str, Field(max_length=100)] = "exact_match"
 
 
-class PolicyOrder(BaseModel):
+class PolicyRequest(BaseModel):
     """The body of ``POST /admin/policies``."""
 
     model_config = ConfigDict(extra="forbid")
@@ -84,10 +84,10 @@ def policies_router(
     async def create_policy(request: Request) -> dict[str, Any]:
         await principal_of(request)
         raw = await read_body(request.headers, request.receive, settings.max_upload_bytes)
-        order = _order(raw)
-        if any(record.name == order.name for record in watcher.records):
-            raise Conflict(f"{order.name!r} is the name of an expert; choose another name.", param="name")
-        return (await policies.create(_spec(order))).show()
+        wanted = _parse(raw)
+        if any(record.name == wanted.name for record in watcher.records):
+            raise Conflict(f"{wanted.name!r} is the name of an expert; choose another name.", param="name")
+        return (await policies.create(_spec(wanted))).show()
 
     @router.post("/policies/{name}/fit", status_code=202, summary="Fit a policy again in the background")
     async def refit_policy(name: str, request: Request) -> dict[str, Any]:
@@ -139,15 +139,15 @@ def policies_router(
     return router
 
 
-def _order(raw: bytes) -> PolicyOrder:
-    order = validated(PolicyOrder, raw)
-    if not _POLICY_NAME.fullmatch(order.name) or order.name == "base":
+def _parse(raw: bytes) -> PolicyRequest:
+    wanted = validated(PolicyRequest, raw)
+    if not _POLICY_NAME.fullmatch(wanted.name) or wanted.name == "base":
         raise BadRequest(
             "A policy's name has 1 to 63 of a-z, 0-9, '_', '.' and '-', beginning with a letter or digit, and is not "
             "'base'.",
             param="name",
         )
-    for number, sample in enumerate(order.samples):
+    for number, sample in enumerate(wanted.samples):
         if not sample.prompt.strip():
             raise BadRequest("A sample's prompt is empty.", param=f"samples.{number}.prompt")
         if sample.metric not in metric_names():
@@ -155,13 +155,13 @@ def _order(raw: bytes) -> PolicyOrder:
             raise BadRequest(
                 f"There is no metric {sample.metric!r}; known are {known}.", param=f"samples.{number}.metric"
             )
-    return order
+    return wanted
 
 
-def _spec(order: PolicyOrder) -> PolicySpec:
+def _spec(wanted: PolicyRequest) -> PolicySpec:
     try:
-        settings = PolicySettings.model_validate(order.model_dump(exclude={"name", "samples"}))
+        settings = PolicySettings.model_validate(wanted.model_dump(exclude={"name", "samples"}))
     except ValidationError as error:
         raise BadRequest(told(error)) from None
-    samples = tuple(Sample(each.prompt, each.answer, each.task, each.metric) for each in order.samples)
-    return PolicySpec(order.name, settings, samples, "admin")
+    samples = tuple(Sample(each.prompt, each.answer, each.task, each.metric) for each in wanted.samples)
+    return PolicySpec(wanted.name, settings, samples, "admin")

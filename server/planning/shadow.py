@@ -66,6 +66,10 @@ class Shadow:
         alone: Locks the fit of a policy, by its name, against other gateways on this home.
         embedders: Embedders by name.
         metrics: Counts the decisions.
+
+    Attributes:
+        policies: The policies that are fitted to the shadowed versions, by name.
+        tallies: Counts of decisions by the id of a shadowed version.
     """
 
     def __init__(
@@ -82,12 +86,11 @@ class Shadow:
         self._embedders = embedders
         self._metrics = metrics
         self._wanted: tuple[Any, ...] = ()
-        self._records: tuple[AdapterRecord, ...] = ()
         self._shadowed: Mapping[str, AdapterRecord] = {}
         self._replaces: Mapping[str, str] = {}
-        self._policies: Mapping[str, LivePolicy] = {}
         self._task: asyncio.Task[None] | None = None
         self._pending: set[asyncio.Task[None]] = set()
+        self.policies: Mapping[str, LivePolicy] = {}
         self.tallies: dict[str, Tally] = {}
 
     def follow(self, catalog: Catalog) -> None:
@@ -102,7 +105,7 @@ class Shadow:
         wanted = (tuple(shadowed.values()), rest, specs) if shadowed else ()
         if wanted == self._wanted:
             return
-        self._wanted, self._policies = wanted, {}
+        self._wanted, self.policies = wanted, {}
         if self._task:
             self._task.cancel()
         self.tallies = {r.expert_id: self.tallies.get(r.expert_id, Tally()) for r in shadowed.values()}
@@ -131,7 +134,7 @@ class Shadow:
                     error=str(error),
                     exc_info=None if known else error,
                 )
-        self._policies = fitted
+        self.policies = fitted
         log.info("shadow fitted", policies=sorted(fitted), shadowed=sorted(self.tallies))
 
     async def _fit_one(self, entry: Entry, experts: Experts, data: PolicyData) -> LivePolicy:
@@ -146,7 +149,7 @@ class Shadow:
 
     def note(self, policy: str, query: RouteQuery, decision: Decision, principal: Principal) -> None:
         """Decide a request again as if the shadowed versions were offered; returns at once."""
-        live = self._policies.get(policy)
+        live = self.policies.get(policy)
         if live is None or not query.text:
             return
         query = replace(query, candidates=self._candidates(query, principal))

@@ -162,7 +162,7 @@ class Follower:
                 self._note_current(entry, live, experts)
                 return
             match entry.attempt:
-                case Failed(version=failed) if failed == version and not _is_due(entry, self._clock()):
+                case Failed(version=failed, retry_at=float(at)) if failed == version and self._clock() < at:
                     return
             if live is None and (live := await self._fitter.reopen(entry, embedder, experts)) is not None:
                 entry.live, entry.attempt = live, Fitted()
