@@ -34,6 +34,7 @@ MAX_PENDING = 64
 """Maximum number of decisions of slow routers that wait for a thread; further requests get no shadow decision."""
 
 MAX_COUNTED = 1000
+"""Maximum number of experts that a tally counts by name; further ones are counted as ``other``."""
 
 log = structlog.get_logger(__name__)
 

@@ -1,6 +1,6 @@
-"""What policies are fitted to: the library with its examples embedded, the table of scores, and the version of it all.
+"""The data that policies are fitted to: the library with embedded examples, the table of scores, and a version of both.
 
-Vectors are kept by embedder and text, in memory and on disk, so that a changed library costs only its new examples.
+Embeddings are kept by embedder and text, in memory and on disk, so that only new examples of a library are embedded.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Experts = tuple[LibraryExpert, ...]
 
 
 class PolicyData:
-    """Gathers what policies are fitted to; keeps embeddings of examples in memory and on disk.
+    """Gathers the data that policies are fitted to, and keeps embeddings of examples in memory and on disk.
 
     Args:
         scores: The table that some methods learn from.
-        store: Where vectors outlive this process.
+        store: Keeps embeddings across restarts.
     """
 
     def __init__(self, scores: ScoreStore, store: VectorStore) -> None:
@@ -47,7 +47,7 @@ class PolicyData:
     async def version(
         self, experts: Experts, embedder: Embedder, samples: Sequence[Sample], *, with_scores: bool
     ) -> str:
-        """Of everything that a policy learns from."""
+        """Return a hash of everything that a policy learns from."""
 
         def work() -> str:
             table = self.table(experts) if with_scores else None
@@ -56,7 +56,11 @@ class PolicyData:
         return await asyncio.to_thread(work)
 
     def table(self, experts: Experts, embeddings: Matrix | None = None) -> ScoreTable | None:
-        """The figures of the base and of these experts; blocking. Embeddings are those of all scored prompts."""
+        """Return the scores of the base and of these experts; blocking.
+
+        Args:
+            embeddings: Embeddings of all scored prompts; None for a table without embeddings.
+        """
         if embeddings is None:
             embeddings = np.zeros((0, 1), np.float32)
         return self._scores.table([expert.expert_id for expert in experts], self._scores.samples(), embeddings)
@@ -64,7 +68,7 @@ class PolicyData:
     async def gather(
         self, experts: Experts, embedder: Embedder, progress: Progress = no_progress, *, with_scores: bool
     ) -> FitData:
-        """The library with its examples, and if wanted the scored prompts, embedded."""
+        """Embed the examples of these experts and, `with_scores`, the scored prompts."""
         bare = await asyncio.to_thread(lambda: {expert.expert_id: bare_texts(expert.examples) for expert in experts})
         scored = [sample.prompt for sample in await asyncio.to_thread(self._scores.samples)]
         texts = {text for expert in experts for text in (*expert.examples, *bare[expert.expert_id])}
@@ -92,7 +96,7 @@ class PolicyData:
                 return empty
             rows = np.stack([known[text] for text in texts])
             rows.flags.writeable = False
-            known.update(zip(texts, rows, strict=True))  # vectors are kept once, as parts of these
+            known.update(zip(texts, rows, strict=True))  # keep each vector once, as a view of these rows
             return rows
 
         def of_expert(expert: LibraryExpert) -> tuple[tuple[str, ...], Matrix, Matrix]:
@@ -112,7 +116,7 @@ class PolicyData:
 
 
 def as_experts(records: Sequence[AdapterRecord]) -> tuple[LibraryExpert, ...]:
-    """Return what routers know of versions, sorted by id."""
+    """Return these versions as routers see them, sorted by id."""
     return tuple(
         LibraryExpert(r.expert_id, r.card.description, tuple(r.card.tags), tuple(r.examples), tuple(r.card.tasks))
         for r in sorted(records, key=lambda record: record.expert_id)
@@ -120,7 +124,7 @@ def as_experts(records: Sequence[AdapterRecord]) -> tuple[LibraryExpert, ...]:
 
 
 def blocking(embedder: Embedder, loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[str]], Matrix]:
-    """The embedder for a worker thread."""
+    """Return a blocking function that embeds texts, for a worker thread."""
 
     def embed(texts: Sequence[str]) -> Matrix:
         rows = np.zeros((len(texts), embedder.dim), np.float32)
