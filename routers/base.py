@@ -36,7 +36,7 @@ Matrix = NDArray[np.float32]
 """Shape (num_rows, dim), float32, rows of unit length unless said otherwise."""
 
 Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
+"""Called with (steps done, steps in all). An exception that it raises ends the fit."""
 
 
 def no_progress(_done: int, _total: int) -> None:
@@ -308,7 +308,7 @@ class MethodCard:
     """What a method is, in the nine design choices of the survey of model MoErging (Yadav et al., 2024), and its needs.
 
     Attributes:
-        needs: What `fit` requires (`routers.fitting.SUPPLIED_BY` names the command that makes each).
+        needs: What `fit` requires (`server.policies.method_cards` names the command that supplies each).
         needs_embedding: Whether `route` reads ``query.embedding``.
         embedder: ``base`` for methods on the base model's own hidden states; empty for the gateway's embedder.
         reads_task: Whether `route` reads ``query.window``.
@@ -357,7 +357,7 @@ class Router(Protocol):
 
     @classmethod
     def fit(cls, config: Any, data: FitData, progress: Progress) -> Artefact:
-        """Learn from the library; raises `NotFittable` with the command that supplies what is missing."""
+        """Learn from the library; raises `NotFittable` with what is missing."""
         ...
 
     @classmethod

@@ -4,10 +4,9 @@ RouterError
 ├── UnknownRouter      no method of that name (with the nearest names)
 ├── BadRouter          a registered class does not fit the router protocol
 ├── BadRouterConfig    an option that the method does not have, or a bad value
-├── NotFittable        the library lacks what the method needs (with the command that makes it)
+├── NotFittable        the library lacks what the method needs (with the key of that need)
 ├── BadSamples         a file of labelled prompts that cannot be used (with the lines)
 ├── UnknownMetric      no metric of that name
-├── FitCancelled       somebody asked the fit to end
 ├── BadArtefact        a stored artefact is damaged or of another method
 └── EmbedderError      an embedder cannot be made or has failed (with what to do)
     └── EmbedderBusy   its queue is full: try again later
@@ -33,7 +32,15 @@ class BadRouterConfig(RouterError):
 
 
 class NotFittable(RouterError):
-    """The library lacks what the method needs."""
+    """The library lacks what the method needs.
+
+    Attributes:
+        need: Key of what is missing (`routers.base.Need`); empty for anything else.
+    """
+
+    def __init__(self, what: str, need: str = "") -> None:
+        super().__init__(what)
+        self.need = need
 
 
 class BadSamples(RouterError):
@@ -42,10 +49,6 @@ class BadSamples(RouterError):
 
 class UnknownMetric(RouterError):
     """No metric has this name."""
-
-
-class FitCancelled(RouterError):
-    """The fit was cancelled; what was fitted before stays."""
 
 
 class BadArtefact(RouterError):

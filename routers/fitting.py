@@ -23,21 +23,15 @@ from routers.base import (
 from routers.errors import NotFittable
 from routers.registry import router_class
 
-SUPPLIED_BY: Mapping[Need, tuple[str, str]] = {
-    "examples": (
-        "no expert has an example prompt",
-        "moergate adapters add NAME FOLDER --examples-file FILE, or PUT /admin/adapters/NAME/examples",
-    ),
-    "descriptions": (
-        "no expert's card has a description",
-        "moergate adapters add NAME FOLDER --description 'what it is good at'",
-    ),
-    "scores": ("there is no table of scores", "moergate score --tasks DIR"),
-    "losses": ("the table of scores has no losses", "moergate score --tasks DIR --losses"),
-    "samples": ("no prompts with answers were given", "moergate fit POLICY --router NAME --data FILE.jsonl"),
-    "engine": ("no engine can be asked for losses", "moergate fit, while 'moergate serve' runs with an engine"),
+LACKING: Mapping[Need, str] = {
+    "examples": "no expert has an example prompt",
+    "descriptions": "no expert's card has a description",
+    "scores": "there is no table of scores",
+    "losses": "the table of scores has no losses",
+    "samples": "no prompts with answers were given",
+    "engine": "no engine can be asked for losses",
 }
-"""What each need lacks in words, and the command that supplies it."""
+"""What is missing where a need is not met, in words."""
 
 
 def library_version(experts: Iterable[LibraryExpert], embedder: str) -> str:
@@ -92,7 +86,7 @@ def fit_data(
 
 
 def unmet_needs(card: MethodCard, data: FitData) -> dict[Need, str]:
-    """What a method needs and the data lacks, each with a sentence that names the command that supplies it."""
+    """Return what a method needs and the data lacks, each with a sentence that says so."""
     table = data.scores
     met = {
         "examples": any(expert.examples for expert in data.experts),
@@ -105,8 +99,7 @@ def unmet_needs(card: MethodCard, data: FitData) -> dict[Need, str]:
     sentences: dict[Need, str] = {}
     for need in card.needs:
         if not met[need]:
-            what, command = SUPPLIED_BY[need]
-            sentences[need] = f"Router {card.name!r} learns from {need}, but {what}. Supply it with: {command}"
+            sentences[need] = f"Router {card.name!r} learns from {need}, but {LACKING[need]}"
     return sentences
 
 
@@ -117,10 +110,10 @@ def fit_policy(name: str, config: RouterConfig, data: FitData, progress: Progres
 
     Raises:
         UnknownRouter: There is no such method.
-        NotFittable: Something else that it needs is missing, with the command that supplies it.
+        NotFittable: Something else that it needs is missing.
     """
     found = router_class(name)
     for need, sentence in unmet_needs(found.card, data).items():
         if need not in ("examples", "descriptions"):
-            raise NotFittable(sentence)
+            raise NotFittable(sentence, need)
     return found.fit(config, data, progress)

@@ -9,6 +9,7 @@ GatewayError
 │   └── ModelNotFound        404  no such base, expert or policy (with the nearest names)
 ├── MethodNotAllowed         405  the path exists, but not for this method
 ├── Conflict                 409  the name or content is in use by something else
+│   └── JobCancelled         409  the job was cancelled (`server.jobs`)
 ├── BodyTooLarge             413  more bytes than the limit
 ├── TooManyRequests          429  the queue is full, or the wait in it was too long
 ├── RateLimited              429  the key's limit of requests or tokens a minute, or of concurrent requests
@@ -238,7 +239,6 @@ _LOWER: dict[type[Exception], type[GatewayError]] = {
     router_errors.BadSamples: BadRequest,
     router_errors.UnknownMetric: BadRequest,
     router_errors.NotFittable: Conflict,
-    router_errors.FitCancelled: Conflict,
     router_errors.BadArtefact: InternalError,
     router_errors.RouterError: InternalError,
     router_errors.EmbedderBusy: TooManyRequests,

@@ -1,4 +1,4 @@
-"""Long work that callers may watch and end: its state, how far it is, what went wrong. In memory, the last hundred."""
+"""Long work that clients can watch and cancel: its state, progress and errors. The last hundred jobs are in memory."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from routers.errors import FitCancelled
-from server.errors import NotFound
+from server.errors import Conflict, NotFound
 
 MAX_JOBS = 100
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
+class JobCancelled(Conflict):
+    """The job was cancelled; raised at its next step."""
+
+
 @dataclass
 class Job:
-    """One piece of work; written by the thread that does it, read by anybody.
+    """One piece of long work. The thread that does the work writes it; every thread may read it.
 
     Attributes:
-        phase: What is being done now, in words.
+        phase: Description of the present phase.
         done, total: Steps of this phase; bytes of a download.
-        error: Why it failed, in words.
-        problems: The same in parts, ``{where, what, fix}``, where there are parts.
-        result: What it made, as the admin API shows that.
-        on_cancel: Called when somebody asks it to end; for work that waits and would not reach its next step soon.
+        error: Why the job failed.
+        problems: The problems behind `error`, each ``{where, what, fix}``, if they are known one by one.
+        result: The job's result, as the admin API shows it.
+        on_cancel: Called when the job is cancelled; for work that waits and would not reach its next step soon.
     """
 
     kind: str
@@ -47,32 +50,32 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether the job has ended in any way."""
         return self.state in ("succeeded", "failed", "cancelled")
 
     def begin(self, phase: str) -> None:
-        """Enter a phase; raises `FitCancelled` if the job is to end."""
+        """Enter a phase; raises `JobCancelled` if the job was cancelled."""
         self.state, self.phase, self.done, self.total = "running", phase, 0, 0
         self.progress(0, 0)
 
     def progress(self, done: int, total: int) -> None:
-        """Note how far the phase is; raises `FitCancelled` if the job is to end."""
+        """Note the progress of the phase; raises `JobCancelled` if the job was cancelled."""
         self.done, self.total = done, total
         if self._cancelled:
-            raise FitCancelled("cancelled")
+            raise JobCancelled("cancelled")
 
     def cancel(self) -> None:
-        """Ask the job to end at its next step."""
+        """Request that the job ends at its next step."""
         self._cancelled = True
         if self.on_cancel is not None and not self.ended:
             self.on_cancel()
 
     def end(self, state: State, error: str = "") -> None:
-        """Note how it ended."""
+        """Note how the job ended."""
         self.state, self.error, self.ended_at = state, error, time.time()
 
     def show(self) -> dict[str, Any]:
-        """As the admin API shows it."""
+        """Return the job as the admin API shows it."""
         return {
             "id": self.job_id,
             "kind": self.kind,
@@ -90,13 +93,13 @@ class Job:
 
 
 class Jobs:
-    """The last jobs, oldest first; running ones are never forgotten."""
+    """The last jobs, oldest first. Running jobs are never removed."""
 
     def __init__(self) -> None:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
 
     def open(self, kind: str, subject: str) -> Job:
-        """A new job, waiting for its turn."""
+        """Create a job, which is queued; remove the oldest jobs that have ended."""
         job = Job(kind, subject)
         self._jobs[job.job_id] = job
         for old in [each for each in self._jobs.values() if each.ended][: max(0, len(self._jobs) - MAX_JOBS)]:
@@ -104,11 +107,11 @@ class Jobs:
         return job
 
     def get(self, job_id: str) -> Job:
-        """A job by its id; raises `NotFound`."""
+        """Return a job by its id; raises `NotFound`."""
         if job_id not in self._jobs:
-            raise NotFound(f"There is no job {job_id[:100]!r}; jobs are forgotten when the gateway ends.")
+            raise NotFound(f"There is no job {job_id[:100]!r}; jobs are lost when the gateway stops.")
         return self._jobs[job_id]
 
     def all(self) -> list[Job]:
-        """All that are remembered, newest first."""
+        """Return all jobs in memory, newest first."""
         return list(reversed(self._jobs.values()))

@@ -129,8 +129,14 @@ async def open_gateway(settings: Settings, encoder: Encoder, model: str) -> Gate
     metrics.show_load(lambda: admission.num_active, lambda: admission.num_waiting)
     limiter = Limiter(library.usage, metrics)
     memory = ConversationMemory()
-    # Shadow fits publish to a folder of their own, so that they never replace an artefact that serves.
-    shadow = Shadow(Fitter(ArtefactStore(settings.home / "shadow")), PolicyData(scores, vectors), embedders, metrics)
+    hidden = settings.home / "shadow"  # apart from the artefacts that serve, which a shadow fit must not replace
+    shadow = Shadow(
+        Fitter(ArtefactStore(hidden)),
+        lambda: PolicyData(scores, vectors),
+        PolicyStore(hidden).alone,
+        embedders,
+        metrics,
+    )
     recent_decisions = RecentDecisions()
     decisions = DecisionLog(
         library.decisions,

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from routers.base import BASE, FitData, ScoreTable
 from routers.errors import NotFittable
-from routers.fitting import SUPPLIED_BY
+from routers.fitting import LACKING
 from routers.library.examples import examples_of
 from routers.library.subset_config import SubsetConfig
 from routers.maths.unit_rows import to_unit
@@ -62,7 +62,7 @@ def cluster(config: SubsetConfig, data: FitData) -> tuple[str, ...]:
     """Medoids of the clusters, sorted."""
     examples = examples_of(data)
     if not examples.texts:
-        raise NotFittable("Experts are clustered by their examples, but {}. Supply it with: {}".format(*_EXAMPLES))
+        raise NotFittable(f"Experts are clustered by their examples, but {LACKING['examples']}", "examples")
     means = examples.mean_of_experts().astype(np.float64)
     known = np.flatnonzero(np.isfinite(means).all(axis=1))
     points = to_unit(means[known])
@@ -80,7 +80,7 @@ def greedy(config: SubsetConfig, data: FitData) -> tuple[str, ...]:
     """Forward selection, sorted."""
     table = data.scores
     if table is None or not len(table.samples):
-        raise NotFittable("Experts are chosen by their scores, but {}. Supply it with: {}".format(*_SCORES))
+        raise NotFittable(f"Experts are chosen by their scores, but {LACKING['scores']}", "scores")
     experts = sorted(expert.expert_id for expert in data.experts)
     column = {model: number for number, model in enumerate(table.models)}
     scores = np.nan_to_num(table.scores)
@@ -102,9 +102,6 @@ def macro_shares(tasks: list[str]) -> NDArray[np.float64]:
     """What each sample weighs, shape (n,), so that all tasks weigh the same; sums to one."""
     _, owner, counts = np.unique(np.array(tasks), return_inverse=True, return_counts=True)
     return np.asarray(1 / (len(counts) * counts[owner]), np.float64)
-
-
-_EXAMPLES, _SCORES = SUPPLIED_BY["examples"], SUPPLIED_BY["scores"]
 
 
 def _first_largest(values: NDArray[np.float64]) -> int:

@@ -50,7 +50,7 @@ from routers.base import (
 )
 from routers.errors import BadArtefact, NotFittable
 from routers.families.scoring import MAX_CHOSEN, WEIGHTED_FUSION, Learned, asked
-from routers.fitting import SUPPLIED_BY
+from routers.fitting import LACKING
 from routers.library.examples import evenly, examples_of
 from routers.methods.centroid import CentroidRouter
 from routers.text.pair_tfidf import PairTfidf, count_terms
@@ -206,7 +206,7 @@ def _opposite(entropies: Floats) -> Floats:
 def _from_table(scoring: str, table: ScoreTable | None, experts: Sequence[str]) -> Learned:
     """Scores by each task's samples and, in the last row, their mean over tasks, shape (T + 1, E); NaN if not known."""
     what = "losses" if scoring == "prior" else "entropies"
-    lacks = SUPPLIED_BY["scores"][0]
+    lacks = LACKING["scores"]
     if table is not None:
         lacks = "the table of scores has none for these experts"
         tasks, rows = [], []
@@ -222,9 +222,7 @@ def _from_table(scoring: str, table: ScoreTable | None, experts: Sequence[str]) 
                 rows[-1][was_asked] = _posterior(block) if scoring == "prior" else -block.mean(axis=0)
         if tasks:
             return Learned({"table": np.stack([*rows, np.mean(rows, axis=0)])}, {"tasks": tasks})
-    raise NotFittable(
-        f"Scoring {scoring!r} learns from {what} of prompts, but {lacks}. Supply them with: {SUPPLIED_BY['losses'][1]}"
-    )
+    raise NotFittable(f"Scoring {scoring!r} learns from {what} of prompts, but {lacks}", "losses")
 
 
 def _columns(table: ScoreTable, values: Floats, experts: Sequence[str]) -> Floats:

@@ -40,7 +40,8 @@ def list_policies(url: Url = DEFAULT_URL, api_key: Key = None, as_json: AsJson =
             typer.echo(f"{each['name']}: the library has changed since; moergate fit {each['name']} --again")
         elif each["state"] == "following":
             num, since = each["num_missing_experts"], each["behind_since"]
-            typer.echo(f"{each['name']}: not yet fitted to {num} experts of the library, since {since}")
+            experts = "1 expert" if num == 1 else f"{num} experts"
+            typer.echo(f"{each['name']}: not yet fitted to {experts} of the library, since {since}")
 
 
 @app.command()

@@ -12,9 +12,8 @@ import structlog
 from adapters_registry.disk.uncancelled import run_to_completion
 from adapters_registry.records import Manifest
 from adapters_registry.sources import Provenance
-from routers.errors import FitCancelled
 from server.errors import BadRequest, GatewayError, TooManyRequests, from_lower
-from server.jobs import Job, Jobs
+from server.jobs import Job, JobCancelled, Jobs
 from server.sources.fetching import SourceFetcher
 
 MAX_AT_ONCE = 2
@@ -79,7 +78,7 @@ class Imports:
                 job.begin("connecting")
                 job.result = await self._fetch_and_register(manifest, job, register)
             job.end("succeeded")
-        except FitCancelled:
+        except JobCancelled:
             job.end("cancelled")
         except Exception as error:
             known = from_lower(error)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +34,7 @@ MAX_PENDING = 64
 """Maximum number of decisions of slow routers that wait for a thread; further requests get no shadow decision."""
 
 MAX_COUNTED = 1000
+"""Maximum number of experts that a tally counts by name; further ones are counted as ``other``."""
 
 log = structlog.get_logger(__name__)
 
@@ -61,23 +63,35 @@ class Shadow:
 
     Args:
         fitter: Fits a policy; its artefacts are kept apart from those of the live policies.
-        data: Gathers what policies are fitted to.
+        open_data: Opens what policies are fitted to. Embeddings are released after each round of fits.
+        alone: Locks the fit of a policy, by its name, against other gateways on this home.
         embedders: Embedders by name.
         metrics: Counts the decisions.
+
+    Attributes:
+        policies: The policies that are fitted to the shadowed versions, by name.
+        tallies: Counts of decisions by the id of a shadowed version.
     """
 
-    def __init__(self, fitter: Fitter, data: PolicyData, embedders: Embedders, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        fitter: Fitter,
+        open_data: Callable[[], PolicyData],
+        alone: Callable[[str], AbstractAsyncContextManager[None]],
+        embedders: Embedders,
+        metrics: Metrics,
+    ) -> None:
         self._fitter = fitter
-        self._data = data
+        self._open_data = open_data
+        self._alone = alone
         self._embedders = embedders
         self._metrics = metrics
         self._wanted: tuple[Any, ...] = ()
-        self._records: tuple[AdapterRecord, ...] = ()
         self._shadowed: Mapping[str, AdapterRecord] = {}
         self._replaces: Mapping[str, str] = {}
-        self._policies: Mapping[str, LivePolicy] = {}
         self._task: asyncio.Task[None] | None = None
         self._pending: set[asyncio.Task[None]] = set()
+        self.policies: Mapping[str, LivePolicy] = {}
         self.tallies: dict[str, Tally] = {}
 
     def follow(self, catalog: Catalog) -> None:
@@ -92,7 +106,7 @@ class Shadow:
         wanted = (tuple(shadowed.values()), rest, specs) if shadowed else ()
         if wanted == self._wanted:
             return
-        self._wanted, self._policies = wanted, {}
+        self._wanted, self.policies = wanted, {}
         if self._task:
             self._task.cancel()
         self.tallies = {r.expert_id: self.tallies.get(r.expert_id, Tally()) for r in shadowed.values()}
@@ -109,28 +123,34 @@ class Shadow:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _fit(self, specs: Sequence[PolicySpec], records: Sequence[AdapterRecord]) -> None:
-        experts, fitted = as_experts(records), dict[str, LivePolicy]()
+        experts, data, fitted = as_experts(records), self._open_data(), dict[str, LivePolicy]()
         for spec in specs:
             try:
-                fitted[spec.name] = await self._fit_one(Entry.of(spec), experts)
-            except (RouterError, OSError) as error:
-                log.warning("policy not fitted in the shadow", policy=spec.name, error=str(error))
-        self._policies = fitted
+                fitted[spec.name] = await self._fit_one(Entry.of(spec), experts, data)
+            except Exception as error:  # the other policies are fitted all the same
+                known = isinstance(error, (RouterError, OSError))
+                log.warning(
+                    "policy not fitted in the shadow",
+                    policy=spec.name,
+                    error=str(error),
+                    exc_info=None if known else error,
+                )
+        self.policies = fitted
         log.info("shadow fitted", policies=sorted(fitted), shadowed=sorted(self.tallies))
 
-    async def _fit_one(self, entry: Entry, experts: Experts) -> LivePolicy:
+    async def _fit_one(self, entry: Entry, experts: Experts, data: PolicyData) -> LivePolicy:
         embedder = await self._embedders.get(entry.embedder)
-        with_scores = entry.reads_scores
-        version = await self._data.version(experts, embedder, entry.spec.samples, with_scores=with_scores)
-        live = await self._fitter.fitted_elsewhere(entry, version, embedder, experts)
-        if live is None:
-            data = await self._data.gather(experts, embedder, with_scores=with_scores)
-            live = await self._fitter.fit(entry, data, version, embedder, no_progress)
+        version = await data.version(experts, embedder, entry.spec.samples, with_scores=entry.reads_scores)
+        async with self._alone(entry.spec.name):
+            live = await self._fitter.fitted_elsewhere(entry, version, embedder, experts)
+            if live is None:
+                gathered = await data.gather(experts, embedder, with_scores=entry.reads_scores)
+                live = await self._fitter.fit(entry, gathered, version, embedder, no_progress)
         return live
 
     def note(self, policy: str, query: RouteQuery, decision: Decision, principal: Principal) -> None:
         """Decide a request again as if the shadowed versions were offered; returns at once."""
-        live = self._policies.get(policy)
+        live = self.policies.get(policy)
         if live is None or not query.text:
             return
         query = replace(query, candidates=self._candidates(query, principal))

@@ -6,13 +6,14 @@ Definitions come from the settings, or from disk, where this gateway or another 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import structlog
 
+from adapters_registry.records import utc_now
 from adapters_registry.visibility import Audience
 from routers.base import Router, RouterConfig
 from routers.errors import RouterError
@@ -47,13 +48,13 @@ class Failed:
 
     Attributes:
         num_failures: Failures in a row.
-        retry_at: Time of the next attempt, on the follower's clock.
+        retry_at: Time of the next attempt, on the follower's clock; None if no other attempt is needed for this data.
         version: Version of the data that could not be fitted; other data is tried at once.
     """
 
     error: str
     num_failures: int
-    retry_at: float
+    retry_at: float | None
     version: str
 
 
@@ -103,6 +104,11 @@ class Entry:
         subset = self.spec.settings.subset
         return self.config.model_dump(mode="json") | {"subset": subset.model_dump(mode="json") if subset else None}
 
+    def stop_retrying(self) -> None:
+        """Plan no other attempt after a failure, because what serves fits the data or is fitted on request only."""
+        if isinstance(self.attempt, Failed):
+            self.attempt = replace(self.attempt, retry_at=None)
+
     @property
     def error(self) -> str:
         """Why the last attempt did not succeed; empty if it did."""
@@ -121,15 +127,23 @@ class PolicyBook:
     Args:
         specs: The policies of the settings.
         store: The definitions that were made through the admin API.
+        now: Date and time, for `Entry.behind_since`.
     """
 
-    def __init__(self, specs: Sequence[PolicySpec], store: PolicyStore) -> None:
+    def __init__(
+        self,
+        specs: Sequence[PolicySpec],
+        store: PolicyStore,
+        *,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
         self._store = store
+        self._now = now
         self._entries = {spec.name: Entry.of(spec) for spec in specs}
         self._required = frozenset(self._entries)
         self._changing = asyncio.Lock()
         self._library: frozenset[str] = frozenset()
-        self.stamp: dict[str, tuple[int, int]] = {}
+        self._stamp: dict[str, tuple[int, int]] = {}
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -171,7 +185,7 @@ class PolicyBook:
         """Apply definitions and removals on this home by an earlier process or by another gateway."""
         async with self._changing:
             stamp = await asyncio.to_thread(self._store.stamp)
-            if stamp == self.stamp:
+            if stamp == self._stamp:
                 return
             defined = {name for name, (defined_at, _) in stamp.items() if defined_at}
             for name in self._entries.keys() - defined - self._required:
@@ -185,7 +199,11 @@ class PolicyBook:
                         self._replace(Entry.of(spec))
                     except RouterError as error:
                         log.error("policy cannot be used", policy=spec.name, error=str(error))
-            self.stamp = stamp
+            self._stamp = stamp
+
+    async def has_unread(self) -> bool:
+        """Return whether `read_stored` has something to read: a policy was defined, fitted or removed since."""
+        return await asyncio.to_thread(self._store.stamp) != self._stamp
 
     def refuse_settings(self, name: str) -> None:
         """Raise BadRequest if the settings define this policy."""
@@ -215,20 +233,20 @@ class PolicyBook:
             entry.live, entry.behind_since = before.live, before.behind_since
         self._entries[entry.spec.name] = entry
 
-    # -- the library's experts --------------------------------------------------------------------------------------
+    # -- the library's experts ------------------------------------------------------------------------------------
 
     def note_library(self, expert_ids: Collection[str]) -> None:
         """Note which experts policies should know."""
         self._library = frozenset(expert_ids)
-        self.update_lag(self._entries.values())
+        self.update_lag()
 
-    def update_lag(self, entries: Iterable[Entry]) -> None:
-        """Note since when each entry lacks experts, after its policy or the library changed."""
-        for entry in entries:
+    def update_lag(self) -> None:
+        """Note since when each policy lacks experts; to be called when policies or the library changed."""
+        for entry in self._entries.values():
             if not self.num_missing(entry):
                 entry.behind_since = None
             elif entry.behind_since is None:
-                entry.behind_since = datetime.now(UTC)
+                entry.behind_since = self._now()
 
     def num_missing(self, entry: Entry) -> int:
         """Return how many experts of the library the policy does not know."""

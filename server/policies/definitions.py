@@ -1,10 +1,10 @@
-"""Policies that were made while the gateway ran: their definitions on disk, beside their artefacts.
+"""Definitions of policies, and the store of those that were made through the admin API, beside their artefacts.
 
-    <home>/policies/<name>/policy.json      router, options, embedder, subset, and prompts with answers given with it
+    <home>/policies/<name>/policy.json      router, options, embedder, subset, and the policy's prompts with answers
     <home>/policies/.<name>.lock            held while the policy is fitted
 
-Gateways that share a home see each other's policies (`PolicyStore.stamp`) and fit each of them once. A definition
-appears whole or not at all, for it is one file. Policies of the settings have none.
+Gateways that share a home see each other's policies (`PolicyStore.stamp`) and fit each of them once. A definition is
+one file, which appears whole or not at all. Policies of the settings have no file.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from server.settings import PolicySettings
 
 _DEFINITION, _SAMPLES = "policy.json", "samples"
 _SAMPLES_BESIDE = "samples.jsonl"
-"""Where earlier releases kept the samples; read if the definition has none of its own, gone when it is written."""
+"""File of the samples in earlier releases. Read if the definition has no samples; removed when it is written."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySpec:
-    """What a policy is to be: everything that its fit depends on apart from the library.
+    """The definition of a policy: everything that its fit depends on, apart from the library and the scores.
 
     Attributes:
         samples: Prompts with answers, for methods that learn from them.
-        origin: Whether it stands in the settings or was made through the admin API.
+        origin: Whether the settings define the policy, or the admin API.
     """
 
     name: str
@@ -49,13 +49,13 @@ class PolicySpec:
 
 
 class PolicyStore:
-    """The definitions under one folder."""
+    """The stored definitions of policies, under one folder."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def load(self) -> list[PolicySpec]:
-        """All definitions; one that cannot be read is logged and left where it is."""
+        """Read all definitions. A definition that cannot be read is logged and left unchanged."""
         specs = []
         for file in sorted(self._root.glob(f"*/{_DEFINITION}")):
             try:
@@ -65,9 +65,10 @@ class PolicyStore:
         return specs
 
     def stamp(self) -> dict[str, tuple[int, int]]:
-        """What changes whenever a policy is defined, fitted or removed.
+        """Return a value that changes whenever a policy is defined, fitted or removed.
 
-        By name, when it was defined (0 for one of the settings) and when it was fitted (0 for never), in ns.
+        Maps each name to the time of its definition (0 for a policy of the settings) and of its last fit (0 if there
+        was none), in ns.
         """
         folders = [*self._root.glob(f"*/{_DEFINITION}"), *self._root.glob(f"*/{CURRENT}")]
         return {
@@ -76,12 +77,12 @@ class PolicyStore:
         }
 
     def alone(self, name: str) -> AbstractAsyncContextManager[None]:
-        """Be the only one, among all processes on this home, that fits a policy; raises RegistryError."""
+        """Lock the fit of a policy against all other processes on this home; raises RegistryError."""
         self._root.mkdir(parents=True, exist_ok=True)
         return file_lock(self._root / f".{name}.lock", exclusive=True)
 
     def save(self, spec: PolicySpec) -> None:
-        """Write or replace a definition; raises OSError and leaves the old one."""
+        """Write or replace a definition; raises OSError and keeps the old definition."""
         home = self._root / spec.name
         home.mkdir(parents=True, exist_ok=True)
         definition = spec.settings.model_dump(mode="json") | {_SAMPLES: [asdict(sample) for sample in spec.samples]}
@@ -95,7 +96,7 @@ class PolicyStore:
 
 
 def _read(file: Path) -> PolicySpec:
-    """The policy of a definition; raises OSError, ValueError, BadSamples."""
+    """Read the policy of a definition; raises OSError, ValueError, BadSamples."""
     fields = orjson.loads(file.read_bytes())
     rows = fields.pop(_SAMPLES, None) if isinstance(fields, dict) else None
     settings = PolicySettings.model_validate(fields)
@@ -103,7 +104,7 @@ def _read(file: Path) -> PolicySpec:
     if isinstance(rows, list):
         lines = [orjson.dumps(row).decode() for row in rows]
     elif rows is not None:
-        raise BadSamples(f"{file}: '{_SAMPLES}' is no array")
+        raise BadSamples(f"{file}: '{_SAMPLES}' is not an array")
     else:
         lines = beside.read_text("utf-8").split("\n") if beside.exists() else []
     samples, bad = parse_samples(lines)
@@ -115,5 +116,5 @@ def _read(file: Path) -> PolicySpec:
 def _written_at(file: Path) -> int:
     try:
         return file.stat().st_mtime_ns
-    except OSError:  # not there, or removed in this moment
+    except OSError:  # never written, or just removed
         return 0

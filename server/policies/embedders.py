@@ -1,4 +1,4 @@
-"""The process's embedders: the gateway's own, and those that single policies ask for, each loaded once when needed."""
+"""The embedders of this process: the gateway's own, and those of single policies, each loaded when first needed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Embedders:
     """Embedders by name.
 
     Args:
-        default: The gateway's own.
-        open_encoder: Loads another one by its name; blocking.
-        cache_entries: Embeddings that each other one keeps.
+        default: The gateway's own embedder.
+        open_encoder: Loads the encoder of another embedder by its name; blocking.
+        cache_entries: Number of embeddings in the cache of each other embedder.
     """
 
     def __init__(self, default: Embedder, open_encoder: Callable[[str], Encoder], cache_entries: int) -> None:
@@ -29,7 +29,7 @@ class Embedders:
         self._loading = asyncio.Lock()
 
     async def get(self, name: str | None) -> Embedder:
-        """The embedder of that name, or the gateway's own; raises `EmbedderError`."""
+        """Return the embedder of this name, or the gateway's own if there is no name; raises `EmbedderError`."""
         if not name:
             return self.default
         async with self._loading:
@@ -39,6 +39,6 @@ class Embedders:
         return self._others[name]
 
     async def close(self) -> None:
-        """Close all of them."""
+        """Close all embedders."""
         for embedder in (self.default, *self._others.values()):
             await embedder.close()

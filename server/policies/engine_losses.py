@@ -1,7 +1,7 @@
-"""The engine as fitters see it that search for weights: blocking calls from a worker thread, answers kept on disk.
+"""The engine for fitters that search for weights: blocking calls from a worker thread, with results kept on disk.
 
-What a recipe makes of a sample never changes, since experts are immutable; so a fit that was interrupted asks again
-only for what it had not asked yet.
+The loss of a sample under a recipe never changes, because experts are immutable. A fit that was interrupted therefore
+asks only for the losses that it had not yet received.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ MAX_PARALLEL = 8
 
 
 class EngineLosses:
-    """See `routers.base.Losses`.
+    """Computes losses of samples under weighted experts with the engine; implements `routers.base.Losses`.
 
     Args:
         pool: The engine.
-        loop: Where the pool lives.
-        cache: Answers of earlier calls.
-        base: Names the base model; part of every answer's key.
+        loop: The event loop of the pool.
+        cache: File with the results of earlier calls.
+        base: Name of the base model; part of every result's key.
     """
 
     def __init__(self, pool: EnginePool, loop: asyncio.AbstractEventLoop, cache: Path, base: str) -> None:
@@ -47,10 +47,10 @@ class EngineLosses:
     def __call__(
         self, weights: Mapping[str, float], samples: Sequence[Sample], formula: Literal["exact", "ab"] = "exact"
     ) -> NDArray[np.float64]:
-        """Mean cross-entropy of each sample's answer; raises `NotFittable` if the engine does not help."""
+        """Return the mean cross-entropy of each sample's answer; raises `NotFittable` if the engine fails."""
         try:
             recipe: Recipe = mix_of(weights, "ab" if formula == "ab" else "output")
-        except ValueError:  # no weight is left
+        except ValueError:  # all weights are zero
             recipe = Base()
         with ResultCache(self._cache) as cache:
             keys = [self._key(recipe, sample) for sample in samples]
@@ -69,10 +69,10 @@ class EngineLosses:
         return key_of("loss", self._base, str(recipe), sample.prompt, sample.answer)
 
     async def _ask_all(self, recipe: Recipe, samples: Sequence[Sample]) -> list[float]:
-        places = asyncio.Semaphore(MAX_PARALLEL)
+        permits = asyncio.Semaphore(MAX_PARALLEL)
 
         async def one(sample: Sample) -> float:
-            async with places:
+            async with permits:
                 return await self._ask(recipe, sample)
 
         return list(await asyncio.gather(*(one(sample) for sample in samples)))

@@ -1,6 +1,6 @@
-"""What policies are fitted to: the library with its examples embedded, the table of scores, and the version of it all.
+"""The data that policies are fitted to: the library with embedded examples, the table of scores, and a version of both.
 
-Vectors are kept by embedder and text, in memory and on disk, so that a changed library costs only its new examples.
+Embeddings are kept by embedder and text, in memory and on disk, so that only new examples of a library are embedded.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from dataclasses import replace
 import numpy as np
 
 from adapters_registry.records import AdapterRecord
-from routers.base import FitData, LibraryExpert, Matrix, Sample, ScoreTable, Vector
+from routers.base import FitData, LibraryExpert, Matrix, Progress, Sample, ScoreTable, Vector, no_progress
 from routers.embedders.base import Embedder
 from routers.fitting import data_version, fit_data, library_version
 from routers.text.request_views import example_view
 from routers.text.templates import bare_texts
-from server.jobs import Job
-from server.policies.scores import ScoreStore
+from server.policies.scores import ScoreStore, Stamp
 from server.policies.vectors import VectorStore
 
 EMBED_CHUNK = 256
@@ -27,11 +26,11 @@ Experts = tuple[LibraryExpert, ...]
 
 
 class PolicyData:
-    """Gathers what policies are fitted to; keeps embeddings of examples in memory and on disk.
+    """Gathers the data that policies are fitted to, and keeps embeddings of examples in memory and on disk.
 
     Args:
         scores: The table that some methods learn from.
-        store: Where vectors outlive this process.
+        store: Keeps embeddings across restarts.
     """
 
     def __init__(self, scores: ScoreStore, store: VectorStore) -> None:
@@ -40,10 +39,15 @@ class PolicyData:
         self._vectors: dict[str, dict[str, Vector]] = {}
         self._rows: dict[str, dict[str, tuple[tuple[str, ...], Matrix, Matrix]]] = {}
 
+    @property
+    def scores_stamp(self) -> Stamp:
+        """A value that changes whenever the table of scores does; blocking."""
+        return self._scores.stamp
+
     async def version(
         self, experts: Experts, embedder: Embedder, samples: Sequence[Sample], *, with_scores: bool
     ) -> str:
-        """Of everything that a policy learns from."""
+        """Return a hash of everything that a policy learns from."""
 
         def work() -> str:
             table = self.table(experts) if with_scores else None
@@ -52,15 +56,19 @@ class PolicyData:
         return await asyncio.to_thread(work)
 
     def table(self, experts: Experts, embeddings: Matrix | None = None) -> ScoreTable | None:
-        """The figures of the base and of these experts; blocking. Embeddings are those of all scored prompts."""
+        """Return the scores of the base and of these experts; blocking.
+
+        Args:
+            embeddings: Embeddings of all scored prompts; None for a table without embeddings.
+        """
         if embeddings is None:
             embeddings = np.zeros((0, 1), np.float32)
         return self._scores.table([expert.expert_id for expert in experts], self._scores.samples(), embeddings)
 
     async def gather(
-        self, experts: Experts, embedder: Embedder, job: Job | None = None, *, with_scores: bool
+        self, experts: Experts, embedder: Embedder, progress: Progress = no_progress, *, with_scores: bool
     ) -> FitData:
-        """The library with its examples, and if wanted the scored prompts, embedded."""
+        """Embed the examples of these experts and, `with_scores`, the scored prompts."""
         bare = await asyncio.to_thread(lambda: {expert.expert_id: bare_texts(expert.examples) for expert in experts})
         scored = [sample.prompt for sample in await asyncio.to_thread(self._scores.samples)]
         texts = {text for expert in experts for text in (*expert.examples, *bare[expert.expert_id])}
@@ -74,8 +82,7 @@ class PolicyData:
         known.update(await asyncio.to_thread(self._store.load, embedder.name, wanted - known.keys(), embedder.dim))
         new = sorted(wanted - known.keys())
         for start in range(0, len(new), EMBED_CHUNK):
-            if job:
-                job.progress(start, len(new))
+            progress(start, len(new))
             chunk = new[start : start + EMBED_CHUNK]
             rows = await embedder.embed([example_view(text) for text in chunk], bulk=True)
             made = dict(zip(chunk, rows, strict=True))
@@ -89,7 +96,7 @@ class PolicyData:
                 return empty
             rows = np.stack([known[text] for text in texts])
             rows.flags.writeable = False
-            known.update(zip(texts, rows, strict=True))  # vectors are kept once, as parts of these
+            known.update(zip(texts, rows, strict=True))  # keep each vector once, as a view of these rows
             return rows
 
         def of_expert(expert: LibraryExpert) -> tuple[tuple[str, ...], Matrix, Matrix]:
@@ -109,7 +116,7 @@ class PolicyData:
 
 
 def as_experts(records: Sequence[AdapterRecord]) -> tuple[LibraryExpert, ...]:
-    """Return what routers know of versions, sorted by id."""
+    """Return these versions as routers see them, sorted by id."""
     return tuple(
         LibraryExpert(r.expert_id, r.card.description, tuple(r.card.tags), tuple(r.examples), tuple(r.card.tasks))
         for r in sorted(records, key=lambda record: record.expert_id)
@@ -117,7 +124,7 @@ def as_experts(records: Sequence[AdapterRecord]) -> tuple[LibraryExpert, ...]:
 
 
 def blocking(embedder: Embedder, loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[str]], Matrix]:
-    """The embedder for a worker thread."""
+    """Return a blocking function that embeds texts, for a worker thread."""
 
     def embed(texts: Sequence[str]) -> Matrix:
         rows = np.zeros((len(texts), embedder.dim), np.float32)

@@ -12,15 +12,20 @@ import structlog
 from routers.artefacts import ArtefactStore, code_version
 from routers.base import Artefact, FitData, Losses, Progress, Router
 from routers.embedders.base import Embedder
-from routers.errors import BadArtefact, FitCancelled
+from routers.errors import BadArtefact, NotFittable
 from routers.fitting import fit_policy
 from routers.library.subset import restrict, select
 from server.policies.book import Entry
 from server.policies.fit_data import Experts, blocking
 from server.policies.live import LivePolicy, is_slow
+from server.policies.method_cards import with_command
 from server.telemetry.drift import fitting_profile
 
 log = structlog.get_logger(__name__)
+
+
+class Superseded(Exception):
+    """The policy was removed or redefined while it was being fitted; the result is discarded."""
 
 
 class Fitter:
@@ -57,10 +62,11 @@ class Fitter:
             data: The library, embedded.
             version: Version of that data with the policy's samples.
             previous: The router that served before, for methods that update one.
+            progress: Called as the fit advances; an exception that it raises ends the fit.
             is_wanted: Checked before publishing: the policy may have been removed or redefined in the meantime.
 
         Raises:
-            FitCancelled: The policy is no longer wanted, or `progress` raised it.
+            Superseded: The policy is no longer wanted.
             RouterError, OSError: The fit failed.
         """
         loop = asyncio.get_running_loop()
@@ -83,11 +89,15 @@ class Fitter:
             made = {"code_version": code_version(), "fitted_at": datetime.now(UTC).isoformat(timespec="seconds")}
             artefact = replace(fitted, data={**fitted.data, **extra, "provenance": made})
             if not is_wanted():
-                raise FitCancelled
+                raise Superseded
             self._artefacts.publish(entry.spec.name, artefact)
             return artefact
 
-        return await self._open(entry, await asyncio.to_thread(work), embedder, data.experts)
+        try:
+            artefact = await asyncio.to_thread(work)
+        except NotFittable as error:
+            raise NotFittable(with_command(str(error), error.need), error.need) from error
+        return await self._open(entry, artefact, embedder, data.experts)
 
     async def reopen(self, entry: Entry, embedder: Embedder, experts: Experts) -> LivePolicy | None:
         """Open the stored artefact if it has the same router, options and embedder, and can be read."""

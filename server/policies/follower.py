@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -20,14 +20,12 @@ import structlog
 from adapters_registry.records import AdapterRecord
 from routers.base import FitData, Progress, no_progress
 from routers.embedders.base import Embedder
-from routers.errors import FitCancelled, RouterError
+from routers.errors import RouterError
 from server.policies.book import Cancelled, Entry, Failed, Fitted, Fitting, PolicyBook
-from server.policies.definitions import PolicyStore
 from server.policies.embedders import Embedders
 from server.policies.fit_data import Experts, PolicyData, as_experts
-from server.policies.fitter import Fitter
+from server.policies.fitter import Fitter, Superseded
 from server.policies.live import LivePolicy
-from server.policies.scores import ScoreStore
 from server.telemetry.metrics import Metrics
 
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 300.0
@@ -46,8 +44,7 @@ class Follower:
         fitter: Fits one policy.
         data: Gathers what policies are fitted to.
         embedders: Embedders by name.
-        store: Locks a policy's fit against other gateways on this home, and shows their changes.
-        scores: The table that some methods learn from.
+        alone: Locks the fit of a policy, by its name, against other gateways on this home.
         metrics: Shows stale and lagging policies.
         start_job: Starts the background fit of a costly policy.
         announce: Called whenever policies changed.
@@ -60,10 +57,9 @@ class Follower:
         fitter: Fitter,
         data: PolicyData,
         embedders: Embedders,
-        store: PolicyStore,
-        scores: ScoreStore,
         metrics: Metrics,
         *,
+        alone: Callable[[str], AbstractAsyncContextManager[None]],
         start_job: Callable[[Entry], object],
         announce: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
@@ -72,16 +68,16 @@ class Follower:
         self._fitter = fitter
         self._data = data
         self._embedders = embedders
-        self._store = store
-        self._scores = scores
+        self._alone = alone
         self._metrics = metrics
         self._start_job = start_job
         self._announce = announce
         self._clock = clock
-        self._scores_seen = scores.stamp
+        self._scores_seen = data.scores_stamp
         self._gathering: dict[str, asyncio.Lock] = {}
         self._passed_over: set[str] = set()
         self._following: dict[str, asyncio.Task[None]] = {}
+        self._shown: frozenset[str] = frozenset()
         self.num_jobs: Counter[str] = Counter()
         self.experts: Experts = ()
 
@@ -95,7 +91,7 @@ class Follower:
     async def refresh(self, records: Sequence[AdapterRecord]) -> None:
         """Fit all policies to these experts; never raises, and keeps what served where a fit fails."""
         await self._book.read_stored()
-        self._scores_seen = await asyncio.to_thread(lambda: self._scores.stamp)
+        self._scores_seen = await asyncio.to_thread(lambda: self._data.scores_stamp)
         self._passed_over.clear()
         self.experts = as_experts(records)
         self.note_library(records)
@@ -119,11 +115,11 @@ class Follower:
         """
         now = self._clock()
         free = {entry.spec.name: entry for entry in self._book.entries if not self.num_jobs[entry.spec.name]}
-        is_due = any(isinstance(e.attempt, Failed) and e.attempt.retry_at <= now for e in free.values())
-        if is_due or self._passed_over & free.keys():
+        if self._passed_over & free.keys() or any(_is_due(entry, now) for entry in free.values()):
             return True
-        seen = self._scores_seen, self._book.stamp
-        return await asyncio.to_thread(lambda: (self._scores.stamp, self._store.stamp())) != seen
+        return await asyncio.to_thread(lambda: self._data.scores_stamp) != self._scores_seen or (
+            await self._book.has_unread()
+        )
 
     async def close(self) -> None:
         """Cancel running fits of other embedders."""
@@ -166,10 +162,10 @@ class Follower:
                 self._note_current(entry, live, experts)
                 return
             match entry.attempt:
-                case Failed(version=failed, retry_at=retry_at) if failed == version and self._clock() < retry_at:
+                case Failed(version=failed, retry_at=float(at)) if failed == version and self._clock() < at:
                     return
             if live is None and (live := await self._fitter.reopen(entry, embedder, experts)) is not None:
-                entry.live = live
+                entry.live, entry.attempt = live, Fitted()
             if live is not None and live.version == version:
                 self._note_current(entry, live, experts)
             elif entry.kind.card.refit == "costly":
@@ -184,7 +180,7 @@ class Follower:
                 if not await self.fit(entry, gathered[key], version, embedder, no_progress, wait_s=FOLLOW_WAIT_S):
                     self._passed_over.add(name)
                 self._announce()  # this policy need not wait for the others
-        except FitCancelled:  # removed or redefined in the meantime
+        except Superseded:
             self._passed_over.add(name)
         except Exception as error:
             self.note_failure(entry, error, version)
@@ -207,7 +203,7 @@ class Follower:
             wait_s: How long to wait for another gateway that fits the policy; None for as long as it takes.
 
         Raises:
-            FitCancelled: The policy was removed or redefined in the meantime, or its job was cancelled.
+            Superseded: The policy was removed or redefined in the meantime.
             RouterError, OSError: The fit failed.
         """
         started, live = time.perf_counter(), entry.live
@@ -216,7 +212,7 @@ class Follower:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(wait_s):
-                    await stack.enter_async_context(self._store.alone(entry.spec.name))
+                    await stack.enter_async_context(self._alone(entry.spec.name))
             except TimeoutError:
                 return False
             fitted = None if afresh else await self._fitter.fitted_elsewhere(entry, version, embedder, data.experts)
@@ -227,8 +223,8 @@ class Follower:
                     entry, data, version, embedder, progress, previous=previous, is_wanted=wanted
                 )
         if not self._book.is_current(entry):
-            raise FitCancelled
-        self._note_current(entry, fitted, data.experts)
+            raise Superseded
+        self._serve(entry, fitted, data.experts)
         took_ms = round((time.perf_counter() - started) * 1000)
         log.info("policy fitted", policy=entry.spec.name, experts=len(fitted.expert_ids), took_ms=took_ms)
         return True
@@ -244,21 +240,27 @@ class Follower:
         entry.attempt = Failed(str(error) or type(error).__name__, before + 1, self._clock() + delay_s, version)
         known = isinstance(error, (RouterError, OSError))
         log.error("policy not fitted", policy=entry.spec.name, error=entry.error, exc_info=None if known else error)
-        self._metrics.policies.stale.labels(entry.spec.name).set(1)
+        if self._book.is_current(entry):
+            self._metrics.policies.stale.labels(entry.spec.name).set(1)
+
+    def _serve(self, entry: Entry, fitted: LivePolicy, experts: Experts) -> None:
+        """Replace what serves by a policy that was fitted to these experts."""
+        entry.attempt = Fitted()
+        self._note_current(entry, fitted, experts)
 
     def _note_current(self, entry: Entry, live: LivePolicy, experts: Experts) -> None:
-        """Note that a policy fits the data, also if the data has returned to what the policy was fitted to."""
-        entry.attempt = Fitted()
+        """Note that a policy fits the data; the data may also have returned to what the policy was fitted to."""
+        entry.stop_retrying()
         entry.live = replace(live, stale=False, known_ids=frozenset(expert.expert_id for expert in experts))
         self._metrics.policies.stale.labels(entry.spec.name).set(0)
 
     async def _keep_stale(
         self, entry: Entry, live: LivePolicy, version: str, embedder: Embedder, experts: Experts
     ) -> None:
-        entry.attempt = Fitted()
+        entry.stop_retrying()
         elsewhere = await self._fitter.fitted_elsewhere(entry, version, embedder, experts)
         if elsewhere is not None:
-            self._note_current(entry, elsewhere, experts)
+            self._serve(entry, elsewhere, experts)
         elif not live.stale:
             fix = f"moergate fit {live.name} --again"
             log.warning("policy is stale: the data it was fitted to has changed", policy=live.name, fix=fix)
@@ -267,7 +269,15 @@ class Follower:
 
     def show_lag(self) -> None:
         """Update since when, and by how many experts, each policy lags behind the library."""
-        entries = self._book.entries
-        self._book.update_lag(entries)
-        for entry in entries:
-            self._metrics.policies.missing_experts.labels(entry.spec.name).set(self._book.num_missing(entry))
+        self._book.update_lag()
+        shown = {entry.spec.name: self._book.num_missing(entry) for entry in self._book.entries}
+        for gone in self._shown - shown.keys():  # this gateway or another one removed them
+            self._metrics.forget_policy(gone)
+        self._shown = frozenset(shown)
+        for name, num_missing in shown.items():
+            self._metrics.policies.missing_experts.labels(name).set(num_missing)
+
+
+def _is_due(entry: Entry, now: float) -> bool:
+    """Return whether a failed fit should be tried again."""
+    return isinstance(entry.attempt, Failed) and entry.attempt.retry_at is not None and entry.attempt.retry_at <= now

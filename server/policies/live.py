@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,16 +56,17 @@ class LivePolicy:
         return {"title": card.title, "paper": card.paper, "selection": card.selection, "cost": card.cost}
 
 
-def is_slow(router: Router, dim: int) -> bool:
+def is_slow(router: Router, dim: int, clock: Callable[[], float] = time.perf_counter) -> bool:
     """Measure one decision of a router; blocks.
 
     Args:
         dim: Dimension of the embedding that the router reads.
+        clock: Seconds.
     """
     embedding = np.zeros(dim, np.float32)
     embedding[0] = 1.0
     query = RouteQuery("", embedding)
     router.route(query)  # the first call may build caches
-    started = time.perf_counter()
+    started = clock()
     router.route(query)
-    return time.perf_counter() - started > SLOW_ROUTE_S
+    return clock() - started > SLOW_ROUTE_S

@@ -16,16 +16,17 @@ from adapters_registry.records import AdapterRecord
 from adapters_registry.visibility import Audience
 from routers.artefacts import ArtefactStore
 from routers.base import FitData, Losses
-from routers.errors import FitCancelled, NotFittable
+from routers.errors import NotFittable
 from routers.fitting import unmet_needs
-from server.jobs import Job, Jobs
+from server.jobs import Job, JobCancelled, Jobs
 from server.policies.book import Cancelled, Entry, PolicyBook
 from server.policies.definitions import PolicySpec, PolicyStore
 from server.policies.embedders import Embedders
 from server.policies.fit_data import PolicyData
-from server.policies.fitter import Fitter
+from server.policies.fitter import Fitter, Superseded
 from server.policies.follower import Follower
 from server.policies.live import LivePolicy
+from server.policies.method_cards import with_command
 from server.policies.scores import ScoreStore
 from server.policies.vectors import VectorStore
 from server.telemetry.metrics import Metrics
@@ -68,14 +69,12 @@ class PolicyManager:
             self._fitter,
             self._data,
             embedders,
-            store,
-            scores,
             metrics,
+            alone=store.alone,
             start_job=lambda entry: self._start(entry, afresh=False),
             announce=self._announce,
             clock=clock,
         )
-        self._metrics = metrics
         self._one_fit: dict[str, asyncio.Lock] = {}
         self._running: set[asyncio.Task[None]] = set()
         self.jobs = Jobs()
@@ -130,8 +129,8 @@ class PolicyManager:
         if experts := self._follower.experts:
             table = await asyncio.to_thread(self._data.table, experts)
             given = FitData(experts, {}, "", "", scores=table, samples=spec.samples, losses=self._fitter.losses)
-            for sentence in unmet_needs(entry.kind.card, given).values():
-                raise NotFittable(sentence)
+            for need, sentence in unmet_needs(entry.kind.card, given).items():
+                raise NotFittable(with_command(sentence, need), need)
         await self._book.define(entry)
         self._announce()  # the new audience holds at once
         return self.refit(spec.name)
@@ -143,7 +142,6 @@ class PolicyManager:
     async def remove(self, name: str) -> None:
         """Remove a policy with its artefacts; raises NotFound, or BadRequest for one of the settings."""
         await self._book.remove(name)
-        self._metrics.forget_policy(name)
         self._announce()
 
     def describe(self) -> list[dict[str, Any]]:
@@ -182,11 +180,11 @@ class PolicyManager:
                     experts = follower.experts
                     embedder = await self._embedders.get(entry.embedder)
                     version = await follower.version(entry, experts, embedder)
-                    data = await self._data.gather(experts, embedder, job, with_scores=entry.reads_scores)
+                    data = await self._data.gather(experts, embedder, job.progress, with_scores=entry.reads_scores)
                 job.begin("fitting")
                 await follower.fit(entry, data, version, embedder, job.progress, afresh=afresh)
             job.end("succeeded")
-        except FitCancelled:
+        except (JobCancelled, Superseded):
             entry.attempt = Cancelled()
             job.end("cancelled")
         except asyncio.CancelledError:

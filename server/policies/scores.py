@@ -1,8 +1,9 @@
-"""How well base and experts answered labelled prompts, as ``moergate score`` reports it; what some routers learn from.
+"""The table of scores: how well the base and the experts answered labelled prompts. Some routers learn from it.
 
-    <home>/scores/table.jsonl    one prompt a line, with the figures of each model that was tried
+    <home>/scores/table.jsonl    one prompt a line, with the figures of each scored model
 
-Reports are merged by prompt and model, the newer one winning. The file is replaced as a whole.
+``moergate score`` reports to the table. Reports are merged by prompt and model; newer figures replace older ones. The
+file is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ NOT_THERE: Stamp = (0, 0, 0)
 
 
 class Figures(BaseModel):
-    """What one model made of one prompt; what is not known is absent."""
+    """Figures of one model on one prompt; unknown figures are absent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,7 +41,7 @@ class Figures(BaseModel):
 
 
 class ScoreRow(BaseModel):
-    """A prompt with the figures of some models: ``base`` or ids of experts."""
+    """A labelled prompt with the figures of models, by ``base`` or an expert's id."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,7 +53,7 @@ class ScoreRow(BaseModel):
 
     @property
     def sample(self) -> Sample:
-        """The prompt without its figures."""
+        """The labelled prompt without its figures."""
         return Sample(self.prompt, self.answer, self.task, self.metric)
 
 
@@ -63,7 +64,7 @@ class ScoreReport(BaseModel):
 
 
 class ScoreStore:
-    """The table on disk and in memory; several gateways may report to one."""
+    """The table of scores on disk and in memory. Several gateways may report to one table."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "table.jsonl"
@@ -72,7 +73,7 @@ class ScoreStore:
 
     @property
     def stamp(self) -> Stamp:
-        """What changes with the table's file."""
+        """A value that changes whenever the table's file does."""
         try:
             found = self._file.stat()
         except FileNotFoundError:
@@ -80,22 +81,22 @@ class ScoreStore:
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     def report(self, rows: Iterable[ScoreRow]) -> None:
-        """Merge rows into the table; blocking. Raises BadRequest if it grows too large, OSError if it is not kept."""
+        """Merge rows into the table; blocking. Raises BadRequest if it is full, OSError if it cannot be written."""
         with self._alone():
             merged = {sample: dict(models) for sample, models in self._all().items()}
             for row in rows:
                 merged[row.sample] = merged.get(row.sample, {}) | row.models
             if len(merged) > MAX_ROWS:
-                raise BadRequest(f"The table would have {len(merged)} prompts; at most {MAX_ROWS} are kept.")
+                raise BadRequest(f"The table would have {len(merged)} prompts; at most {MAX_ROWS} fit.")
             self._write(merged)
 
     def clear(self) -> None:
-        """Forget everything; blocking."""
+        """Remove all rows; blocking."""
         with self._alone():
             self._write({})
 
     def summary(self) -> dict[str, Any]:
-        """What the table holds, for people."""
+        """Return the number of prompts, the tasks, and the mean score of each model."""
         rows = self._all()
         models: dict[str, list[float]] = {}
         for figures in rows.values():
@@ -109,11 +110,11 @@ class ScoreStore:
         return {"num_prompts": len(rows), "tasks": tasks, "models": listed}
 
     def samples(self) -> tuple[Sample, ...]:
-        """The prompts, in a fixed order; blocking."""
+        """Return the labelled prompts, in a fixed order; blocking."""
         return tuple(sorted(self._all(), key=lambda s: (s.task, s.prompt, s.answer, s.metric)))
 
     def table(self, experts: Collection[str], samples: Sequence[Sample], embeddings: Matrix) -> ScoreTable | None:
-        """The figures of the base and of these experts; None if there are none."""
+        """Return the figures of the base and of these experts; None if the table has none."""
         rows = self._all()
         known = {model for figures in rows.values() for model in figures}
         models = (BASE, *sorted(known & set(experts)))
@@ -139,7 +140,7 @@ class ScoreStore:
         )
 
     def _alone(self) -> FileLock:
-        """The right to change the file, among all threads and processes."""
+        """Lock the file against changes by other threads and processes."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(self._file.with_suffix(".lock"), thread_local=False)
 
@@ -168,7 +169,7 @@ class ScoreStore:
 
 
 def parse_report(raw: bytes) -> list[ScoreRow]:
-    """Rows from a body ``{"rows": [...]}``; raises BadRequest that names the row."""
+    """Read rows from a body ``{"rows": [...]}``; raises BadRequest that names the row."""
     try:
         rows = orjson.loads(raw)["rows"]
     except (orjson.JSONDecodeError, KeyError, TypeError):

@@ -1,8 +1,8 @@
-"""Embeddings of the library's examples, kept on disk, so that a restarted gateway follows its library at once.
+"""Embeddings of the library's examples on disk, so that a restarted gateway follows its library at once.
 
-One SQLite file, a row for each embedder and text; what is stored are hashes and vectors, no text. It is a cache: what
-cannot be read is computed again, what cannot be written is not kept, and both are said in the log. Prompts of callers
-never come here. All methods block.
+One SQLite file has a row for each embedder and text: hashes and vectors, no text. The file is a cache. Vectors that
+cannot be read are computed again, and vectors that cannot be written are not kept; the log reports both. Prompts of
+clients are never stored here. All methods block.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ log = structlog.get_logger(__name__)
 
 
 class VectorStore:
-    """See the module's docstring."""
+    """A cache of embeddings in an SQLite file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def load(self, embedder: str, texts: Iterable[str], dim: int) -> dict[str, Vector]:
-        """The vectors, shape (dim,), float32, of those texts that are known."""
+        """Return the vectors, shape (dim,), float32, of those texts that are known."""
         found: dict[str, Vector] = {}
 
         def read(connection: sqlite3.Connection) -> None:
@@ -47,12 +47,12 @@ class VectorStore:
         return found
 
     def add(self, embedder: str, vectors: Mapping[str, Vector]) -> None:
-        """Keep the vectors of texts."""
+        """Store the vectors of texts."""
         rows = [(embedder, _hash(text), np.asarray(row, "<f4").tobytes()) for text, row in vectors.items()]
         self._use("kept", lambda it: it.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", rows))
 
     def keep_only(self, embedder: str, texts: Iterable[str]) -> None:
-        """Forget all other texts."""
+        """Delete the vectors of all other texts."""
         kept = {_hash(text) for text in texts}
 
         def forget(connection: sqlite3.Connection) -> None:
@@ -63,7 +63,7 @@ class VectorStore:
         self._use("forgotten", forget)
 
     def _use(self, purpose: str, work: Callable[[sqlite3.Connection], object]) -> None:
-        """Do something with the file in one transaction; a fault goes into the log only."""
+        """Do work on the file in one transaction; log an error instead of raising it."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self._path, timeout=_BUSY_S)) as connection, connection:
@@ -74,7 +74,7 @@ class VectorStore:
         except (sqlite3.Error, OSError) as error:
             log.warning(f"stored embeddings are not {purpose}", file=str(self._path), error=str(error))
             if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-                self._path.unlink(missing_ok=True)  # the next time begins a new one
+                self._path.unlink(missing_ok=True)  # the next use creates a new file
 
 
 def _hash(text: str) -> bytes:

@@ -2,14 +2,22 @@
 
 import asyncio
 import json
+import threading
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from routers.base import Artefact, FitData, Progress
+from routers.methods.knn import KnnConfig, KnnRouter
 from server.engine.fake import FakeEngine
 from tests.e2e.conftest import EXAMPLES, register_examples
+from tests.support.adapters import make_adapter, manifest
+from tests.support.browser import Browser
+from tests.support.console import opened
 from tests.support.processes import run_cli
 from tests.support.servers import Running, running_gateway
 
@@ -51,6 +59,68 @@ async def test_a_policy_is_made_used_shown_and_removed(client: httpx.AsyncClient
     assert (await client.delete("/admin/policies/mine")).status_code == 200
     assert (await client.post("/v1/chat/completions", json=body)).status_code == 404
     assert (await client.get("/admin/policies/mine")).status_code == 404
+
+
+@pytest.fixture
+async def behind(running: Running, client: httpx.AsyncClient, tmp_path: Path) -> AsyncIterator[threading.Event]:
+    """The policy auto lacks a third expert, poems, until the event is set."""
+    free, fit_knn = threading.Event(), KnnRouter.fit
+
+    def held_up(config: KnnConfig, data: FitData, progress: Progress) -> Artefact:
+        free.wait()
+        return fit_knn(config, data, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KnnRouter, "fit", held_up)
+        adapter = make_adapter(tmp_path / "poems", seed=9)
+        response = await client.post("/admin/adapters", json=manifest("poems", adapter, "write a sonnet"))
+        assert response.status_code == 201, response.text
+        yield free
+        free.set()
+
+
+async def test_a_policy_is_following_until_it_knows_every_expert(
+    client: httpx.AsyncClient, running: Running, behind: threading.Event
+) -> None:
+    shown = (await client.get("/admin/policies/auto")).json()
+    assert (shown["state"], shown["num_experts"], shown["num_missing_experts"]) == ("following", 2, 1)
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(shown["behind_since"])) < timedelta(minutes=5)
+    fields = ("name", "state", "num_missing_experts", "behind_since")
+    row = tuple(shown[field] for field in fields)
+    for path, key in [("/admin/policies", "data"), ("/admin/overview", "policies")]:
+        (listed,) = (await client.get(path)).json()[key]
+        assert tuple(listed[field] for field in fields) == row
+    assert 'moergate_policy_missing_experts{policy="auto"} 1.0' in (await client.get("/metrics")).text
+    listed = await asyncio.to_thread(run_cli, "policies", "list", "--url", running.url)
+    assert listed.returncode == 0, listed.stderr
+    assert "following" in listed.stdout
+    assert f"1 expert of the library, since {shown['behind_since']}" in listed.stdout
+
+    behind.set()
+    async with asyncio.timeout(60):
+        while (shown := (await client.get("/admin/policies/auto")).json())["state"] != "ready":
+            await asyncio.sleep(0.01)
+    assert (shown["num_experts"], shown["num_missing_experts"], shown["behind_since"]) == (3, 0, None)
+    assert 'moergate_policy_missing_experts{policy="auto"} 0.0' in (await client.get("/metrics")).text
+
+
+async def test_the_console_shows_what_a_policy_lacks(
+    running: Running, browser: Browser, behind: threading.Event
+) -> None:
+    cells = (
+        "Object.fromEntries([...document.querySelectorAll('#policies-table thead th')].map((head, place) => "
+        "[head.innerText, document.querySelector('#policies-table tbody tr')?.cells[place].innerText]))"
+    )
+    async with browser.page() as page:
+        await opened(page, running, "experts", "#policies-table tbody tr", 1)
+        found = await page.js(cells)
+        assert (found["State"], found["Experts"], found["Missing"]) == ("following", "2", "1")
+        title = await page.js("document.querySelector('#policies-table tbody [title^=since]').title")
+        assert datetime.fromisoformat(title.removeprefix("since "))
+        behind.set()
+        await page.until(f"({cells})['State'] === 'ready'")
+        found = await page.js(cells)
+        assert (found["Experts"], found["Missing"]) == ("3", "0")
 
 
 async def test_a_caller_may_write_a_threshold_behind_the_policy(client: httpx.AsyncClient) -> None:

@@ -2,9 +2,8 @@
 
 import pytest
 
-from routers.errors import FitCancelled
 from server.errors import NotFound
-from server.jobs import MAX_JOBS, Jobs
+from server.jobs import MAX_JOBS, JobCancelled, Jobs
 
 
 def test_a_job_ends_at_its_next_step_after_it_was_cancelled() -> None:
@@ -13,9 +12,9 @@ def test_a_job_ends_at_its_next_step_after_it_was_cancelled() -> None:
     job.progress(1, 3)
     assert (job.show()["phase"], job.show()["done"], job.show()["state"]) == ("embedding", 1, "running")
     job.cancel()
-    with pytest.raises(FitCancelled):
+    with pytest.raises(JobCancelled):
         job.progress(2, 3)
-    with pytest.raises(FitCancelled):
+    with pytest.raises(JobCancelled):
         job.begin("fitting")
     job.end("cancelled")
     assert job.ended

@@ -154,10 +154,12 @@ def test_what_is_missing_is_named() -> None:
     data = clustered(4)
     nothing = replace(data, scores=table_of(np.zeros((0, 5)), []))
     for lacking in (data, nothing):
-        with pytest.raises(NotFittable, match="moergate score"):
+        with pytest.raises(NotFittable, match="no table of scores") as caught:
             greedily(2, lacking)
-    with pytest.raises(NotFittable, match="examples"):
+        assert caught.value.need == "scores"
+    with pytest.raises(NotFittable, match="no expert has an example prompt") as caught:
         select(SubsetConfig(method="cluster", size=2), scored(np.zeros((2, 5))))
+    assert caught.value.need == "examples"
 
 
 @pytest.mark.parametrize("method", ["cluster", "greedy"])
