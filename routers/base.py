@@ -35,6 +35,12 @@ Vector = NDArray[np.float32]
 Matrix = NDArray[np.float32]
 """Shape (num_rows, dim), float32, rows of unit length unless said otherwise."""
 
+Floats = NDArray[np.float64]
+"""Any shape, float64."""
+
+MAX_EXPERTS = 64
+"""Experts that one decision can use: as many as a recipe can hold."""
+
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 

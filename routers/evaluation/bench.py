@@ -17,13 +17,12 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from routers.base import FitData, LibraryExpert, Matrix, RouteQuery, no_progress
 from routers.fitting import fit_data
+from routers.maths.unit_rows import to_unit
 from routers.registry import make_config, router_class
 
 DIM = 384
@@ -34,12 +33,12 @@ COMMON, VOCABULARY = 500, 30_000
 def library(num_experts: int, num_examples: int, seed: int = 0) -> tuple[FitData, Matrix]:
     """A library, and the direction of each of its experts."""
     rng = np.random.default_rng(seed)
-    directions = _unit(rng.normal(size=(num_experts, DIM)))
+    directions = to_unit(rng.normal(size=(num_experts, DIM)).astype(np.float32))
     embeddings, experts = {}, []
     for number, direction in enumerate(directions):
         expert = f"expert-{number:05d}@{number:08x}"
         noise = rng.normal(size=(num_examples, DIM)) / np.sqrt(DIM)
-        embeddings[expert] = _unit(direction + NOISE * noise)
+        embeddings[expert] = to_unit((direction + NOISE * noise).astype(np.float32))
         experts.append(LibraryExpert(expert, examples=_texts(num_examples, rng)))
     return replace(fit_data(experts, embeddings, "synthetic", version="synthetic"), embed=Encode()), directions
 
@@ -53,7 +52,7 @@ class Encode:
     def __call__(self, texts: Sequence[str]) -> Matrix:
         """Shape (len(texts), DIM), unit rows."""
         self.num += len(texts)
-        return _unit(np.array([_noise(text) for text in texts], np.float32).reshape(len(texts), DIM))
+        return to_unit(np.array([_noise(text) for text in texts], np.float32).reshape(len(texts), DIM))
 
 
 @cache
@@ -90,7 +89,7 @@ def measure(name: str, grown: FitData, directions: Matrix, num_queries: int) -> 
     rng = np.random.default_rng(1)
     asked = rng.integers(0, len(directions), num_queries)
     noise = rng.normal(size=(num_queries, DIM)) / np.sqrt(DIM)
-    queries = _unit(directions[asked] + NOISE * noise)
+    queries = to_unit((directions[asked] + NOISE * noise).astype(np.float32))
     config = make_config(name, {})
     started, before = time.perf_counter(), _resident_mib()
     artefact = router_class(name).fit(config, data, no_progress)
@@ -137,10 +136,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _resident_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _unit(rows: NDArray[np.floating[Any]]) -> Matrix:
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ follows its library keeps its calibration until a fiftieth of the experts have c
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -34,9 +33,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.base import BASE, LibraryExpert
-
-Floats = NDArray[np.float64]
+from routers.base import BASE, Floats, LibraryExpert
+from routers.maths.sigmoid import sigmoid, sigmoids
 
 _PSEUDO_KNOWN = np.array([-0.15, -0.05, 0.0, 0.05, 0.10, 0.15])
 _PSEUDO_UNKNOWN = np.array([-0.10, -0.05, 0.0, 0.03, 0.07, 0.12])
@@ -202,7 +200,7 @@ def still_holding(previous: object, kind: type, config: object, marks: frozenset
 def _margin_slope(right: NDArray[np.bool_], margins: Floats) -> float:
     """c of σ(c · margin); three pseudo-observations hold it near the default when there are few examples."""
     prior = np.array([0.05, 0.1, 0.15])
-    probability = 1 / (1 + np.exp(-_DEFAULT_MARGIN_SLOPE * prior))
+    probability = sigmoids(_DEFAULT_MARGIN_SLOPE * prior)
     x = np.concatenate([margins, prior])[:, None]
     labels = np.concatenate([right.astype(np.float64), probability])
     (slope,) = _logistic(x, labels, np.ones(len(labels)), ridge=1e-4)
@@ -214,7 +212,7 @@ def _logistic(x: Floats, labels: Floats, weights: Floats, ridge: float = _RIDGE)
     beta = np.zeros(x.shape[1])
     loss = _loss(beta, x, labels, weights, ridge)
     for _ in range(50):
-        p = 1 / (1 + np.exp(-np.clip(x @ beta, -40, 40)))
+        p = sigmoids(x @ beta)
         gradient = x.T @ (weights * (p - labels)) + ridge * beta
         hessian = (x * (weights * p * (1 - p))[:, None]).T @ x + ridge * np.eye(len(beta))
         step = np.linalg.solve(hessian, gradient)
@@ -229,13 +227,3 @@ def _logistic(x: Floats, labels: Floats, weights: Floats, ridge: float = _RIDGE)
 def _loss(beta: Floats, x: Floats, labels: Floats, weights: Floats, ridge: float) -> float:
     z = x @ beta
     return float(weights @ (np.logaddexp(0, z) - labels * z) + ridge / 2 * beta @ beta)
-
-
-def sigmoid(x: float) -> float:
-    """1 / (1 + e^-x), without overflow."""
-    return 1 / (1 + math.exp(-min(max(x, -40.0), 40.0)))
-
-
-def sigmoids(x: Floats) -> Floats:
-    """`sigmoid` of each, shape as given."""
-    return np.asarray(1 / (1 + np.exp(-np.clip(x, -40, 40))))

@@ -36,6 +36,7 @@ from routers.base import (
     Artefact,
     Decision,
     FitData,
+    Floats,
     Matrix,
     MethodCard,
     Progress,
@@ -47,7 +48,6 @@ from routers.base import (
 from routers.errors import BadArtefact, NotFittable
 from routers.families.scoring import Learned
 
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 NUM_CLUSTERS = 16

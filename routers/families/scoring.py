@@ -43,9 +43,11 @@ from pydantic import Field
 
 from routers.artefacts import check_router
 from routers.base import (
+    MAX_EXPERTS,
     Artefact,
     Decision,
     FitData,
+    Floats,
     GateChoice,
     Matrix,
     MethodCard,
@@ -62,7 +64,6 @@ from routers.families.closeness import closeness, directions_of
 from routers.library.examples import Examples, examples_of
 from routers.maths.even_sample import evenly_spaced
 
-Floats = NDArray[np.float64]
 Scores = NDArray[np.float64]
 """Shape (p, E); NaN for an expert that the method can say nothing about."""
 
@@ -74,9 +75,6 @@ BLOCK = 128
 """Examples that are scored at once, so that a large library does not need the memory of all."""
 
 USUAL_PRIOR = 3.0
-
-MAX_CHOSEN = 64
-"""Experts that a decision can use; a recipe holds no more."""
 
 FUSION = GateChoice("uniform", aggregation="ab")
 """Experts with their A and their B averaged each by itself, in equal parts."""
@@ -256,7 +254,7 @@ class ScoringRouter(ABC):
             allowed = np.intersect1d(allowed, mine)
         if not len(allowed):
             return Decision((), 0.0, reason="No expert that may be used can be compared with the prompt.")
-        order = _best_first(scores, allowed, max(self.config.max_candidates, MAX_CHOSEN))
+        order = _best_first(scores, allowed, max(self.config.max_candidates, MAX_EXPERTS))
         ranked = [ScoredExpert(self.experts[number], float(scores[number])) for number in order.tolist()]
         best = float(self._evidence(prompts, judged, order[:1].repeat(len(prompts.texts))).mean())
         if self.weighs_usual:

@@ -26,6 +26,7 @@ from pydantic import Field
 
 from routers.artefacts import check_router
 from routers.base import (
+    MAX_EXPERTS,
     Artefact,
     Decision,
     FitData,
@@ -66,7 +67,7 @@ class StaticMixConfig(RouterConfig):
         "each (ab).",
     )
     num_experts: int = Field(
-        20, ge=1, le=64, description="Experts that take part; of a larger library so many drawn at random."
+        20, ge=1, le=MAX_EXPERTS, description="Experts that take part; of a larger library so many drawn at random."
     )
     max_samples: int = Field(5, ge=1, description="Samples of a task that count, evenly taken.")
     budget: int = Field(

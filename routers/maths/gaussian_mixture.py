@@ -23,9 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.mixture import GaussianMixture
 
-from routers.base import Matrix
-
-Floats = NDArray[np.float64]
+from routers.base import Floats, Matrix
 
 RIDGE = 1e-3
 MAX_ROUNDS = 500

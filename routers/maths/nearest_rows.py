@@ -8,9 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.base import Matrix
-
-Floats = NDArray[np.float64]
+from routers.base import Floats, Matrix
 
 MOST_COSINES = 4_000_000
 """That are held at once while rows are compared with each other: 16 MB."""

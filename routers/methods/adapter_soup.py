@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
+from routers.base import MAX_EXPERTS, GateChoice, MethodCard, ScoredExpert, WeightedExpert
 from routers.families.scoring import Closeness, Learned, Prompts, Scores, ScoringConfig
 from routers.library.examples import Examples, evenly
 from routers.maths.gaussian_mixture import Mixture, fit_mixture
@@ -52,7 +52,7 @@ class AdapterSoupConfig(CentroidConfig):
     selection: Literal["top-1", "mixture", "fusion"] = Field(
         "fusion", description="fusion averages A and B as the paper does; mixture is the exact mean of the experts."
     )
-    top_k: int = Field(5, ge=1, le=64, description="Experts in the soup.")
+    top_k: int = Field(5, ge=1, le=MAX_EXPERTS, description="Experts in the soup.")
     normalise: bool = Field(
         False, description="By cosine: compare with the direction of the examples' mean instead of with the mean."
     )

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
+from routers.base import MAX_EXPERTS, GateChoice, MethodCard, ScoredExpert, WeightedExpert
 from routers.families.scoring import ScoringConfig
 from routers.methods.centroid import CentroidRouter, MeanConfig
 
@@ -22,8 +22,8 @@ from routers.methods.centroid import CentroidRouter, MeanConfig
 class ArrowConfig(MeanConfig):
     """Options of `arrow`."""
 
-    num_retrieved: int = Field(8, ge=1, le=64, description="Experts that the gate chooses among.")
-    k: int = Field(4, ge=1, le=64, description="Experts that a token may use in a layer.")
+    num_retrieved: int = Field(8, ge=1, le=MAX_EXPERTS, description="Experts that the gate chooses among.")
+    k: int = Field(4, ge=1, le=MAX_EXPERTS, description="Experts that a token may use in a layer.")
     gate_temperature: float = Field(1.0, gt=0, le=100, description="Of the softmax over those k scores.")
     aggregation: Literal["output", "ab"] = Field(
         "output", description="Weight the experts' outputs (PEFT) or average A and B (mttl)."

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from routers.artefacts import check_router
 from routers.base import (
+    MAX_EXPERTS,
     Artefact,
     Decision,
     FitData,
@@ -53,7 +54,9 @@ class BaselineConfig(RouterConfig):
 class UniformConfig(RouterConfig):
     """Options of `uniform`."""
 
-    max_experts: int = Field(64, ge=1, le=64, description="Experts in the mix; the engine needs a slot for each.")
+    max_experts: int = Field(
+        MAX_EXPERTS, ge=1, le=MAX_EXPERTS, description="Experts in the mix; the engine needs a slot for each."
+    )
 
 
 class RandomConfig(RouterConfig):

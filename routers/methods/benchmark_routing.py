@@ -32,10 +32,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from routers.base import Matrix, MethodCard, Progress, RouteQuery
-from routers.families.score_table import Floats, Mask, Scored, TableConfig, TableRouter, Values, tags_of
+from routers.base import Floats, Matrix, MethodCard, Progress, RouteQuery
+from routers.families.score_table import Mask, Scored, TableConfig, TableRouter, Values, tags_of
 from routers.families.scoring import Learned, asked
 from routers.maths.even_sample import evenly_spaced
+from routers.maths.largest import columns_of_largest
 
 _MAX_HELD_OUT = 256
 _BLOCK = 64
@@ -164,11 +165,11 @@ class Neighbours:
         for start in range(0, len(prompts), _BLOCK):
             block = slice(start, start + _BLOCK)
             cosines = prompts[block] @ self.embeddings.T
-            near = _largest(cosines, k)
+            near = columns_of_largest(cosines, k)
             distances[block] = 1 - np.take_along_axis(cosines, near, axis=1).mean(axis=1)
             for models, rows in self._groups:
                 if len(rows):
-                    nearest = near if len(rows) == cosines.shape[1] else rows[_largest(cosines[:, rows], k)]
+                    nearest = near if len(rows) == cosines.shape[1] else rows[columns_of_largest(cosines[:, rows], k)]
                     g[block, models] = self.scores[nearest[:, :, None], models].mean(axis=1)
         return g, distances
 
@@ -208,10 +209,3 @@ def scotts_rule(distances: Floats) -> float:
     if len(distances) < 2:
         return 0.1
     return max(float(distances.std(ddof=1)) / float(len(distances) ** 0.2), 0.01)
-
-
-def _largest(values: Matrix, k: int) -> NDArray[np.int64]:
-    """Columns of the k largest values of each row, in any order, shape (p, min(k, n))."""
-    if k >= values.shape[1]:
-        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
-    return np.argpartition(-values, k - 1, axis=1)[:, :k]

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
+from routers.base import MAX_EXPERTS, GateChoice, MethodCard, ScoredExpert, WeightedExpert
 from routers.families.scoring import (
     FUSION,
     Closeness,
@@ -42,7 +42,7 @@ class SelectionConfig(ScoringConfig):
         description="What is executed: the best expert; the weighted sum of the k best (mixture); or the k best with "
         "their A and their B averaged each by itself (fusion).",
     )
-    top_k: int = Field(3, ge=1, le=64, description="Experts in a mixture or fusion.")
+    top_k: int = Field(3, ge=1, le=MAX_EXPERTS, description="Experts in a mixture or fusion.")
     temperature: float | None = Field(
         None, gt=0, description="Weights of a mixture are softmax(score / temperature); unset: all the same."
     )

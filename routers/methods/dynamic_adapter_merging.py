@@ -25,7 +25,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
+from routers.base import MAX_EXPERTS, GateChoice, MethodCard, ScoredExpert, WeightedExpert
 from routers.families.scoring import (
     WEIGHTED_FUSION,
     Closeness,
@@ -46,7 +46,7 @@ class DynamicAdapterMergingConfig(MeanConfig):
     merge: Literal["exact", "ab"] = Field(
         "exact", description="Sum the experts' updates with the weights, or their A and their B each (the paper's way)."
     )
-    top_k: int = Field(2, ge=1, le=64, description="Experts that are merged.")
+    top_k: int = Field(2, ge=1, le=MAX_EXPERTS, description="Experts that are merged.")
     temperature: float = Field(0.01, gt=0, description="Weights are softmax(score / temperature).")
     normalise: bool = Field(True, description="Compare with the mean's direction instead of with the mean.")
     standardise: bool = Field(

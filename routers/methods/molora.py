@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from sklearn.cluster import KMeans
 
-from routers.base import MethodCard
+from routers.base import MAX_EXPERTS, MethodCard
 from routers.families.scoring import Learned, Prompts, Scores, ScoringConfig
 from routers.library.examples import Examples
 from routers.maths.unit_rows import to_unit
@@ -67,7 +67,7 @@ class MoLoraConfig(SelectionConfig):
     """Options of `molora`."""
 
     num_centres: int = Field(1, ge=1, le=64, description="Centres of each expert, at most its examples.")
-    top_k: int = Field(8, ge=1, le=64, description="Experts in a mixture.")
+    top_k: int = Field(8, ge=1, le=MAX_EXPERTS, description="Experts in a mixture.")
     temperature: float | None = Field(1.0, gt=0, description="T of the weights; the project takes 1.")
 
 

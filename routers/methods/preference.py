@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import Field
 
 from routers.base import (
+    MAX_EXPERTS,
     Decision,
     GateChoice,
     MethodCard,
@@ -32,7 +33,6 @@ from routers.base import (
     WeightedExpert,
     name_of,
 )
-from routers.families.scoring import MAX_CHOSEN
 from routers.methods.baselines import BaseRouter
 
 
@@ -42,7 +42,7 @@ class PreferenceConfig(RouterConfig):
     scale: float = Field(1.0, gt=0, le=64, description="Sum of the weights of the mix.")
     default: dict[str, Annotated[float, Field(ge=0, le=100)]] | None = Field(
         None,
-        max_length=MAX_CHOSEN,
+        max_length=MAX_EXPERTS,
         description="What is wanted of each expert when a request has no preference; unset: the base answers.",
     )
 
@@ -85,7 +85,7 @@ class PreferenceRouter(BaseRouter):
         weights = self._weights(wanted, query)
         if not weights:
             return Decision((), 0.0, reason="The preference is for no expert that may be used.")
-        ranked = sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))[:MAX_CHOSEN]
+        ranked = sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))[:MAX_EXPERTS]
         total = sum(weight for _, weight in ranked)
         scored = tuple(ScoredExpert(expert, weight / total) for expert, weight in ranked)
         chosen = tuple(WeightedExpert(each.expert_id, self._config.scale * each.score) for each in scored)

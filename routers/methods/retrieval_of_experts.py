@@ -25,6 +25,7 @@ from pydantic import Field
 
 from routers.artefacts import check_router
 from routers.base import (
+    MAX_EXPERTS,
     Artefact,
     Decision,
     FitData,
@@ -46,7 +47,7 @@ class RetrievalOfExpertsConfig(RouterConfig):
 
     num_queries: int = Field(32, ge=1, le=1000, description="Last prompts of a task that vote.")
     max_examples: int = Field(100, ge=1, description="Examples of an expert that are kept, evenly taken.")
-    top_k: int = Field(1, ge=1, le=64, description="Experts that are mixed, those with the most votes.")
+    top_k: int = Field(1, ge=1, le=MAX_EXPERTS, description="Experts that are mixed, those with the most votes.")
     threshold: float | None = Field(
         None, ge=-1, le=1, description="Abstain below this mean similarity of the winning votes; unset: never."
     )

@@ -29,9 +29,11 @@ from pydantic import Field
 from routers.artefacts import check_router
 from routers.base import (
     BASE,
+    MAX_EXPERTS,
     Artefact,
     Decision,
     FitData,
+    Floats,
     Matrix,
     MethodCard,
     Progress,
@@ -41,8 +43,7 @@ from routers.base import (
     WeightedExpert,
 )
 from routers.errors import BadArtefact, NotFittable
-from routers.families.score_table import Floats, Scored, scored_of
-from routers.families.scoring import MAX_CHOSEN
+from routers.families.score_table import Scored, scored_of
 from routers.library.examples import examples_of
 from routers.maths.unit_rows import to_unit
 from routers.methods.route_llm_win_rates import Estimator, learn_win_rates, win_rates
@@ -53,7 +54,7 @@ _SAME_SCORE = 1e-9
 class RouteLlmConfig(RouterConfig):
     """Options of `route_llm`."""
 
-    strong: Literal["routed"] | Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CHOSEN)] = Field(
+    strong: Literal["routed"] | Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_EXPERTS)] = Field(
         "routed", description="The strong model: the nearest expert (routed), or names of experts to mix equally."
     )
     weak: str = Field(BASE, min_length=1, description="The weak model: base, or the name of a cheap expert.")

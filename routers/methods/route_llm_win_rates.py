@@ -35,9 +35,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from routers.base import Floats
+from routers.maths.sigmoid import sigmoids
 from routers.maths.softmax_regression import fit_softmax, log_softmax
 
-Floats = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[Any]]
 Estimator = Literal["mf", "sw_ranking", "classifier", "random"]
 
@@ -66,7 +67,7 @@ def learn_win_rates(
 def win_rates(estimator: Estimator, arrays: Arrays, texts: Sequence[str], x: Floats, seed: int = 0) -> Floats:
     """P(strong wins) for prompts given as texts and as embeddings (p, d), shape (p,)."""
     if estimator == "mf":
-        return sigmoid(x @ arrays["direction"])
+        return sigmoids(x @ arrays["direction"])
     if estimator == "sw_ranking":
         return _similarity_weighted(x, arrays["embeddings"], arrays["outcomes"])
     if estimator == "classifier":
@@ -75,11 +76,6 @@ def win_rates(estimator: Estimator, arrays: Arrays, texts: Sequence[str], x: Flo
         probability = np.exp(log_softmax(x @ arrays["weights"].T + arrays["bias"]))
         return np.asarray(probability[:, arrays["outcomes"] == 1.0].sum(axis=1), np.float64)
     return np.array([_by_lot(text, seed) for text in texts], np.float64)
-
-
-def sigmoid(z: Floats) -> Floats:
-    """1 / (1 + e^-z), without overflow."""
-    return np.asarray(1 / (1 + np.exp(-np.clip(z, -700, 700))), np.float64)
 
 
 def factorise(x: Floats, y: Floats, *, dim: int, epochs: int, noise: float, seed: int) -> Floats:
@@ -137,7 +133,7 @@ def gradients(factors: Factors, x: Floats, sign: Floats) -> Factors:
     """
     contrast, unit, length = _contrast(factors.models)
     u = factors.classifier * contrast
-    by_logit = -sign * sigmoid(-sign * (x @ (factors.projection.T @ u))) / len(x)
+    by_logit = -sign * sigmoids(-sign * (x @ (factors.projection.T @ u))) / len(x)
     by_direction = x.T @ by_logit
     by_u = factors.projection @ by_direction
     by_unit = np.stack([by_u * factors.classifier, -by_u * factors.classifier])

@@ -29,9 +29,9 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from routers.base import MethodCard, Progress, RouteQuery, name_of
+from routers.base import Floats, MethodCard, Progress, RouteQuery, name_of
 from routers.errors import NotFittable
-from routers.families.score_table import Floats, Mask, Scored, TableConfig, TableRouter, Values
+from routers.families.score_table import Mask, Scored, TableConfig, TableRouter, Values
 from routers.families.scoring import Learned
 
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]

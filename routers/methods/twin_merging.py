@@ -41,9 +41,8 @@ from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
-from routers.base import GateChoice, MethodCard, ScoredExpert, WeightedExpert
+from routers.base import MAX_EXPERTS, GateChoice, MethodCard, ScoredExpert, WeightedExpert
 from routers.families.scoring import (
-    MAX_CHOSEN,
     Judgement,
     Learned,
     Prompts,
@@ -61,7 +60,9 @@ class TwinMergingConfig(ScoringConfig):
     """Options of `twin_merging`."""
 
     shared_scale: float = Field(0.3, ge=0, le=1, description="λ: the scale of the sum that all experts share.")
-    top_k: int | None = Field(None, ge=1, le=64, description="Twins that are added, the likeliest; unset: all.")
+    top_k: int | None = Field(
+        None, ge=1, le=MAX_EXPERTS, description="Twins that are added, the likeliest; unset: all."
+    )
     hidden_size: int | None = Field(None, ge=1, description="Width of the MLP's hidden layers; unset: twice the state.")
     num_hidden: int = Field(2, ge=1, le=4, description="Hidden layers of the MLP.")
     epochs: int = Field(50, ge=1, description="Times that training goes through the examples.")
@@ -149,7 +150,7 @@ class TwinMergingRouter(ScoringRouter):
 
     def choose(self, ranked: Sequence[ScoredExpert]) -> tuple[tuple[WeightedExpert, ...], GateChoice | None]:
         """The coefficients of the mix; those that would do nothing are left out."""
-        held = ranked[:MAX_CHOSEN]
+        held = ranked[:MAX_EXPERTS]
         used = np.array([scored.score for scored in held])
         used[self.config.top_k or len(held) :] = 0.0
         rest = self.config.shared_scale * max(0.0, 1.0 - float(used.sum()))

@@ -50,11 +50,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 
-from routers.base import Matrix, MethodCard, Vector
+from routers.base import Floats, Matrix, MethodCard, Vector
 from routers.families.calibration import CROWD_WEIGHT
 from routers.families.scoring import BLOCK, Judgement, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
 from routers.library.examples import Examples, evenly, rows_by_expert
+from routers.maths.largest import mean_of_largest
 from routers.maths.nearest_rows import nearest_mean, nearest_mean_and_rows, nearest_own, places_of
+from routers.maths.sigmoid import sigmoids
 from routers.text.segments import parts_of
 from routers.text.templates import take_apart
 
@@ -66,8 +68,6 @@ NUM_PIECES = 6
 CONTENT_IF_ABOVE = 0.5
 
 _WORD = re.compile(r"\S+")
-
-Floats = NDArray[np.float64]
 
 
 class TwoPartConfig(ScoringConfig):
@@ -122,7 +122,9 @@ class TwoPartRouter(ScoringRouter):
         if tried:
             positives = _cue_features(cues, owner, cue_rows, content_rows, row_of)
             asked = np.stack([row_of[text] for text in others])
-            negatives = np.stack([_largest(asked @ cue_rows.T, 1), _largest_of_others(asked, content_rows)], axis=1)
+            negatives = np.stack(
+                [mean_of_largest(asked @ cue_rows.T, 1), _largest_of_others(asked, content_rows)], axis=1
+            )
             features, labels = (
                 np.concatenate([positives, negatives]),
                 np.repeat([1, 0], [len(positives), len(negatives)]),
@@ -206,9 +208,10 @@ class TwoPartRouter(ScoringRouter):
         """P(instruction) of segments, shape (p,)."""
         if not len(self._cues):
             return np.zeros(len(rows))
-        features = np.stack([_largest(rows @ self._cues.T, 1), _largest(rows @ self._contents.T, NEAREST)], axis=1)
-        found: Floats = 1 / (1 + np.exp(-(features @ self._detector[:2] + self._detector[2])))
-        return found
+        features = np.stack(
+            [mean_of_largest(rows @ self._cues.T, 1), mean_of_largest(rows @ self._contents.T, NEAREST)], axis=1
+        )
+        return sigmoids(features @ self._detector[:2] + self._detector[2])
 
 
 def _lot(text: str) -> int:
@@ -254,9 +257,9 @@ def _cue_features(
         cosines = rows[start : start + BLOCK] @ cue_rows.T
         for number in dict.fromkeys(of_cue[start : start + BLOCK].tolist()):
             cosines[np.ix_(of_cue[start : start + BLOCK] == number, _alike(number, cues, owner))] = -np.inf
-        nearest[start : start + BLOCK] = _largest(cosines, 1)
+        nearest[start : start + BLOCK] = mean_of_largest(cosines, 1)
     nearest[np.isneginf(nearest)] = 0.0
-    return np.stack([nearest, _largest(rows @ content_rows.T, NEAREST)], axis=1)
+    return np.stack([nearest, mean_of_largest(rows @ content_rows.T, NEAREST)], axis=1)
 
 
 def _alike(number: int, cues: Sequence[str], owner: NDArray[np.int32]) -> list[int]:
@@ -284,18 +287,8 @@ def _pairs(text: str) -> set[tuple[str, str]]:
     return set(pairwise(words))
 
 
-def _largest(cosines: Matrix, num: int) -> Floats:
-    """Mean of the largest cosines of each row, shape (p,); 0 where there are none."""
-    if not cosines.shape[1]:
-        return np.zeros(len(cosines))
-    if num == 1:
-        return np.asarray(cosines.max(axis=1), np.float64)
-    num = min(num, cosines.shape[1])
-    return np.asarray(np.partition(cosines, -num, axis=1)[:, -num:].mean(axis=1), np.float64)
-
-
 def _largest_of_others(rows: Matrix, among: Matrix) -> Floats:
     """The same, but of what is not the row itself."""
     cosines = rows @ among.T
     cosines[cosines > 0.9999] = -1.0
-    return _largest(cosines, min(NEAREST, max(1, cosines.shape[1] - 1)))
+    return mean_of_largest(cosines, min(NEAREST, max(1, cosines.shape[1] - 1)))

@@ -32,14 +32,15 @@ from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from routers.artefacts import check_router
 from routers.base import (
+    MAX_EXPERTS,
     Artefact,
     Decision,
     FitData,
+    Floats,
     MethodCard,
     Progress,
     RouteQuery,
@@ -49,13 +50,11 @@ from routers.base import (
     WeightedExpert,
 )
 from routers.errors import BadArtefact, NotFittable
-from routers.families.scoring import MAX_CHOSEN, WEIGHTED_FUSION, Learned, asked
+from routers.families.scoring import WEIGHTED_FUSION, Learned, asked
 from routers.fitting import SUPPLIED_BY
 from routers.library.examples import evenly, examples_of
 from routers.methods.centroid import CentroidRouter
 from routers.text.pair_tfidf import PairTfidf, count_terms
-
-Floats = NDArray[np.float64]
 
 MAX_SAMPLES = 100
 """Examples of an expert, and samples of a task, that count."""
@@ -168,7 +167,7 @@ class WhatTheWeightRouter:
             return Decision((), 0.0, reason="No expert that may be used has anything in common with the task.")
         rows = np.flatnonzero(usable)
         rows = rows[np.argsort(-scores[rows], kind="stable")]  # experts are sorted: ties go by name
-        best = rows[: MAX_CHOSEN if self._config.scoring == "uniform" else self._config.top_k]
+        best = rows[: MAX_EXPERTS if self._config.scoring == "uniform" else self._config.top_k]
         weights = _opposite(-scores[best]) if self._config.scoring == "entropy" else scores[best] / scores[best].sum()
         chosen = tuple(WeightedExpert(self._experts[e], float(w)) for e, w in zip(best, weights, strict=True))
         listed = rows[: self._config.max_candidates]

@@ -25,10 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from routers.base import MethodCard, Progress, RouteQuery
+from routers.base import Floats, MethodCard, Progress, RouteQuery
 from routers.families.score_table import (
     NUM_CLUSTERS,
-    Floats,
     Mask,
     Scored,
     TableConfig,

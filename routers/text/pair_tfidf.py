@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 
+from routers.base import Floats
 from routers.text.term_counts import TermCounts
-
-Floats = NDArray[np.float64]
 
 _RARE = (1 + np.log(3 / 2)) ** 2
 """i² of a term that only one of two texts has."""
