@@ -14,6 +14,8 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -169,7 +171,14 @@ def _write(path: Path, content: bytes) -> None:
         flush(file)
 
 
-def check_router(artefact: Artefact, name: str) -> None:
-    """Raise `BadArtefact` unless router `name` fitted this artefact."""
-    if artefact.router != name:
-        raise BadArtefact(f"this artefact belongs to router {artefact.router!r}, not to {name!r}")
+@contextmanager
+def reading(artefact: Artefact, router: str) -> Iterator[None]:
+    """Report whatever is missing or invalid in an artefact of `router` as `BadArtefact`."""
+    if artefact.router != router:
+        raise BadArtefact(f"this artefact belongs to router {artefact.router!r}, not to {router!r}")
+    try:
+        yield
+    except KeyError as error:
+        raise BadArtefact(f"the {router} artefact lacks {error}") from error
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        raise BadArtefact(f"the {router} artefact is invalid: {error}") from error

@@ -303,6 +303,10 @@ Need = Literal["examples", "descriptions", "scores", "losses", "samples", "engin
 """What a method cannot be fitted without."""
 
 
+Standing = Literal["recommended", "comparison", "baseline"]
+"""Whether a method is recommended, kept for comparison, or a baseline that others must beat."""
+
+
 class RouterConfig(BaseModel):
     """Base of every router's options: unknown keys are refused, values are immutable."""
 
@@ -347,6 +351,7 @@ class MethodCard:
     refit: Literal["cheap", "costly"] = "cheap"
     cost: str = ""
     differences: Sequence[str] = field(default_factory=tuple)
+    standing: Standing = "comparison"
 
     @property
     def reads_scores(self) -> bool:

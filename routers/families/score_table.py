@@ -27,10 +27,9 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 from sklearn.cluster import KMeans
 
-from routers.artefacts import check_router
+from routers.artefacts import reading
 from routers.base import (
     BASE,
     Artefact,
@@ -41,11 +40,11 @@ from routers.base import (
     MethodCard,
     Progress,
     RouteQuery,
-    RouterConfig,
     ScoredExpert,
     WeightedExpert,
 )
-from routers.errors import BadArtefact, NotFittable
+from routers.errors import NotFittable
+from routers.families.options import CandidateOptions
 from routers.families.scoring import Learned
 
 Mask = NDArray[np.bool_]
@@ -53,10 +52,8 @@ Mask = NDArray[np.bool_]
 NUM_CLUSTERS = 16
 
 
-class TableConfig(RouterConfig):
-    """Options of every router that learns from the table."""
-
-    max_candidates: int = Field(10, ge=1, description="How many scored experts a decision lists.")
+class TableConfig(CandidateOptions):
+    """Options of every router that learns from the table of scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +191,10 @@ class TableRouter(ABC):
     @classmethod
     def load(cls, config: Any, artefact: Artefact) -> Self:
         """Build from an artefact of `fit`; raises `BadArtefact` if it is none."""
-        check_router(artefact, cls.card.name)
-        try:
+        with reading(artefact, cls.card.name):
             learned = Learned(artefact.arrays, dict(artefact.data["learned"]))
             experts = tuple(str(expert) for expert in artefact.data["experts"])
             return cls(config, experts, np.asarray(artefact.arrays["means"], np.float64), learned)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise BadArtefact(f"a {cls.card.name} artefact lacks or garbles {error}") from error
 
     def route(self, query: RouteQuery) -> Decision:
         """Choose the best expert if it is better than the base; a threshold of the query's own is its least score."""

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from routers.artefacts import check_router
+from routers.artefacts import reading
 from routers.base import (
     MAX_EXPERTS,
     Artefact,
@@ -39,8 +39,8 @@ from routers.base import (
     ScoredExpert,
     WeightedExpert,
 )
-from routers.errors import BadArtefact, NotFittable
-from routers.families.scoring import WEIGHTED_FUSION
+from routers.errors import NotFittable
+from routers.families.selection import WEIGHTED_FUSION
 from routers.maths.even_sample import evenly_spaced
 
 Weights = NDArray[np.float64]
@@ -158,15 +158,12 @@ class StaticMixRouter(ABC):
     @classmethod
     def load(cls, config: Any, artefact: Artefact) -> Self:
         """From `fit`; raises `BadArtefact`."""
-        check_router(artefact, cls.card.name)
-        try:
+        with reading(artefact, cls.card.name):
             formula = artefact.data["formula"]
             overall = _finite(artefact.data["weights"])
             tasks = {str(task): _finite(mix) for task, mix in artefact.data["tasks"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadArtefact(f"a {cls.card.name} artefact lacks or garbles {error}") from error
-        if formula not in ("exact", "ab"):
-            raise BadArtefact(f"a {cls.card.name} artefact merges by {formula!r}, neither exact nor ab")
+            if formula not in ("exact", "ab"):
+                raise ValueError(f"formula is {formula!r}, neither 'exact' nor 'ab'")
         return cls(formula, overall, tasks)
 
     def route(self, query: RouteQuery) -> Decision:

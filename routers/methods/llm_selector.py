@@ -25,7 +25,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field
 
-from routers.artefacts import check_router
+from routers.artefacts import reading
 from routers.base import (
     Artefact,
     Decision,
@@ -39,7 +39,6 @@ from routers.base import (
     WeightedExpert,
     name_of,
 )
-from routers.errors import BadArtefact
 
 NONE = "none"
 _CONFIDENCE = 0.5
@@ -114,10 +113,10 @@ class LlmSelectorRouter:
     @classmethod
     def load(cls, config: LlmSelectorConfig, artefact: Artefact) -> Self:
         """From `fit`; raises `BadArtefact`."""
-        check_router(artefact, cls.card.name)
-        descriptions = artefact.data.get("descriptions")
-        if not isinstance(descriptions, dict) or not all(isinstance(text, str) for text in descriptions.values()):
-            raise BadArtefact("an llm_selector artefact has no descriptions")
+        with reading(artefact, cls.card.name):
+            descriptions = artefact.data["descriptions"]
+            if not isinstance(descriptions, dict) or not all(isinstance(text, str) for text in descriptions.values()):
+                raise TypeError("'descriptions' does not hold a text for each expert")
         return cls(config, {str(expert): text for expert, text in descriptions.items()})
 
     def question(self, query: RouteQuery) -> Question | None:

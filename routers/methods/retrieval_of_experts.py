@@ -23,7 +23,7 @@ from typing import ClassVar, Self
 import numpy as np
 from pydantic import Field
 
-from routers.artefacts import check_router
+from routers.artefacts import reading
 from routers.base import (
     MAX_EXPERTS,
     Artefact,
@@ -36,10 +36,10 @@ from routers.base import (
     RouterConfig,
     ScoredExpert,
 )
-from routers.errors import BadArtefact
-from routers.families.scoring import asked, equal_weights
+from routers.families.cards import EMBEDDING_CARD
+from routers.families.scoring import asked
+from routers.families.selection import equal_weights
 from routers.library.examples import Examples, evenly, examples_of
-from routers.methods.centroid import CentroidRouter
 
 
 class RetrievalOfExpertsConfig(RouterConfig):
@@ -58,7 +58,7 @@ class RetrievalOfExpertsRouter:
     """Votes of a task's prompts; see the module's docstring."""
 
     card: ClassVar[MethodCard] = replace(
-        CentroidRouter.card,
+        EMBEDDING_CARD,
         name="retrieval_of_experts",
         title="Retrieval of Experts: a task's prompts vote",
         paper="Jang et al., Exploring the Benefits of Training Expert Language Models, 2023 (arXiv:2302.03202)",
@@ -95,16 +95,14 @@ class RetrievalOfExpertsRouter:
     @classmethod
     def load(cls, config: RetrievalOfExpertsConfig, artefact: Artefact) -> Self:
         """From `fit`; raises `BadArtefact`."""
-        check_router(artefact, cls.card.name)
-        try:
+        with reading(artefact, cls.card.name):
             experts, texts = (tuple(str(text) for text in artefact.data[key]) for key in ("experts", "examples"))
             embeddings = np.asarray(artefact.arrays["embeddings"], np.float32)
             owner = np.asarray(artefact.arrays["owner"], np.int32)
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadArtefact(f"a {cls.card.name} artefact lacks or garbles {error}") from error
-        fits = embeddings.ndim == 2 and len(embeddings) == len(texts) and owner.shape == (len(texts),)
-        if not fits or not np.isin(owner, np.arange(len(experts))).all():
-            raise BadArtefact(f"the arrays of a {cls.card.name} artefact do not fit together")
+            if embeddings.ndim != 2 or not owner.shape == (len(embeddings),) == (len(texts),):
+                raise ValueError(f"arrays of different lengths for {len(texts)} examples")
+            if not np.isin(owner, np.arange(len(experts))).all():
+                raise ValueError("examples of an unknown expert")
         return cls(config, Examples(experts, texts, embeddings, owner, texts, embeddings))
 
     def route(self, query: RouteQuery) -> Decision:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from routers.artefacts import check_router
+from routers.artefacts import reading
 from routers.base import (
     BASE,
     MAX_EXPERTS,
@@ -42,7 +42,8 @@ from routers.base import (
     ScoredExpert,
     WeightedExpert,
 )
-from routers.errors import BadArtefact, NotFittable
+from routers.errors import NotFittable
+from routers.families.options import CandidateOptions
 from routers.families.score_table import Scored, scored_of
 from routers.library.examples import examples_of
 from routers.maths.unit_rows import to_unit
@@ -51,7 +52,7 @@ from routers.methods.route_llm_win_rates import Estimator, learn_win_rates, win_
 _SAME_SCORE = 1e-9
 
 
-class RouteLlmConfig(RouterConfig):
+class RouteLlmConfig(CandidateOptions):
     """Options of `route_llm`."""
 
     strong: Literal["routed"] | Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_EXPERTS)] = Field(
@@ -70,7 +71,6 @@ class RouteLlmConfig(RouterConfig):
     noise: float = Field(0.1, ge=0, description="Spread of the noise on embeddings in training (mf).")
     ridge: float = Field(1e-3, gt=0, description="Weight of the penalty; larger is smoother (classifier).")
     seed: int = Field(0, ge=0, description="Of the training (mf) and of the lot (random).")
-    max_candidates: int = Field(10, ge=1, description="How many scored experts a decision lists.")
 
 
 class RouteLlmRouter:
@@ -115,7 +115,7 @@ class RouteLlmRouter:
         if self._directions.ndim != 2 or len(self._directions) != len(experts):
             raise ValueError(f"directions of shape {self._directions.shape} for {len(experts)} experts")
         if facts["estimator"] != config.estimator:
-            raise ValueError(f"the estimator, which is {facts['estimator']!r}")
+            raise ValueError(f"it was fitted with the estimator {facts['estimator']!r}")
 
     @classmethod
     def fit(cls, config: RouteLlmConfig, data: FitData, progress: Progress) -> Artefact:
@@ -162,12 +162,9 @@ class RouteLlmRouter:
     @classmethod
     def load(cls, config: RouteLlmConfig, artefact: Artefact) -> Self:
         """Build from an artefact of `fit`; raises `BadArtefact` if it is none."""
-        check_router(artefact, cls.card.name)
-        try:
+        with reading(artefact, cls.card.name):
             experts = tuple(str(expert) for expert in artefact.data["experts"])
             return cls(config, experts, dict(artefact.arrays), dict(artefact.data))
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadArtefact(f"a route_llm artefact lacks or garbles {error}") from error
 
     def route(self, query: RouteQuery) -> Decision:
         """Decide; see the module's docstring."""

@@ -42,12 +42,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
 from routers.base import MAX_EXPERTS, GateChoice, MethodCard, ScoredExpert, WeightedExpert
+from routers.families.options import CalibrationOptions
 from routers.families.scoring import (
     Judgement,
     Learned,
     Prompts,
     Scores,
-    ScoringConfig,
     ScoringRouter,
 )
 from routers.families.standardised_states import StateScale
@@ -56,7 +56,7 @@ from routers.library.examples import Examples
 from routers.maths.unit_rows import to_unit
 
 
-class TwinMergingConfig(ScoringConfig):
+class TwinMergingConfig(CalibrationOptions):
     """Options of `twin_merging`."""
 
     shared_scale: float = Field(0.3, ge=0, le=1, description="λ: the scale of the sum that all experts share.")
@@ -99,7 +99,7 @@ class TwinMergingRouter(ScoringRouter):
             "it may abstain",
         ),
     )
-    config_class: ClassVar[type[ScoringConfig]] = TwinMergingConfig
+    config_class: ClassVar[type[CalibrationOptions]] = TwinMergingConfig
 
     @classmethod
     def learn(cls, config: TwinMergingConfig, examples: Examples) -> Learned:

@@ -51,8 +51,10 @@ from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 
 from routers.base import Floats, Matrix, MethodCard, Vector
-from routers.families.calibration import CROWD_WEIGHT
-from routers.families.scoring import BLOCK, Judgement, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
+from routers.families.cross_validation import BLOCK
+from routers.families.options import CalibrationOptions
+from routers.families.scoring import Judgement, Learned, Prompts, Scores, ScoringRouter
+from routers.families.typicality import TYPICALITY_WEIGHT
 from routers.library.examples import Examples, evenly, rows_by_expert
 from routers.maths.largest import mean_of_largest
 from routers.maths.nearest_rows import nearest_mean, nearest_mean_and_rows, nearest_own, places_of
@@ -70,7 +72,7 @@ CONTENT_IF_ABOVE = 0.5
 _WORD = re.compile(r"\S+")
 
 
-class TwoPartConfig(ScoringConfig):
+class TwoPartConfig(CalibrationOptions):
     """Options of `two_part`."""
 
     max_examples: int = Field(400, ge=1, le=2000, description="Examples of an expert that are compared, evenly taken.")
@@ -96,8 +98,8 @@ class TwoPartRouter(ScoringRouter):
         reads_parts=True,
         cost="embeddings of the prompt's parts, two products with all examples",
     )
-    config_class: ClassVar[type[ScoringConfig]] = TwoPartConfig
-    weighs_usual: ClassVar[bool] = False  # it has an evidence of its own
+    config_class: ClassVar[type[CalibrationOptions]] = TwoPartConfig
+    adjusts_for_typicality: ClassVar[bool] = False  # its evidence includes the density of the examples
 
     # -- learning -------------------------------------------------------------------------------------------------
 
@@ -194,7 +196,7 @@ class TwoPartRouter(ScoringRouter):
         whole = nearest_mean(prompts.embeddings @ self._whole.T, self._places, NEAREST)
         apart = bare - self._crowd_of(chosen)
         said = gain[:, None] * np.nan_to_num(cue)
-        return Judgement(0.5 * (bare + whole) + said, bare + CROWD_WEIGHT * apart + said)
+        return Judgement(0.5 * (bare + whole) + said, bare + TYPICALITY_WEIGHT * apart + said)
 
     def _crowd_of(self, rows: NDArray[np.int64]) -> Floats:
         """Mean crowd of the examples found, shape (p, E); 0 where there are none."""

@@ -34,7 +34,7 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field
 
-from routers.artefacts import check_router
+from routers.artefacts import reading
 from routers.base import (
     MAX_EXPERTS,
     Artefact,
@@ -49,11 +49,13 @@ from routers.base import (
     ScoreTable,
     WeightedExpert,
 )
-from routers.errors import BadArtefact, NotFittable
-from routers.families.scoring import WEIGHTED_FUSION, Learned, asked
+from routers.errors import NotFittable
+from routers.families.cards import EMBEDDING_CARD
+from routers.families.options import CandidateOptions
+from routers.families.scoring import Learned, asked
+from routers.families.selection import WEIGHTED_FUSION
 from routers.fitting import SUPPLIED_BY
 from routers.library.examples import evenly, examples_of
-from routers.methods.centroid import CentroidRouter
 from routers.text.pair_tfidf import PairTfidf, count_terms
 
 MAX_SAMPLES = 100
@@ -61,7 +63,7 @@ MAX_SAMPLES = 100
 SMOOTHING = 0.3
 
 
-class WhatTheWeightConfig(RouterConfig):
+class WhatTheWeightConfig(CandidateOptions):
     """Options of `what_the_weight`."""
 
     scoring: Literal["uniform", "sent_sim", "tfidf", "prior", "entropy"] = Field(
@@ -72,14 +74,13 @@ class WhatTheWeightConfig(RouterConfig):
         "mixture",
         description="Sum the experts' updates with the weights, or their A and their B each (the paper's way).",
     )
-    max_candidates: int = Field(10, ge=1, description="How many scored experts a decision lists.")
 
 
 class WhatTheWeightRouter:
     """Zero-shot weighting of experts; see the module's docstring."""
 
     card: ClassVar[MethodCard] = replace(
-        CentroidRouter.card,
+        EMBEDDING_CARD,
         name="what_the_weight",
         may_read_scores=True,
         title="What the Weight: five zero-shot weightings",
@@ -146,14 +147,11 @@ class WhatTheWeightRouter:
     @classmethod
     def load(cls, config: WhatTheWeightConfig, artefact: Artefact) -> Self:
         """From `fit`; raises `BadArtefact`."""
-        check_router(artefact, cls.card.name)
-        try:
+        with reading(artefact, cls.card.name):
             data = artefact.data
             if data["scoring"] != config.scoring:
-                raise BadArtefact(f"this artefact was fitted for scoring {data['scoring']!r}, not {config.scoring!r}")
+                raise ValueError(f"it was fitted for scoring {data['scoring']!r}, not {config.scoring!r}")
             return cls(config, [str(e) for e in data["experts"]], Learned(artefact.arrays, dict(data["learned"])))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise BadArtefact(f"a {cls.card.name} artefact lacks or garbles {error}") from error
 
     def route(self, query: RouteQuery) -> Decision:
         """Score, take the k best, weight them."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from routers.base import LibraryExpert, no_progress
-from routers.families.calibration import Calibration, _logistic, calibrate, marks_of
+from routers.families.calibration import Calibration, calibrate, fingerprints_of, fit_logistic
 from routers.registry import make_config, router_class
 from tests.unit.routers.builders import clustered
 
@@ -57,7 +57,7 @@ def test_regression_equals_scikit_learn() -> None:
     weights = rng.uniform(0.5, 2, 200)
     reference = LogisticRegression(C=1 / 0.002, fit_intercept=False, tol=1e-10, max_iter=10_000)
     reference.fit(x, labels, sample_weight=weights)
-    assert _logistic(x, labels, weights) == pytest.approx(reference.coef_[0], rel=1e-4)
+    assert fit_logistic(x, labels, weights) == pytest.approx(reference.coef_[0], rel=1e-4)
 
 
 scores = st.lists(st.floats(-1, 1), max_size=30)
@@ -94,20 +94,20 @@ def experts(num: int, changed: int = 0) -> list[LibraryExpert]:
         (experts(102), True),
         (experts(98), False),  # 2 of 98 are more than a fiftieth
         (experts(103), False),
-        (experts(100, changed=1), True),  # one mark has gone and one has come
+        (experts(100, changed=1), True),  # one fingerprint is gone and one is new
         (experts(100, changed=2), False),
         ([], False),
     ],
 )
 def test_a_calibration_holds_until_a_fiftieth_has_changed(now: list[LibraryExpert], holds: bool) -> None:
-    fitted = Calibration(0.4, 15, 20).to(marks_of(experts(100)))
-    assert fitted.holds_for(marks_of(now)) is holds
+    fitted = Calibration(0.4, 15, 20, fingerprints_of(experts(100)))
+    assert fitted.holds_for(fingerprints_of(now)) is holds
     assert Calibration.load(fitted.dump()) == fitted
 
 
 def test_a_calibration_of_an_older_artefact_holds_for_nothing() -> None:
     old = Calibration.load({"calibration": [0.4, 15, 20]})
-    assert not old.holds_for(marks_of(experts(1)))
+    assert not old.holds_for(fingerprints_of(experts(1)))
 
 
 @pytest.mark.parametrize("name", ["knn", "centroid", "two_part"])
