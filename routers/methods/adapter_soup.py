@@ -87,7 +87,6 @@ class AdapterSoupRouter(MeanRouter):
             "the mixture of Gaussians is fitted to principal components",
             "it may abstain",
         ),
-        standing="comparison",
     )
     config_class: ClassVar[type[CalibrationOptions]] = AdapterSoupConfig
     closeness: ClassVar[Closeness] = "unused"  # the prompts of a task point in many directions

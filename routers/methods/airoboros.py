@@ -43,7 +43,6 @@ class AiroborosRouter(ScoringRouter):
         generalization="in-domain prompts",
         cost="one product with all examples",
         differences=("the gateway's embedder instead of gte-small", "it may abstain"),
-        standing="recommended",
     )
     config_class: ClassVar[type[CalibrationOptions]] = AiroborosConfig
 

@@ -48,7 +48,6 @@ class ArrowRouter(MeanRouter):
         generalization="zero-shot on unseen tasks",
         cost="one product with E means; in the engine, k experts for each token",
         differences=("experts are retrieved first", "prototypes come from an exact singular value decomposition"),
-        standing="comparison",
     )
     config_class: ClassVar[type[CalibrationOptions]] = ArrowConfig
 

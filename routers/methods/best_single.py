@@ -77,7 +77,7 @@ class BestSingleRouter:
 
     @classmethod
     def load(cls, config: BestSingleConfig, artefact: Artefact) -> Self:
-        """From `fit`; raises `BadArtefact`."""
+        """Build the router from an artefact of `fit`; raises `BadArtefact`."""
         with reading(artefact, cls.card.name):
             experts = [str(expert) for expert in artefact.data["experts"]]
             scores = np.asarray(artefact.arrays["scores"], np.float64)

@@ -33,7 +33,6 @@ class CentroidRouter(MeanRouter):
         paper="baseline in mttl and in most embedding routers",
         generalization="in-domain prompts; abstains on others",
         cost="one product with E means",
-        standing="comparison",
     )
     config_class: ClassVar[type[CalibrationOptions]] = CentroidConfig
 

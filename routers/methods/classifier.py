@@ -44,7 +44,6 @@ class ClassifierRouter(ScoringRouter):
         refit="costly",
         cost="one product with E rows",
         differences=("fitted to the optimum by L-BFGS", "it may abstain"),
-        standing="comparison",
     )
     config_class: ClassVar[type[CalibrationOptions]] = ClassifierConfig
     closeness: ClassVar[Closeness] = "whole"  # scores are probabilities

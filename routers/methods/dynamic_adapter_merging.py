@@ -73,7 +73,6 @@ class DynamicAdapterMergingRouter(MeanRouter):
             "each example's hidden states are scaled to unit length before the mean",
             "it may abstain",
         ),
-        standing="comparison",
     )
     config_class: ClassVar[type[CalibrationOptions]] = DynamicAdapterMergingConfig
     closeness: ClassVar[Closeness] = "unused"  # all hidden states point in much the same few directions

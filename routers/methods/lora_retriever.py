@@ -53,7 +53,6 @@ class LoraRetrieverRouter(MeanRouter):
             "each expert keeps its own scaling",
             "it may abstain",
         ),
-        standing="recommended",
     )
     config_class: ClassVar[type[CalibrationOptions]] = LoraRetrieverConfig
     max_examples: ClassVar[int | None] = 20

@@ -86,7 +86,6 @@ class MoLoraRouter(ScoringRouter):
         paper="aicrumb, MoLora, 2023, its code",
         cost="one product with the cluster centres of all experts",
         differences=("each expert's own examples are clustered", "it may abstain"),
-        standing="comparison",
     )
     config_class: ClassVar[type[CalibrationOptions]] = MoLoraConfig
     closeness: ClassVar[Closeness] = "half"

@@ -69,7 +69,7 @@ class OracleRouter:
 
     @classmethod
     def load(cls, config: OracleConfig, artefact: Artefact) -> Self:
-        """From `fit`; raises `BadArtefact`."""
+        """Build the router from an artefact of `fit`; raises `BadArtefact`."""
         with reading(artefact, cls.card.name):
             tasks = artefact.data["tasks"]
             if not isinstance(tasks, Mapping) or not all(isinstance(listed, list) for listed in tasks.values()):

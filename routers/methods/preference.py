@@ -70,7 +70,6 @@ class PreferenceRouter(ExpertListRouter):
             "preference and the same in all modules",
             "experts change all modules that they adapt, not only the MLP blocks",
         ),
-        standing="comparison",
     )
     config_class: ClassVar[type[RouterConfig]] = PreferenceConfig
 

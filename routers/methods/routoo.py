@@ -65,7 +65,7 @@ class RoutooRouter(TableRouter):
             "ridge regression on the frozen embedding instead of a language model as the predictor",
             "one price meets the budget on average over prompts, instead of in the order of a batch",
         ),
-        standing="comparison",
+        standing="recommended",
     )
     config_class: ClassVar[type[TableConfig]] = RoutooConfig
 

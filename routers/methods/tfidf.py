@@ -51,7 +51,6 @@ class TfidfRouter(ScoringRouter):
         generalization="prompts in the examples' words",
         needs_embedding=False,
         cost="counting words; one sparse product with E means",
-        standing="comparison",
     )
     config_class: ClassVar[type[CalibrationOptions]] = TfidfConfig
 

@@ -69,7 +69,6 @@ class ZooterRouter(TableRouter):
             "models without a score are left out of a prompt's softmax",
             "the divergence is taken from the targets to the classifier, as in distillation, which is convex",
         ),
-        standing="comparison",
     )
     config_class: ClassVar[type[TableConfig]] = ZooterConfig
 
