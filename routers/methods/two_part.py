@@ -217,14 +217,14 @@ class TwoPartRouter(ScoringRouter):
         return sigmoids(features @ self._detector[:2] + self._detector[2])
 
 
-def _lot_of(text: str) -> int:
+def _hash_of(text: str) -> int:
     """Return a pseudo-random number that depends on the text alone."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 @lru_cache(maxsize=16384)
 def _cues_and_segments(texts: tuple[str, ...]) -> tuple[list[str], frozenset[tuple[int, str]]]:
-    """Return the instructions of one expert, sorted, and the first and last segments of its contents with their lots.
+    """Return the instructions of one expert, sorted, and the first and last segments of its contents with their hashes.
 
     Cached for refits.
     """
@@ -235,12 +235,12 @@ def _cues_and_segments(texts: tuple[str, ...]) -> tuple[list[str], frozenset[tup
     needed = max(MIN_CUE_EXAMPLES, CUE_SHARE * len(texts))
     cues = sorted(cue for cue, num in counts.items() if num >= needed and len(_WORD.findall(cue)) >= MIN_CUE_WORDS)
     segments = {part for example in take_apart(texts) for part in parts_of(example.content)[:2]}
-    return cues, frozenset((_lot_of(segment), segment) for segment in segments)
+    return cues, frozenset((_hash_of(segment), segment) for segment in segments)
 
 
 def _positives(cues: Iterable[str]) -> dict[int, list[str]]:
     """Return the texts that count as instructions: some of the cues, by number, each with pieces of it."""
-    drawn = nsmallest(MAX_POSITIVES, ((_lot_of(cue), number, cue) for number, cue in enumerate(cues)))
+    drawn = nsmallest(MAX_POSITIVES, ((_hash_of(cue), number, cue) for number, cue in enumerate(cues)))
     return {number: [cue, *_pieces(cue)] for _, number, cue in sorted(drawn, key=lambda each: each[1])}
 
 
@@ -274,7 +274,7 @@ def _similar_cues(number: int, cues: Sequence[str], owner: NDArray[np.int32]) ->
 
 @lru_cache(maxsize=16384)
 def _pieces(text: str) -> tuple[str, ...]:
-    rng = random.Random(_lot_of(text))  # noqa: S311 (no secret is drawn)
+    rng = random.Random(_hash_of(text))  # noqa: S311 (no secret is drawn)
     words = _WORD.findall(text)
     found = set()
     for _ in range(NUM_PIECES):

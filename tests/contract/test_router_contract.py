@@ -139,7 +139,8 @@ def test_the_table_of_methods_says_how_each_stands(name: str) -> None:
     card = router_class(name).card
     assert card.standing in get_args(Standing)
     if router_class(name).__module__.startswith("routers.methods."):
-        assert re.search(rf"^    {name} +{card.standing} +{re.escape(card.title)}$", methods.__doc__ or "", re.MULTILINE)
+        row = rf"^    {name} +{card.standing} +{re.escape(card.title)}$"
+        assert re.search(row, methods.__doc__ or "", re.MULTILINE)
 
 
 def test_an_unknown_option_is_refused_by_name(name: str) -> None:

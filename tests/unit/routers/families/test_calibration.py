@@ -28,7 +28,7 @@ def test_threshold_lies_between_the_two_sets() -> None:
     assert fitted.confidence(0.35, 0.3) < 0.1
 
 
-def test_a_larger_share_lowers_the_threshold_until_a_third_of_the_strangers_would_pass() -> None:
+def test_a_larger_share_lowers_the_threshold_until_a_third_of_the_unknown_would_pass() -> None:
     rng = np.random.default_rng(1)
     known, unknown = rng.normal(0.6, 0.1, 300), rng.normal(0.4, 0.1, 300)
     arguments = known, np.ones(300, dtype=bool), np.full(300, 0.2), unknown
@@ -37,7 +37,7 @@ def test_a_larger_share_lowers_the_threshold_until_a_third_of_the_strangers_woul
     assert thresholds[-1] == pytest.approx(np.quantile(unknown, 2 / 3))
 
 
-def test_strangers_do_not_cost_more_than_a_tenth_of_the_known() -> None:
+def test_the_unknown_do_not_cost_more_than_a_tenth_of_the_known() -> None:
     rng = np.random.default_rng(2)
     known, unknown = rng.normal(0.5, 0.1, 300), rng.normal(0.6, 0.1, 300)
     fitted = calibrate(known, np.ones(300, dtype=bool), np.full(300, 0.2), unknown, share=0.9999)

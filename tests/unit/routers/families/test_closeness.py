@@ -70,7 +70,7 @@ def test_prompts_as_near_to_the_mean_but_in_other_directions_are_told_apart(kind
     assert auroc(evidence(8), evidence(20)) > 0.7  # by their scores alone: 0.5
 
 
-def test_evidence_is_the_mean_of_score_and_closeness_weighed_by_the_usual() -> None:
+def test_evidence_is_the_mean_of_score_and_closeness_adjusted_for_typicality() -> None:
     rng = np.random.default_rng()
     data = library(near(0, 30, rng), near(1, 30, rng))
     artefact = CentroidRouter.fit(CentroidConfig(), data, lambda done, total: None)
