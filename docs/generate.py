@@ -86,12 +86,18 @@ def errors_page() -> str:
 
 def routers_page() -> str:
     """Every routing method: its card and its options."""
-    parts = [NOTE + "# Routers\n\nEach is the `router` of a policy in the settings file; `options` are its own.\n"]
+    parts = [
+        NOTE
+        + "# Routers\n\nEach name is a `router` of a policy in the settings file, and takes the options below it.\n\n"
+        "Standing: *recommended* methods are the ones to start with, *comparison* methods reproduce papers,\n"
+        "*baseline* methods show what routing is worth ([measurements](../measurements/policies.md)).\n"
+    ]
     for name in router_names():
         kind = router_class(name)
         card = kind.card
         facts = {
             "Paper": card.paper,
+            "Standing": card.standing,
             "Expert training": card.expert_training,
             "Expert data": card.expert_data,
             "Routing data": card.routing_dataset,

@@ -1,10 +1,10 @@
-"""Artefacts on disk: written whole or not at all, checked when read, swapped by one rename.
+"""Artefacts on disk: written whole or not at all, checked when read, replaced by one rename.
 
     <root>/<policy>/<library_version[:16]>-<n>/artefact.safetensors     the arrays
                                                artefact.json            format, provenance, checksum, data
     <root>/<policy>/current                                             name of the version in use
 
-A version folder never changes once it is there. Only safetensors and JSON are read, nothing that could execute.
+A version folder never changes once it exists. Only safetensors and JSON are read, nothing executable.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def save_artefact(artefact: Artefact, folder: Path) -> None:
-    """Write `folder`, which must not exist; it appears whole, or an OSError leaves nothing behind."""
+    """Write `folder`, which must not exist, as a whole; an OSError leaves nothing behind."""
     arrays = save_arrays({name: np.ascontiguousarray(array) for name, array in artefact.arrays.items()})
     facts = {
         "format": FORMAT,
@@ -51,7 +53,7 @@ def save_artefact(artefact: Artefact, folder: Path) -> None:
         _write(temporary / _FACTS, json.dumps(facts, allow_nan=False, ensure_ascii=True).encode())
         fsync_path(temporary)
         if folder.exists():
-            raise FileExistsError(f"{folder} exists already; an artefact is never overwritten")
+            raise FileExistsError(f"{folder} exists, and an artefact is never overwritten")
         temporary.rename(folder)
         fsync_path(folder.parent)
     finally:
@@ -66,7 +68,7 @@ def load_artefact(folder: Path) -> Artefact:
     except (OSError, ValueError) as error:
         raise BadArtefact(f"the artefact in {folder} cannot be read: {error}") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        raise BadArtefact(f"the artefact in {folder} is not of format {FORMAT}; fit the policy again")
+        raise BadArtefact(f"the artefact in {folder} does not have format {FORMAT}; fit the policy again")
     if hashlib.sha256(arrays).hexdigest() != facts.get("arrays_sha256"):
         raise BadArtefact(f"the arrays of the artefact in {folder} do not match their checksum")
     try:
@@ -82,15 +84,15 @@ def load_artefact(folder: Path) -> Artefact:
 
 
 class ArtefactStore:
-    """The artefacts of all policies under one folder; safe for any readers and one writer a policy at a time."""
+    """The artefacts of all policies in one folder; safe for any number of readers and one writer per policy."""
 
     def __init__(self, root: Path, *, num_kept: int = 3) -> None:
-        """Keep `num_kept` versions of each policy, the current one among them."""
+        """Keep `num_kept` versions of each policy, including the current one."""
         self._root = root
         self._num_kept = max(1, num_kept)
 
     def publish(self, policy: str, artefact: Artefact) -> Path:
-        """Store a new version and make it current; readers see the old one or the new one, never a mixture."""
+        """Store a new version and make it current; readers see either the old or the new one as a whole."""
         home = self._home(policy)
         home.mkdir(parents=True, exist_ok=True)
         number = 1 + max((_number(folder) for folder in self._versions(home)), default=0)
@@ -101,7 +103,7 @@ class ArtefactStore:
         return folder
 
     def may_be_of(self, policy: str, library_version: str) -> bool:
-        """Whether it is worth reading the artefact in use for this version; looks at its name only."""
+        """Return whether the name of the artefact in use matches this version; does not read the artefact."""
         try:
             name = (self._home(policy) / CURRENT).read_bytes().decode("utf-8", "replace")
         except OSError:
@@ -109,7 +111,7 @@ class ArtefactStore:
         return name.rpartition("-")[0] == _stem(library_version)
 
     def current(self, policy: str) -> Artefact | None:
-        """The artefact in use; None if there is none yet, `BadArtefact` if it is damaged (the caller refits)."""
+        """Return the artefact in use, or None; raises `BadArtefact` if it is damaged (the caller refits)."""
         pointer = self._home(policy) / CURRENT
         try:
             name = pointer.read_bytes().decode("utf-8", "replace")
@@ -123,11 +125,11 @@ class ArtefactStore:
 
     def _home(self, policy: str) -> Path:
         if not _NAME.fullmatch(policy):
-            raise ValueError(f"{policy!r} is not a policy name: letters, digits, '.', '_' and '-', at most 100")
+            raise ValueError(f"{policy!r} is not a policy name: up to 100 letters, digits, '.', '_' and '-'")
         return self._root / policy
 
     def _versions(self, home: Path) -> list[Path]:
-        """Version folders, oldest first."""
+        """Return the version folders, oldest first."""
         return sorted((p for p in home.iterdir() if p.is_dir() and _number(p)), key=_number)
 
     def _prune(self, home: Path, keep: Path) -> None:
@@ -137,7 +139,7 @@ class ArtefactStore:
 
 
 def code_version() -> str:
-    """Version of this distribution, as provenance."""
+    """Return the version of this distribution, which artefacts record."""
     try:
         return version("moergate")
     except PackageNotFoundError:
@@ -169,7 +171,14 @@ def _write(path: Path, content: bytes) -> None:
         flush(file)
 
 
-def check_router(artefact: Artefact, name: str) -> None:
-    """Raise `BadArtefact` unless router `name` fitted this artefact."""
-    if artefact.router != name:
-        raise BadArtefact(f"this artefact belongs to router {artefact.router!r}, not to {name!r}")
+@contextmanager
+def reading(artefact: Artefact, router: str) -> Iterator[None]:
+    """Report whatever is missing or invalid in an artefact of `router` as `BadArtefact`."""
+    if artefact.router != router:
+        raise BadArtefact(f"this artefact belongs to router {artefact.router!r}, not to {router!r}")
+    try:
+        yield
+    except KeyError as error:
+        raise BadArtefact(f"the {router} artefact lacks {error}") from error
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        raise BadArtefact(f"the {router} artefact is invalid: {error}") from error

@@ -1,6 +1,6 @@
-"""The router seam: what a router is asked, what it answers, and how it is fitted.
+"""The router seam: queries, decisions, the data that routers are fitted to, and the router protocol.
 
-A routing method is one class in one file of this package::
+A routing method is one class in one file of `routers.methods`, or of another distribution::
 
     class MyRouter:
         card: ClassVar[MethodCard] = MethodCard(...)
@@ -15,8 +15,8 @@ A routing method is one class in one file of this package::
         def route(self, query) -> Decision: ...
 
 `fit` may take minutes and runs in a worker thread. `route` is on the hot path: synchronous, pure, no I/O, thread-safe
-(it must not write to ``self``). Everything a router keeps lies in its `Artefact`, so that a policy can be stored,
-verified, and swapped atomically. This module holds no algorithm.
+(it must not write to ``self``). Everything that a router keeps is in its `Artefact`, so a policy can be stored,
+verified and swapped atomically. This module contains no algorithm.
 """
 
 from __future__ import annotations
@@ -35,33 +35,39 @@ Vector = NDArray[np.float32]
 Matrix = NDArray[np.float32]
 """Shape (num_rows, dim), float32, rows of unit length unless said otherwise."""
 
+Floats = NDArray[np.float64]
+"""Any shape, float64."""
+
+MAX_EXPERTS = 64
+"""Experts that one decision can use: as many as a recipe can hold."""
+
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all). An exception that it raises ends the fit."""
 
 
 def no_progress(_done: int, _total: int) -> None:
-    """Report nothing; the default of every fitter."""
+    """Report nothing; the default of `routers.fitting.fit_policy`."""
 
 
 BASE = "base"
-"""The base among the models of a table, where experts go by their ids."""
+"""Name of the base among the models of a table, where experts have their ids."""
 
 
 def name_of(expert_id: str) -> str:
-    """An expert's name, without its version."""
+    """Return an expert's name, without its version."""
     return expert_id.rpartition("@")[0] or expert_id
 
 
-# -- what a router is asked ---------------------------------------------------------------------------------------
+# -- queries ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class TaskWindow:
-    """The last prompts that a caller sent under one ``task_id``, the present one last.
+    """The last prompts that a caller sent with one ``task_id``; the current one is the last.
 
     Attributes:
-        texts: Their views, shape (t,).
-        embeddings: Shape (t, dim).
+        texts: Views of the prompts, t of them.
+        embeddings: Embeddings of the views, shape (t, dim).
     """
 
     texts: tuple[str, ...]
@@ -77,13 +83,13 @@ class RouteQuery:
         embedding: The view's embedding, or None for methods whose card says ``needs_embedding=False``.
         candidates: Ids (``name@sha8``) of the experts that this caller may use; None means all of them. A router
             must never return, score or quote an expert outside this set.
-        task_id: The request's own ``task_id``: what the caller says that this prompt belongs to.
-        parts: For methods whose card says ``reads_parts``: embeddings of the prompt's `routers.text.segments.parts_of`,
-            shape (4, dim).
-        window: For methods whose card says ``reads_task``: the task's last prompts; None without a ``task_id``.
-        preference: The request's own ``preference``: how much each expert, by name, is wanted; weights are positive.
-        threshold: What the caller wrote behind the policy's name (``policy:0.3``).
-        answer: For methods whose card says ``asks_base``: what the base answered to `question`.
+        task_id: The request's ``task_id``, by which the caller says which task the prompt belongs to.
+        window: The task's last prompts, for methods whose card says ``reads_task``; None without a ``task_id``.
+        preference: The request's ``preference``, a positive weight for each wanted expert, by name.
+        threshold: Threshold that the caller appended to the policy's name (``policy:0.3``).
+        answer: The base's answer to `question`, for methods whose card says ``asks_base``.
+        parts: Embeddings of the prompt's `routers.text.segments.parts_of`, shape (4, dim), for methods whose card says
+            ``reads_parts``.
     """
 
     text: str
@@ -97,16 +103,16 @@ class RouteQuery:
     parts: Matrix | None = None
 
     def allows(self, expert_id: str) -> bool:
-        """Whether the caller may use this expert."""
+        """Return whether the caller may use this expert."""
         return self.candidates is None or expert_id in self.candidates
 
 
-# -- what a router answers ----------------------------------------------------------------------------------------
+# -- decisions ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedExpert:
-    """An expert that the decision uses, with its share. Weights of a decision need not sum to one."""
+    """An expert that the decision uses, with its weight. The weights of a decision need not sum to one."""
 
     expert_id: str
     weight: float = 1.0
@@ -114,14 +120,14 @@ class WeightedExpert:
 
 @dataclass(frozen=True, slots=True)
 class GateChoice:
-    """The decision's experts are weighted per token and layer inside the model, by a gate of the recipe language.
+    """A gate of the recipe language, which weights the decision's experts per token and layer inside the model.
 
     Attributes:
-        kind: Name of the gate, for example ``arrow``; ``fixed`` takes the decision's own weights, which only the
-            aggregation ``ab`` makes another thing than a mix.
-        k: Experts that a token may use in a layer; None for the gate's default.
-        temperature: Of the softmax over their scores.
-        aggregation: Of the experts' outputs, or of their A and their B each (``ab``).
+        kind: Name of the gate, for example ``arrow``. ``fixed`` uses the decision's own weights; it differs from a mix
+            only with the aggregation ``ab``.
+        k: Number of experts that a token may use in a layer; None for the gate's default.
+        temperature: Temperature of the softmax over the experts' scores.
+        aggregation: ``output`` combines the experts' outputs, ``ab`` their A and their B matrices separately.
     """
 
     kind: str
@@ -132,7 +138,7 @@ class GateChoice:
 
 @dataclass(frozen=True, slots=True)
 class ScoredExpert:
-    """A candidate as the router saw it; the scale of `score` is the router's own, larger is better."""
+    """A candidate with its score, on the router's own scale; larger is better."""
 
     expert_id: str
     score: float
@@ -140,7 +146,7 @@ class ScoredExpert:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """An example prompt that spoke for an expert; `similarity` is a cosine."""
+    """An example prompt that counted for an expert; `similarity` is a cosine."""
 
     expert_id: str
     example: str
@@ -152,12 +158,12 @@ class Decision:
     """A router's answer.
 
     Attributes:
-        experts: What to execute: empty to abstain (the base answers), one for a single expert, more for a mix or gate.
-        confidence: In [0, 1]: the router's own estimate that its first choice is right.
-        candidates: Every candidate it scored, best first (bounded by the router's config).
-        neighbours: The nearest examples, best first, where the method has any.
+        experts: Experts to execute; none to abstain (the base answers), several for a mix or a gate.
+        confidence: The router's estimate, in [0, 1], that its first choice is right.
+        candidates: Scored candidates, best first, up to the limit of the router's options.
+        neighbours: The nearest examples, best first, if the method has any.
         reason: One sentence for people.
-        gate: How several experts are weighted, if not by their own weights in a mix.
+        gate: Gate that weights several experts; None for a mix by their own weights.
     """
 
     experts: tuple[WeightedExpert, ...]
@@ -173,12 +179,12 @@ class Decision:
         return not self.experts
 
 
-# -- what a router learns from ------------------------------------------------------------------------------------
+# -- data to fit to ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class LibraryExpert:
-    """An expert as routers see it: its id, its card's text, its example prompts."""
+    """An expert as routers see it: its id, the text of its card, and its example prompts."""
 
     expert_id: str
     description: str = ""
@@ -194,10 +200,12 @@ class LibraryExpert:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A prompt with the answer that is wanted, for methods that adapt to a task or learn from scores.
+    """A prompt with the wanted answer, for methods that adapt to a task or learn from scores.
 
     Attributes:
-        task: Which task it belongs to; in-library tasks bear the name of their expert.
+        prompt: The prompt.
+        answer: The wanted answer.
+        task: Task that the prompt belongs to; in-library tasks have the name of their expert.
         metric: Name of the metric that compares an answer with `answer` (`routers.evaluation.answer_metrics`).
     """
 
@@ -209,17 +217,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTable:
-    """How well the base and every expert answered labelled prompts: n prompts, M models.
+    """Scores of the base and of every expert on labelled prompts: n prompts, M models.
 
     Attributes:
-        models: ``base`` first, then ids of experts, shape (M,).
-        samples: The prompts, shape (n,).
-        embeddings: Of the prompts, shape (n, dim).
-        scores: The metric's value in [0, 1], larger is better, shape (n, M); NaN where it is not known.
-        losses: Mean cross-entropy of the wanted answer, nats a token, shape (n, M); NaN where it is not known.
-        prompt_losses: The same of the prompt itself, shape (n, M).
+        models: ``base`` first, then ids of experts, M of them.
+        samples: The prompts with their wanted answers, n of them.
+        embeddings: Embeddings of the prompts, shape (n, dim).
+        scores: The metric's value in [0, 1], larger is better, shape (n, M); NaN if unknown.
+        losses: Mean cross-entropy of the wanted answer, nats per token, shape (n, M); NaN if unknown.
+        prompt_losses: Mean cross-entropy of the prompt, nats per token, shape (n, M); NaN if unknown.
         entropies: Mean entropy of the next-token distribution over the prompt, nats, shape (n, M), a lower bound from
-            the most likely tokens; NaN where it is not known.
+            the most probable tokens; NaN if unknown.
     """
 
     models: tuple[str, ...]
@@ -232,15 +240,15 @@ class ScoreTable:
 
 
 class Losses(Protocol):
-    """The engine, as fitters see it that search for weights."""
+    """The engine as seen by fitters that search for weights."""
 
     def __call__(
         self, weights: Mapping[str, float], samples: Sequence[Sample], formula: Literal["exact", "ab"] = "exact"
     ) -> NDArray[np.float64]:
-        """Mean cross-entropy of each sample's answer, nats a token, shape (n,), under experts merged with `weights`.
+        """Return the mean cross-entropy of each sample's answer, nats per token, shape (n,), under the merged experts.
 
-        ``exact`` is the weighted sum of their updates, ``ab`` sums their A and their B each with the weights.
-        Blocking; for worker threads. Weights may be negative.
+        ``exact`` merges by the weighted sum of the experts' updates, ``ab`` by the weighted sums of their A and of
+        their B matrices. Blocking; for worker threads. Weights may be negative.
         """
         ...
 
@@ -251,17 +259,17 @@ class FitData:
 
     Attributes:
         experts: All active experts, sorted by id.
-        embeddings: For each expert id, shape (num_examples, dim), rows in the order of ``examples``.
-        embedder: Name of the embedder, part of every artefact's provenance.
+        embeddings: Embeddings by expert id, shape (num_examples, dim), rows in the order of ``examples``.
+        embedder: Name of the embedder, which every artefact records.
         version: Content hash of experts, examples and embedder: equal versions are equal data.
-        bare: As `embeddings`, of the examples without their template (`routers.text.templates`); an expert that is
-            missing counts as having none to leave out.
+        bare: Embeddings of the examples without their template (`routers.text.templates`), by expert id; a missing
+            expert has no templates.
         scores: The table that ``moergate score`` filled, if there is one.
         samples: Labelled prompts that were given for this policy (``moergate fit --data``).
-        losses: The engine, for methods that search for weights; None where there is none.
-        embed: The embedder, for methods that embed texts of their own; blocking, for worker threads.
-        previous: The policy's router in service when it only follows its library: what a small change cannot have
-            moved may be taken from it. It was fitted with the same embedder. None if somebody asked for a fit.
+        losses: The engine, for methods that search for weights; None if there is none.
+        embed: The embedder, for methods that embed further texts; blocking, for worker threads.
+        previous: The policy's router in service, fitted with the same embedder, if the policy follows its library. A
+            method may reuse from it what a small change of the library cannot affect. None if a fit was requested.
     """
 
     experts: tuple[LibraryExpert, ...]
@@ -278,9 +286,9 @@ class FitData:
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """What a router has fitted: arrays and plain JSON data, nothing executable.
+    """The result of a fit: arrays and plain JSON data, nothing executable.
 
-    `arrays` hold numbers only (any shape and dtype that safetensors can store), `data` JSON values only.
+    `arrays` contains only numbers (any shape and dtype that safetensors can store), `data` only JSON values.
     """
 
     router: str
@@ -290,22 +298,26 @@ class Artefact:
     embedder: str
 
 
-# -- the method's card and the seam itself ------------------------------------------------------------------------
+# -- the method's card and the protocol ---------------------------------------------------------------------------
 
 
 Need = Literal["examples", "descriptions", "scores", "losses", "samples", "engine"]
-"""What a method cannot be fitted without."""
+"""Data that a method cannot be fitted without."""
+
+
+Standing = Literal["recommended", "comparison", "baseline"]
+"""Whether a method is recommended, kept for comparison, or a baseline that others must beat."""
 
 
 class RouterConfig(BaseModel):
-    """Base of every router's options: unknown keys are refused, values are immutable."""
+    """Base class of every router's options: unknown keys are rejected, values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True, slots=True)
 class MethodCard:
-    """What a method is, in the nine design choices of the survey of model MoErging (Yadav et al., 2024), and its needs.
+    """A method in the nine design choices of the survey of model MoErging (Yadav et al., 2024), and what it needs.
 
     Attributes:
         needs: What `fit` requires (`server.policies.method_cards` names the command that supplies each).
@@ -313,10 +325,12 @@ class MethodCard:
         embedder: ``base`` for methods on the base model's own hidden states; empty for the gateway's embedder.
         reads_task: Whether `route` reads ``query.window``.
         reads_parts: Whether `route` reads ``query.parts``.
-        asks_base: Whether `route` wants the base's answer to `question` first (`AsksBase`).
-        may_read_scores: Whether `fit` uses the table of scores under some option, without needing it under all.
+        asks_base: Whether `route` needs the base's answer to `question` first (`AsksBase`).
+        may_read_scores: Whether `fit` uses the table of scores with some options but does not always need it.
         refit: ``cheap`` methods are refitted whenever the library changes; others are marked stale.
         cost: Cost per request, in words.
+        differences: Differences from the paper, in words.
+        standing: Whether this project recommends the method, keeps it for comparison, or has it as a baseline.
     """
 
     name: str
@@ -341,6 +355,7 @@ class MethodCard:
     refit: Literal["cheap", "costly"] = "cheap"
     cost: str = ""
     differences: Sequence[str] = field(default_factory=tuple)
+    standing: Standing = "comparison"
 
     @property
     def reads_scores(self) -> bool:
@@ -350,7 +365,7 @@ class MethodCard:
 
 @runtime_checkable
 class Router(Protocol):
-    """A routing method; see the module's docstring for the contract and tests/contract for what is checked."""
+    """A routing method. tests/contract checks the contract that the module's docstring describes."""
 
     card: ClassVar[MethodCard]
     config_class: ClassVar[type[RouterConfig]]
@@ -362,7 +377,7 @@ class Router(Protocol):
 
     @classmethod
     def load(cls, config: Any, artefact: Artefact) -> Router:
-        """Build a router that is ready to route from what `fit` returned."""
+        """Build a router from an artefact of `fit`; raises `BadArtefact`."""
         ...
 
     def route(self, query: RouteQuery) -> Decision:
@@ -372,11 +387,11 @@ class Router(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the base is asked before a decision; its answer is one of the choices.
+    """A question to the base before a decision; the answer is one of the choices.
 
     Attributes:
         prompt: The user message.
-        choices: What it may answer (constrained decoding), at least one.
+        choices: Answers that constrained decoding allows, at least one.
     """
 
     prompt: str
@@ -385,8 +400,8 @@ class Question:
 
 @runtime_checkable
 class AsksBase(Protocol):
-    """What a router has besides, if its card says ``asks_base``."""
+    """The additional method of a router whose card says ``asks_base``."""
 
     def question(self, query: RouteQuery) -> Question | None:
-        """What to ask, or None if `route` needs no answer; synchronous, pure, thread-safe."""
+        """Return the question, or None if `route` does not need an answer; synchronous, pure, thread-safe."""
         ...

@@ -1,7 +1,7 @@
-"""Router names to router classes, lazily: nothing is imported before it is asked for.
+"""From router names to router classes, imported on demand.
 
-A router is an entry point of the group `moergate.routers`, `name = "module:Class"`. Built-in ones are declared in this
-distribution's pyproject.toml and take the same way as third parties'.
+A router is an entry point of the group `moergate.routers`, `name = "module:Class"`. This distribution declares its own
+routers in pyproject.toml in the same way as third parties do.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ GROUP = "moergate.routers"
 
 
 def router_names() -> tuple[str, ...]:
-    """Names of all registered routers, sorted; imports none of them."""
+    """Return the names of all registered routers, sorted; imports none of them."""
     return tuple(sorted({entry.name for entry in entry_points(group=GROUP)}))
 
 
 @cache
 def router_class(name: str) -> type[Router]:
-    """The class of that name, imported now; raises `UnknownRouter` or `BadRouter`.
+    """Import and return the class of that name; raises `UnknownRouter` or `BadRouter`.
 
-    What was found is kept for the process (`router_class.cache_clear` forgets it), for looking through the entry points
-    of all distributions takes ten milliseconds and more; what failed is looked for again.
+    Results are cached for the process (`router_class.cache_clear` empties the cache), because searching the entry
+    points of all distributions takes at least ten milliseconds. Failures are not cached.
     """
     found = list(entry_points(group=GROUP, name=name))
     if not found:
@@ -49,7 +49,7 @@ def router_class(name: str) -> type[Router]:
 
 
 def make_config(name: str, options: Mapping[str, Any]) -> RouterConfig:
-    """The options of a router as its config; raises `BadRouterConfig` that names the option and what is allowed."""
+    """Validate a router's options; raises `BadRouterConfig` with the option and the allowed values."""
     config_class = router_class(name).config_class
     try:
         return config_class.model_validate(dict(options))
@@ -65,7 +65,7 @@ def _explain(where: tuple[int | str, ...], kind: str, message: str) -> str:
 
 
 def _misfit(loaded: Any) -> str:
-    """What a class lacks to be a router, in words; empty if it fits."""
+    """Say what a class lacks to be a router; empty if it is one."""
     if not isinstance(loaded, type):
         return f"it is not a class but {type(loaded).__name__}"
     if not isinstance(getattr(loaded, "card", None), MethodCard):

@@ -1,7 +1,7 @@
 """The embedder seam: a synchronous `Encoder` (a model) and an asynchronous `Embedder` (what the gateway awaits).
 
-`BatchingEmbedder` turns the one into the other. Both give unit rows, so that a dot product is a cosine.
-This module holds no model and imports none.
+`BatchingEmbedder` turns the one into the other. Both return unit rows, so a dot product is a cosine.
+This module contains no model and imports none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Encoder(Protocol):
     dim: int
 
     def encode(self, texts: Sequence[str]) -> Matrix:
-        """Shape (len(texts), dim), float32, rows of unit length in the order of `texts`."""
+        """Embed the texts: shape (len(texts), dim), float32, unit rows in the order of `texts`."""
         ...
 
     def close(self) -> None:
@@ -38,18 +38,18 @@ class Embedder(Protocol):
     dim: int
 
     def cached(self, text: str) -> Vector | None:
-        """The embedding of a text that is in the cache, at once; else None."""
+        """Return the embedding of a text if it is in the cache, else None; does not wait."""
         ...
 
     async def embed(self, texts: Sequence[str], *, bulk: bool | None = None) -> Matrix:
-        """As `Encoder.encode`, without blocking the loop; raises `EmbedderBusy` when its queue is full.
+        """Embed the texts without blocking the event loop; raises `EmbedderBusy` when the queue is full.
 
-        `bulk` texts, those of a library, wait for those of callers and are not kept in the cache.
+        `bulk` texts, those of a library, are embedded after those of requests and are not cached.
         """
         ...
 
     async def close(self) -> None:
-        """Refuse new work, fail what waits, free the encoder."""
+        """Refuse new work, fail the waiting calls, and free the encoder."""
         ...
 
 
@@ -65,5 +65,5 @@ def unit_rows(rows: Matrix) -> Matrix:
 
 
 def clean_text(text: str) -> str:
-    """The text with lone surrogates (JSON allows them, UTF-8 does not) replaced by question marks."""
+    """Replace lone surrogates, which JSON allows and UTF-8 does not, by question marks."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

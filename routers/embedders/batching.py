@@ -1,12 +1,12 @@
 """`BatchingEmbedder`: an encoder behind the event loop, with micro-batches, a cache and a bounded queue.
 
-One worker thread runs the encoder. An idle worker starts at once on whatever is there; what arrives while it is busy
-forms the next batch, so nobody waits for company. Calls with many texts (a library being fitted) are bulk: they are cut
-into small batches and every interactive text goes before them. All state belongs to the event loop's thread; only
-`encode` runs elsewhere.
+One worker thread runs the encoder. An idle worker starts at once with the texts that are waiting; texts that arrive
+while it is busy form the next batch, so no text waits for a batch to fill. Calls with many texts (a library being
+fitted) are bulk: they are cut into small batches, and every interactive text goes first. All state belongs to the event
+loop's thread; only `encode` runs elsewhere.
 
-Equal texts under way are computed once. A caller that gives up takes nothing from the others that wait for the same
-text; a text for which nobody waits any more is not computed. An encoder's error reaches the callers of that batch only.
+Equal texts that are waiting are computed once. A caller that gives up does not affect others that wait for the same
+text, and a text that no caller waits for is not computed. An encoder's error reaches only the callers of that batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MAX_KEY_CHARS = 512
 
 @dataclass(slots=True)
 class EmbedderStats:
-    """Running totals for metrics; `batch_sizes` counts batches by how many texts they held."""
+    """Running totals for metrics; `batch_sizes` counts batches by their number of texts."""
 
     hits: int = 0
     misses: int = 0
@@ -43,7 +43,7 @@ class EmbedderStats:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One text under way."""
+    """A text that is waiting or being computed."""
 
     text: str
     key: str | bytes
@@ -54,7 +54,7 @@ class _Job:
 
 
 class BatchingEmbedder:
-    """Makes an `Embedder` of an `Encoder`, which it owns and closes."""
+    """An `Embedder` around an `Encoder`, which it owns and closes."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class BatchingEmbedder:
         cache_entries: int = 8192,
         max_queue: int = 1024,
     ) -> None:
-        """`max_queue` bounds waiting interactive texts; beyond it `embed` raises `EmbedderBusy`."""
+        """Take the encoder; with more than `max_queue` waiting interactive texts `embed` raises `EmbedderBusy`."""
         self.name = encoder.name
         self.dim = encoder.dim
         self.stats = EmbedderStats()
@@ -82,13 +82,8 @@ class BatchingEmbedder:
         self._running: asyncio.Future[Matrix] | None = None
         self._closed = False
 
-    @property
-    def queue_depth(self) -> int:
-        """Interactive texts that wait for the worker."""
-        return len(self._interactive)
-
     def cached(self, text: str) -> Vector | None:
-        """The text's vector if it is in the cache, in about a microsecond; for the hot path, on the loop's thread."""
+        """Return the text's vector if it is in the cache, in about a microsecond; call it on the loop's thread."""
         key = _key(text)
         found = self._cache.get(key)
         if found is not None:
@@ -97,7 +92,7 @@ class BatchingEmbedder:
         return found
 
     async def embed(self, texts: Sequence[str], *, bulk: bool | None = None) -> Matrix:
-        """Shape (len(texts), dim), unit rows; more than `max_batch` texts are bulk unless said otherwise.
+        """Return unit rows, shape (len(texts), dim); more than `max_batch` texts are bulk unless `bulk` is given.
 
         Raises `EmbedderBusy` if the queue is full, `EmbedderError` if the encoder fails or this is closed.
         """
@@ -114,7 +109,7 @@ class BatchingEmbedder:
         return np.array(rows, dtype=np.float32).reshape(len(texts), self.dim)
 
     async def close(self) -> None:
-        """Refuse new texts, fail the waiting ones, let the running batch end, close the encoder."""
+        """Refuse new texts, fail the waiting ones, let the running batch finish, and close the encoder."""
         if self._closed:
             return
         self._closed = True
@@ -129,12 +124,12 @@ class BatchingEmbedder:
     # -- the queue ------------------------------------------------------------------------------------------------
 
     def _enqueue(self, texts: Sequence[str], is_bulk: bool) -> dict[str, _Job]:
-        """A job for each distinct text, old or new; all or nothing."""
+        """Return a job for each distinct text, existing or new; enqueues all of them or none."""
         distinct = {text: _key(text) for text in texts}
         num_new = sum(key not in self._jobs for key in distinct.values())
         if not is_bulk and num_new and len(self._interactive) + num_new > self._max_queue:
             self.stats.refused += 1
-            raise EmbedderBusy(f"{len(self._interactive)} texts wait for the embedder", "try again in a moment")
+            raise EmbedderBusy(f"{len(self._interactive)} texts are waiting for the embedder", "try again in a moment")
         jobs = {}
         for text in sorted(distinct, key=len):
             key = distinct[text]
@@ -146,7 +141,7 @@ class BatchingEmbedder:
                 (self._bulk if is_bulk else self._interactive).append(job)
             else:
                 self.stats.joined += 1
-                if not is_bulk and not job.keep:  # it waits among the bulk: let it wait here, too
+                if not is_bulk and not job.keep:  # it waits as bulk: enqueue it as interactive too
                     job.keep = True
                     self._interactive.append(job)
             jobs[text] = job
@@ -217,11 +212,11 @@ class BatchingEmbedder:
         job.taken = True
         if not job.result.done():
             job.result.set_exception(error)
-            job.result.exception()  # seen: a batch whose callers have all gone is nobody's unhandled error
+            job.result.exception()  # retrieved, so that a batch without callers does not log an unhandled error
 
 
 def _take(queue: deque[_Job], max_batch: int) -> list[_Job]:
-    """The next jobs of a queue, marked as taken: at most `max_batch`, and few if they are long."""
+    """Take the next jobs of a queue: up to `max_batch`, fewer if they are long."""
     batch: list[_Job] = []
     num_chars = 0
     while queue and len(batch) < max_batch:
@@ -238,7 +233,7 @@ def _take(queue: deque[_Job], max_batch: int) -> list[_Job]:
 
 
 def _key(text: str) -> str | bytes:
-    """What stands for a text in the cache: itself, or its hash if it is long."""
+    """Return the cache key of a text: the text itself, or its hash if it is long."""
     if len(text) <= _MAX_KEY_CHARS:
         return text
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32).digest()

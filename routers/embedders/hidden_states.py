@@ -1,10 +1,10 @@
-"""The base model's own view of a prompt: the mean of its hidden states over the prompt's tokens, at one layer.
+"""An encoder made of the base model: the mean of its hidden states over the prompt's tokens, at one layer.
 
     h(x) = mean over tokens t of H_layer(x)_t,  scaled to unit length
 
-For methods that route by what the base makes of a prompt (Dynamic Adapter Merging, Twin-Merging). The model is loaded
-a second time, in this process, up to that layer only: vLLM generates or pools, not both. Needs torch and transformers,
-imported when an encoder is made. Long prompts are cut to `MAX_TOKENS`.
+Methods that route by the base's representation of a prompt need it (Dynamic Adapter Merging, Twin-Merging). vLLM either
+generates or pools, so this process loads the model a second time, up to that layer. torch and transformers are imported
+when an encoder is made. Long prompts are cut to `MAX_TOKENS`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_TOKENS = 512
 
 
 class HiddenStateEncoder:
-    """A causal language model without its last layer, read as a sentence encoder."""
+    """A causal language model without its last layers, used as a sentence encoder."""
 
     def __init__(self, model: str | Path, *, layer: int = -2, device: str | None = None) -> None:
         """Load `model`, a folder or hub name; `layer` counts as ``hidden_states`` does. Raises `EmbedderError`."""
@@ -36,7 +36,7 @@ class HiddenStateEncoder:
             hide_unusable_packages()
             transformers: Any = importlib.import_module("transformers")
         except ImportError as error:
-            fix = "pip install torch transformers, or choose a router that needs no hidden states"
+            fix = "pip install torch transformers, or choose a router that does not need hidden states"
             raise EmbedderError("hidden states of the base need torch and transformers", fix) from error
         try:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(model))
@@ -49,12 +49,12 @@ class HiddenStateEncoder:
             raise EmbedderError(f"{model} has no hidden states at layer {layer}", f"choose 1 to {num_layers}")
         self._model.eval().to(device or "cpu")
         if device in (None, "cpu"):
-            self._torch.set_num_threads(1)  # short texts: two threads that wait for each other were ten times slower
+            self._torch.set_num_threads(1)  # on short texts two threads were ten times slower, waiting for each other
         self.name = f"hidden-states-{self._layer}:{Path(str(model)).name}{_content_of(Path(str(model)))}"
         self.dim = int(self._model.config.hidden_size)
 
     def encode(self, texts: Sequence[str]) -> Matrix:
-        """Shape (len(texts), dim), unit rows; one text at a time, so that no padding counts."""
+        """Return unit rows, shape (len(texts), dim); texts run one at a time, so that padding does not count."""
         if self._model is None:
             raise EmbedderError("this encoder is closed")
         rows = np.zeros((len(texts), self.dim), np.float32)
@@ -72,7 +72,7 @@ class HiddenStateEncoder:
 
 
 def _content_of(folder: Path) -> str:
-    """A mark of the model in a folder, since its vectors are kept by name; nothing for a name on a hub."""
+    """Return a hash of the model in a folder, because vectors are stored by name; empty for a name on a hub."""
     if not folder.is_dir():
         return ""
     digest = hashlib.sha256()

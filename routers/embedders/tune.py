@@ -1,20 +1,20 @@
-"""Fine-tune a sentence encoder on a library: prompts of one expert near each other, those of others far away.
+"""Fine-tuning of a sentence encoder on a library, so that prompts of one expert are near each other.
 
-This is how LoraRetriever gets its retriever (Zhao et al. 2024, arXiv:2402.09997): InfoNCE on a share of the experts,
-two fifths in the paper; the others are met only when they are retrieved. With a batch of n pairs (x_i, y_i), each pair
-two prompts of one expert e_i, and u(·) the encoder's unit vector,
+LoraRetriever trains its retriever this way (Zhao et al., 2024, arXiv:2402.09997): InfoNCE on a share of the experts,
+two fifths in the paper; the others are only retrieved. In a batch of n pairs (x_i, y_i), each pair is two prompts of
+one expert e_i, and u(·) is the encoder's unit vector:
 
     loss = -1/n Σ_i log( exp(u(x_i)·u(y_i) / τ) / Σ_{j = i or e_j ≠ e_i} exp(u(x_i)·u(y_j) / τ) )
 
-The experts take turns in a batch, so that up to as many pairs as there are experts each has one; where an expert has
-several, they are no negatives of each other. The authors tune INSTRUCTOR with an instruction in front of each prompt;
-here it is any model that sentence-transformers opens, without instruction. And half of the prompts are shown without
-their expert's template (`routers.text.templates`), which by itself would tell the experts apart: the encoder would
-learn the template's words and lose those of people who write their own.
+The experts take turns in a batch. An expert has several pairs only if there are more pairs than experts, and these are
+not negatives of each other. The authors tune INSTRUCTOR with an instruction before each prompt; here it is any model
+that sentence-transformers opens, without an instruction. Half of the prompts are shown without their expert's template
+(`routers.text.templates`). The template alone distinguishes the experts, so an encoder that always saw it would learn
+its words and ignore the words of people who do not use it.
 
-What is written is a sentence-transformers folder, whole or not at all, which `make_encoder` opens, and in it
-`tune.json` with the report. Needs torch and sentence-transformers, imported when something is tuned. A seed gives the
-same weights again on the same machine and number of threads. Cost: a step embeds 2n prompts and goes back through them.
+The result is a sentence-transformers folder, written whole or not at all, which `make_encoder` opens. It contains the
+report, `tune.json`. torch and sentence-transformers are imported when something is tuned. A seed reproduces the weights
+on the same machine with the same number of threads. Cost: a step embeds 2n prompts and propagates back through them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from routers.errors import EmbedderError
 from routers.text.templates import bare_texts
 
 NUM_EXAMPLES = 20
-"""Examples of an expert whose mean stands for it, as in `lora_retriever`."""
+"""Number of examples in the mean that represents an expert, as in `lora_retriever`."""
 
 _MAX_LEFT_OUT = 20
 _NUM_LOSS_BATCHES = 8
@@ -51,27 +51,27 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class TuneConfig:
-    """How to tune; the share is the paper's."""
+    """Options of the tuning; the share is the paper's."""
 
     share: float = 0.4
-    """Of the experts that are trained on, chosen by the seed; at least two of them."""
+    """Share of the experts that are trained on, chosen by the seed; at least two experts."""
     steps: int = 200
     num_pairs: int = 16
-    """Pairs in a batch."""
+    """Number of pairs in a batch."""
     learning_rate: float = 2e-5
     temperature: float = 0.05
     bare_share: float = 0.5
-    """Of the prompts that are shown without their expert's template; 0 as in the paper."""
+    """Share of the prompts that are shown without their expert's template; the paper has 0."""
     max_tokens: int = 96
-    """What is beyond is not read while tuning; the finished encoder reads as far as before."""
+    """Length to which prompts are cut while tuning; the window of the finished encoder does not change."""
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Loss on pairs of trained experts, and the share of left-out examples that are nearest to their own expert's mean.
+    """The loss on pairs of trained experts, and how many held-out examples are nearest to their own expert's mean.
 
-    Accuracies are among all experts, and None where no examples were left out.
+    Accuracies are among all experts, and None if no examples were held out.
     """
 
     loss: float
@@ -81,7 +81,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class TuneReport:
-    """What was done and what it brought."""
+    """The options of a tuning and the measurements before and after it."""
 
     trained: tuple[str, ...]
     untrained: tuple[str, ...]
@@ -91,7 +91,7 @@ class TuneReport:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """By expert: examples that may be trained on, the same without template, and up to a fifth that are left out."""
+    """Each expert's examples for training, the same without template, and up to a fifth that is held out."""
 
     kept: dict[str, list[str]]
     bare: dict[str, tuple[str, ...]]
@@ -135,11 +135,11 @@ def tune_encoder(
     return report
 
 
-# -- what is learnt from ------------------------------------------------------------------------------------------
+# -- training data -----------------------------------------------------------------------------------------------
 
 
 def split_examples(examples: Mapping[str, Sequence[str]], config: TuneConfig) -> Split:
-    """Leave examples out for measuring, and choose the experts to train on; raises `EmbedderError`."""
+    """Hold out examples for measuring, and choose the experts to train on; raises `EmbedderError`."""
     rng = random.Random(config.seed)  # noqa: S311
     kept, left_out = {}, {}
     for expert in sorted(examples):
@@ -160,7 +160,7 @@ def split_examples(examples: Mapping[str, Sequence[str]], config: TuneConfig) ->
 
 
 def draw_pairs(split: Split, config: TuneConfig, rng: random.Random) -> tuple[list[Pair], list[int]]:
-    """Pairs of two examples of one expert, and each pair's expert by number; the trained experts take turns."""
+    """Draw pairs of two examples of one expert, with the expert's number; the trained experts take turns."""
     order = rng.sample(range(len(split.trained)), len(split.trained))
     owners = [order[number % len(order)] for number in range(config.num_pairs)]
 
@@ -179,7 +179,7 @@ def draw_pairs(split: Split, config: TuneConfig, rng: random.Random) -> tuple[li
 
 
 def info_nce(torch: Any, first: Any, second: Any, owners: Sequence[int], temperature: float) -> Any:
-    """The loss of the module's docstring: a scalar from two (n, dim) tensors of unit rows and the pairs' experts."""
+    """Compute the InfoNCE loss, a scalar, from two (n, dim) tensors of unit rows and the pairs' experts."""
     who = torch.tensor(list(owners), device=first.device)
     own = (who[:, None] == who[None, :]) & ~torch.eye(len(who), dtype=torch.bool, device=first.device)
     cosines = (first @ second.T).masked_fill(own, float("-inf"))
@@ -188,7 +188,7 @@ def info_nce(torch: Any, first: Any, second: Any, owners: Sequence[int], tempera
 
 def _loss(torch: Any, encoder: Any, split: Split, config: TuneConfig, rng: random.Random) -> Any:
     pairs, owners = draw_pairs(split, config, rng)
-    tokenize = getattr(encoder, "preprocess", None) or encoder.tokenize  # the latter until sentence-transformers 5
+    tokenize = getattr(encoder, "preprocess", None) or encoder.tokenize  # `tokenize` before sentence-transformers 5
     sides = []
     for texts in zip(*pairs, strict=True):
         tokens = {k: v.to(encoder.device) if hasattr(v, "to") else v for k, v in tokenize(list(texts)).items()}
@@ -197,7 +197,7 @@ def _loss(torch: Any, encoder: Any, split: Split, config: TuneConfig, rng: rando
 
 
 def _train(torch: Any, encoder: Any, split: Split, config: TuneConfig, stepped: Callable[[int], None]) -> None:
-    """AdamW; the rate climbs over the first tenth of the steps and then falls in a line to zero."""
+    """Train with AdamW; the rate rises over the first tenth of the steps and then falls linearly to zero."""
     rng = random.Random(config.seed)  # noqa: S311
     weights = [weight for weight in encoder.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=config.learning_rate)
@@ -208,7 +208,7 @@ def _train(torch: Any, encoder: Any, split: Split, config: TuneConfig, stepped: 
         optimiser.param_groups[0]["lr"] = config.learning_rate * rate
         loss = _loss(torch, encoder, split, config, rng)
         if not torch.isfinite(loss):
-            raise EmbedderError(f"the loss is no number any more at step {step + 1}", "take a lower learning rate")
+            raise EmbedderError(f"the loss is not finite at step {step + 1}", "use a lower learning rate")
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -217,11 +217,11 @@ def _train(torch: Any, encoder: Any, split: Split, config: TuneConfig, stepped: 
     encoder.eval()
 
 
-# -- what it brought ----------------------------------------------------------------------------------------------
+# -- measurement --------------------------------------------------------------------------------------------------
 
 
 def _measure(torch: Any, encoder: Any, split: Split, config: TuneConfig) -> Measured:
-    """The loss without dropout on the same few batches each time, and how well left-out examples find their expert."""
+    """Measure the loss without dropout on the same few batches, and how well held-out examples find their expert."""
     encoder.eval()
     rng = random.Random(config.seed + 1)  # noqa: S311
     with torch.inference_mode():
@@ -245,20 +245,20 @@ def _measure(torch: Any, encoder: Any, split: Split, config: TuneConfig) -> Meas
 
 def _check(config: TuneConfig) -> None:
     for holds, what in (
-        (0 < config.share <= 1, f"the share must lie above 0 and at most at 1, not {config.share}"),
+        (0 < config.share <= 1, f"the share must be above 0 and at most 1, not {config.share}"),
         (config.steps >= 1, f"there must be at least one step, not {config.steps}"),
         (config.num_pairs >= 2, f"a batch needs at least two pairs, not {config.num_pairs}"),
         (config.learning_rate > 0, f"the learning rate must be above 0, not {config.learning_rate}"),
         (config.temperature > 0, f"the temperature must be above 0, not {config.temperature}"),
-        (0 <= config.bare_share <= 1, f"the share of bare prompts must lie in [0, 1], not {config.bare_share}"),
-        (config.max_tokens >= 8, f"at least 8 tokens must be read, not {config.max_tokens}"),
+        (0 <= config.bare_share <= 1, f"the share of bare prompts must be in [0, 1], not {config.bare_share}"),
+        (config.max_tokens >= 8, f"max_tokens must be at least 8, not {config.max_tokens}"),
     ):
         if not holds:
             raise EmbedderError(what)
 
 
 def _packages() -> tuple[Any, Any]:
-    """The modules torch and sentence_transformers; raises `EmbedderError` if one is not installed."""
+    """Import torch and sentence_transformers; raises `EmbedderError` if one is not installed."""
     try:
         return importlib.import_module("torch"), importlib.import_module("sentence_transformers")
     except ImportError as error:
@@ -282,7 +282,7 @@ def _load(library: Any, model: str | Path) -> Any:
 
 
 class _new_folder:
-    """A temporary folder next to `out` that becomes `out` by `keep()`, and else goes when the block ends."""
+    """A temporary folder next to `out`; `keep()` renames it to `out`, otherwise it is removed when the block ends."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
@@ -298,7 +298,7 @@ class _new_folder:
         return self
 
     def keep(self) -> None:
-        """Flush every file to the disk and give the folder its name."""
+        """Flush every file to disk and rename the folder."""
         self._refuse_existing()
         try:
             publish_folder(self.path, self._out)
@@ -310,4 +310,4 @@ class _new_folder:
 
     def _refuse_existing(self) -> None:
         if os.path.lexists(self._out):
-            raise EmbedderError(f"{self._out} exists and is not overwritten", "choose another folder or remove it")
+            raise EmbedderError(f"{self._out} exists and will not be overwritten", "choose another folder or remove it")

@@ -1,13 +1,13 @@
-"""How good an answer is: metrics by name, each from (answer, wanted answer) to a number in [0, 1].
+"""Answer metrics by name, each a function from (answer, wanted answer) to a number in [0, 1].
 
-A metric is a function of the entry point group ``moergate.metrics``; the built-in ones take the same way:
+A metric is an entry point of the group ``moergate.metrics``, including the built-in ones:
 
-exact_match   1 if both are equal, apart from case and surrounding white space
+exact_match   1 if both are equal, ignoring case and surrounding white space
 rouge_l       F1 of the longest common subsequence of words (Lin, 2004), as the package rouge-score without stemming
-bleu          BLEU-4 of the sentence, smoothed as NIST does it, by sacrebleu with its own tokeniser
+bleu          BLEU-4 of the sentence with NIST smoothing, by sacrebleu with its default tokeniser
 f1            F1 of the bags of words, without articles and punctuation (SQuAD's definition)
-sql_match     1 if both are the same SQL apart from case outside of quotes, white space and a final semicolon
-none          always 0: nothing is known about what a good answer is
+sql_match     1 if both are the same SQL, ignoring case outside quotes, white space and a final semicolon
+none          always 0, for samples whose good answers are not known
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _SQL_PIECE = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|\w+|[^\w\s]")
 
 @cache
 def metric_names() -> tuple[str, ...]:
-    """Names of all metrics, sorted; imports none of them."""
+    """Return the names of all metrics, sorted; imports none of them."""
     return tuple(sorted({entry.name for entry in entry_points(group=GROUP)}))
 
 
 @cache
 def metric(name: str) -> Metric:
-    """The metric of that name; raises `UnknownMetric`."""
+    """Return the metric of that name; raises `UnknownMetric`."""
     for entry in entry_points(group=GROUP, name=name):
         found: Metric = entry.load()
         return found
@@ -45,26 +45,26 @@ def metric(name: str) -> Metric:
 
 
 def exact_match(answer: str, wanted: str) -> float:
-    """Equal after stripping and case folding."""
+    """Compare after stripping and case folding."""
     return float(answer.strip().casefold() == wanted.strip().casefold())
 
 
 def rouge_l(answer: str, wanted: str) -> float:
-    """2 P R / (P + R) with P and R the common subsequence's part of each text's words."""
+    """Return 2 P R / (P + R), where P and R are the common subsequence's share of each text's words."""
     ours, theirs = _ROUGE_WORD.findall(answer.lower()), _ROUGE_WORD.findall(wanted.lower())
     common = _longest_common(ours, theirs)
     return 2 * common / (len(ours) + len(theirs)) if common else 0.0
 
 
 def bleu(answer: str, wanted: str) -> float:
-    """Sentence BLEU, scaled from sacrebleu's hundred to one."""
+    """Return sentence BLEU, scaled from sacrebleu's 100 to 1."""
     from sacrebleu import sentence_bleu
 
     return float(sentence_bleu(answer, [wanted]).score) / 100
 
 
 def f1(answer: str, wanted: str) -> float:
-    """Harmonic mean of the precision and recall of words."""
+    """Return the harmonic mean of the precision and recall of words."""
     ours, theirs = Counter(_plain_words(answer)), Counter(_plain_words(wanted))
     if not ours or not theirs:
         return float(ours == theirs)
@@ -73,12 +73,12 @@ def f1(answer: str, wanted: str) -> float:
 
 
 def sql_match(answer: str, wanted: str) -> float:
-    """Equal piece by piece: words without case, quoted texts as they are."""
+    """Compare piece by piece: words without case, quoted texts exactly."""
     return float(_sql_pieces(answer) == _sql_pieces(wanted))
 
 
 def none(answer: str, wanted: str) -> float:
-    """Nothing is known."""
+    """Return 0."""
     return 0.0
 
 

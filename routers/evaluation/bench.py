@@ -1,11 +1,13 @@
-"""What routing costs on top of the embedding: ``python -m routers.evaluation.bench [--experts 12 100 10000] [--routers
-knn ...]``.
+"""Benchmark of routing without the embedding: ``python -m routers.evaluation.bench [--routers knn centroid]``.
 
-Libraries are synthetic: unit vectors around one random direction for each expert, and texts of its own templates with
-words of its own subject and common ones. Reported are the median and 99th percentile of one decision on one thread, the
-time of a fit, of a load, and of both together when one expert has come since (also as CPU time), how many texts that
-needed to embed besides the library's examples, the memory that the router holds, and how often the first candidate is
-the expert that the prompt is near.
+Libraries are synthetic: each expert has unit vectors around one random direction, and texts from its own templates with
+common words and words of its own subject. The table shows:
+
+* the median and 99th percentile of one decision on one thread;
+* the time of a fit, of a load, and of both together after one expert was added (also as CPU time);
+* how many texts that embedded in addition to the library's examples;
+* the memory that the router takes;
+* how often the first candidate is the expert that the prompt is near.
 """
 
 from __future__ import annotations
@@ -17,13 +19,12 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from routers.base import FitData, LibraryExpert, Matrix, RouteQuery, no_progress
 from routers.fitting import fit_data
+from routers.maths.unit_rows import to_unit
 from routers.registry import make_config, router_class
 
 DIM = 384
@@ -32,28 +33,28 @@ COMMON, VOCABULARY = 500, 30_000
 
 
 def library(num_experts: int, num_examples: int, seed: int = 0) -> tuple[FitData, Matrix]:
-    """A library, and the direction of each of its experts."""
+    """Make a library, and return the direction of each of its experts too."""
     rng = np.random.default_rng(seed)
-    directions = _unit(rng.normal(size=(num_experts, DIM)))
+    directions = to_unit(rng.normal(size=(num_experts, DIM)).astype(np.float32))
     embeddings, experts = {}, []
     for number, direction in enumerate(directions):
         expert = f"expert-{number:05d}@{number:08x}"
         noise = rng.normal(size=(num_examples, DIM)) / np.sqrt(DIM)
-        embeddings[expert] = _unit(direction + NOISE * noise)
+        embeddings[expert] = to_unit((direction + NOISE * noise).astype(np.float32))
         experts.append(LibraryExpert(expert, examples=_texts(num_examples, rng)))
     return replace(fit_data(experts, embeddings, "synthetic", version="synthetic"), embed=Encode()), directions
 
 
 class Encode:
-    """Stands for an embedder: rows that depend on the text alone, and a count of texts."""
+    """A stand-in for an embedder: its rows depend on the text alone, and it counts the texts."""
 
     def __init__(self) -> None:
         self.num = 0
 
     def __call__(self, texts: Sequence[str]) -> Matrix:
-        """Shape (len(texts), DIM), unit rows."""
+        """Return unit rows, shape (len(texts), DIM)."""
         self.num += len(texts)
-        return _unit(np.array([_noise(text) for text in texts], np.float32).reshape(len(texts), DIM))
+        return to_unit(np.array([_noise(text) for text in texts], np.float32).reshape(len(texts), DIM))
 
 
 @cache
@@ -62,7 +63,7 @@ def _noise(text: str) -> Matrix:
 
 
 def _texts(num: int, rng: np.random.Generator) -> tuple[str, ...]:
-    """Examples of one expert: an instruction before or after 5 to 30 words."""
+    """Make the examples of one expert: an instruction before or after 5 to 30 words."""
     subject = [_word(int(rank)) for rank in rng.integers(COMMON, VOCABULARY, 40)]
     templates = [" ".join(_word(int(rank)) for rank in rng.zipf(1.3, 8) % VOCABULARY) for _ in range(2)]
     texts = []
@@ -76,7 +77,7 @@ def _texts(num: int, rng: np.random.Generator) -> tuple[str, ...]:
 
 @cache
 def _word(rank: int) -> str:
-    """A made-up word, the longer the rarer."""
+    """Make a word; rarer words are longer."""
     syllables: list[str] = []
     while rank or not syllables:
         rank, place = divmod(rank, 75)
@@ -85,12 +86,12 @@ def _word(rank: int) -> str:
 
 
 def measure(name: str, grown: FitData, directions: Matrix, num_queries: int) -> str:
-    """One line of the table; the library has one expert more than are fitted first."""
+    """Measure one line of the table; the first fit leaves out the library's last expert."""
     data, directions = replace(grown, experts=grown.experts[:-1]), directions[:-1]
     rng = np.random.default_rng(1)
     asked = rng.integers(0, len(directions), num_queries)
     noise = rng.normal(size=(num_queries, DIM)) / np.sqrt(DIM)
-    queries = _unit(directions[asked] + NOISE * noise)
+    queries = to_unit((directions[asked] + NOISE * noise).astype(np.float32))
     config = make_config(name, {})
     started, before = time.perf_counter(), _resident_mib()
     artefact = router_class(name).fit(config, data, no_progress)
@@ -118,7 +119,9 @@ def measure(name: str, grown: FitData, directions: Matrix, num_queries: int) -> 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(prog="python -m routers.evaluation.bench", description="What routing costs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m routers.evaluation.bench", description="Measure what routing costs."
+    )
     parser.add_argument("--experts", type=int, nargs="+", default=[12, 100, 1000, 10_000])
     parser.add_argument("--examples", type=int, default=20)
     parser.add_argument("--routers", nargs="+", default=["knn", "centroid"])
@@ -137,10 +140,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _resident_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _unit(rows: NDArray[np.floating[Any]]) -> Matrix:
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
 if __name__ == "__main__":

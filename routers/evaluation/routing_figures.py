@@ -1,6 +1,6 @@
-"""How well a router does on labelled prompts: pure functions from decisions to figures.
+"""Figures of a router's quality on labelled prompts, computed from its decisions.
 
-A prompt without an expert (out of scope) has the label None; the right thing is then to abstain.
+A prompt without an expert (out of scope) has the label None; the right decision is then to abstain.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from routers.base import Decision, Matrix, RouteQuery, Router
 
 @dataclass(frozen=True, slots=True)
 class RoutingFigures:
-    """What came of a set of labelled prompts. Rates are in [0, 1], NaN where there was no prompt to count.
+    """Figures over a set of labelled prompts. Rates are in [0, 1], NaN if there was no prompt to count.
 
     Attributes:
-        top1_accuracy: Of the prompts with an expert, the part that was routed to it; abstaining counts as wrong.
-        ranking_accuracy: The part whose expert was ranked first, whether or not the router then abstained.
-        false_abstention_rate: The part of them on which the router abstained.
-        abstention_rate: Of the prompts without an expert, the part on which the router abstained.
+        num_in_library: Number of prompts with an expert.
+        num_out_of_scope: Number of prompts without an expert.
+        top1_accuracy: Share of the prompts with an expert that were routed to it; abstaining counts as wrong.
+        ranking_accuracy: Share of the prompts with an expert that ranked it first, even if the router abstained.
+        false_abstention_rate: Share of the prompts with an expert on which the router abstained.
+        abstention_rate: Share of the prompts without an expert on which the router abstained.
         auroc: Probability that a prompt with an expert gets a higher confidence than one without.
+        by_expert: Top-1 accuracy by expert.
     """
 
     num_in_library: int
@@ -37,13 +40,13 @@ class RoutingFigures:
 
 
 def decide(router: Router, prompts: Sequence[str], embeddings: Matrix) -> list[Decision]:
-    """The decision on each prompt; `embeddings` (n, dim) in the order of `prompts`."""
+    """Return the decision on each prompt; `embeddings` (n, dim) are in the order of `prompts`."""
     pairs = zip(prompts, embeddings, strict=True)
     return [router.route(RouteQuery(text=prompt, embedding=row)) for prompt, row in pairs]
 
 
 def evaluate(decisions: Sequence[Decision], labels: Sequence[str | None]) -> RoutingFigures:
-    """Figures of decisions whose right experts are `labels`."""
+    """Compute the figures of decisions whose right experts are `labels`."""
     pairs = list(zip(decisions, labels, strict=True))
     inside = [(decision, label) for decision, label in pairs if label is not None]
     outside = [decision for decision, label in pairs if label is None]
@@ -63,12 +66,12 @@ def evaluate(decisions: Sequence[Decision], labels: Sequence[str | None]) -> Rou
 
 
 def first_expert(decision: Decision) -> str | None:
-    """The expert with the largest weight, or None if the router abstained."""
+    """Return the expert with the largest weight, or None if the router abstained."""
     return max(decision.experts, key=lambda chosen: chosen.weight).expert_id if decision.experts else None
 
 
 def auroc(positives: Sequence[float], negatives: Sequence[float]) -> float:
-    """Area under the ROC curve, ties counting one half (Mann-Whitney U / (n m)); NaN if either is empty."""
+    """Return the area under the ROC curve, where ties count half (Mann-Whitney U / (n m)); NaN if either is empty."""
     if not len(positives) or not len(negatives):
         return float("nan")
     scores: NDArray[np.float64] = np.sort(np.asarray(negatives, np.float64))

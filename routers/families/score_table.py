@@ -1,10 +1,10 @@
-"""What routers share that learn from the table of scores: taking it apart, comparing experts with the base, explaining.
+"""Base of routers that learn from the table of scores: reading it, comparing experts with the base, explaining.
 
-A method says what it learns from the table and how it values every model for a prompt; the best one is chosen, and if
-that is the base, the router abstains::
+A method says what it learns from the table and how it values every model for a prompt. The best model is chosen; if it
+is the base, the router abstains::
 
     class ZooterRouter(TableRouter):
-        card = MethodCard(...)
+        card = replace(SCORE_TABLE_CARD, ...)
         config_class = ZooterConfig
 
         @classmethod
@@ -14,9 +14,9 @@ that is the base, the router abstains::
 
         def values(self, query, allowed) -> Values: ...
 
-Shapes: n labelled prompts, d dimensions, E experts, M = 1 + E models, the base first. An expert that the table does not
-know, because it was added later, is never chosen. A tie goes to the base, then to the model with the better mean score
-over the table, then to the name that comes first.
+Shapes: n labelled prompts, d dimensions, E experts, M = 1 + E models, the base first. An expert that is not in the
+table, because it was added later, is never chosen. A tie goes to the base, then to the model with the better mean score
+over the table, then to the first by name.
 """
 
 from __future__ import annotations
@@ -27,47 +27,44 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 from sklearn.cluster import KMeans
 
-from routers.artefacts import check_router
+from routers.artefacts import reading
 from routers.base import (
     BASE,
     Artefact,
     Decision,
     FitData,
+    Floats,
     Matrix,
     MethodCard,
     Progress,
     RouteQuery,
-    RouterConfig,
     ScoredExpert,
     WeightedExpert,
 )
-from routers.errors import BadArtefact, NotFittable
+from routers.errors import NotFittable
+from routers.families.options import CandidateOptions
 from routers.families.scoring import Learned
 
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 NUM_CLUSTERS = 16
 
 
-class TableConfig(RouterConfig):
-    """Options of every router that learns from the table."""
-
-    max_candidates: int = Field(10, ge=1, description="How many scored experts a decision lists.")
+class TableConfig(CandidateOptions):
+    """Options of every router that learns from the table of scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The table as far as it concerns today's library.
+    """The part of the table that concerns the current library.
 
     Attributes:
         experts: Ids of the library's experts that have a score, sorted, shape (E,).
-        embeddings: Of the prompts, shape (n, d).
-        scores: Shape (n, M), NaN where it is not known; column 0 is the base, all NaN if the table lacks it.
-        tasks: Of the prompts, shape (n,); empty where it is not known.
+        embeddings: Embeddings of the prompts, shape (n, d).
+        scores: Scores, shape (n, M); NaN if unknown. Column 0 is the base, all NaN if the table lacks it.
+        tasks: Task of each prompt, shape (n,); empty if unknown.
         texts: The prompts, shape (n,).
     """
 
@@ -83,19 +80,19 @@ class Scored:
         return np.isfinite(self.scores)
 
     def means(self) -> Floats:
-        """Mean known score of every model, shape (M,); NaN for a model without one."""
+        """Return the mean known score of every model, shape (M,); NaN for a model without one."""
         counts = self.known.sum(axis=0)
         sums = np.where(self.known, self.scores, 0.0).sum(axis=0)
         return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 class Values(NamedTuple):
-    """What a method makes of a prompt.
+    """How a method values the models for a prompt.
 
     Attributes:
-        scores: What models are compared by, larger is better, shape (M,); NaN where nothing can be said.
-        estimates: How likely each is right, clipped to [0, 1] as the decision's confidence, shape (M,).
-        unit: What the scores are, for people.
+        scores: Scores that the models are compared by, larger is better, shape (M,); NaN if unknown.
+        estimates: Estimated probability that each is right, shape (M,); the decision's confidence, clipped to [0, 1].
+        unit: Words for people that say what the scores are.
     """
 
     scores: Floats
@@ -104,7 +101,7 @@ class Values(NamedTuple):
 
 
 def scored_of(data: FitData) -> Scored:
-    """The table of a library without models that have gone and prompts that say nothing; raises `NotFittable`."""
+    """Reduce the table to the library's experts and usable prompts; raises `NotFittable` if there is no table."""
     table = data.scores
     if table is None:
         raise NotFittable("there is no table of scores")
@@ -128,7 +125,7 @@ def scored_of(data: FitData) -> Scored:
 
 
 def tags_of(scored: Scored, num_clusters: int = NUM_CLUSTERS) -> NDArray[np.int64]:
-    """A number for the task of each prompt, shape (n,); prompts without a task are clustered by k-means instead."""
+    """Number the task of each prompt, shape (n,); prompts without a task are clustered by k-means."""
     names = {task: number for number, task in enumerate(sorted(set(scored.tasks)))}
     tags = np.array([names[task] for task in scored.tasks], np.int64)
     without = np.array([row for row, task in enumerate(scored.tasks) if not task], np.int64)
@@ -140,13 +137,13 @@ def tags_of(scored: Scored, num_clusters: int = NUM_CLUSTERS) -> NDArray[np.int6
 
 
 class TableRouter(ABC):
-    """A router that values the base and every expert by what it learned from the table; see the module's docstring.
+    """A router that values the base and every expert by what it learned from the table.
 
     Args:
-        config: Its options.
-        experts: Ids of the experts that the table knows, sorted.
+        config: The router's options.
+        experts: Ids of the experts that are in the table, sorted.
         means: Mean score of every model over the table, shape (M,).
-        learned: What `learn` gave.
+        learned: The result of `learn`.
     """
 
     card: ClassVar[MethodCard]
@@ -161,7 +158,7 @@ class TableRouter(ABC):
         if experts:
             self.prepare(learned)
 
-    # -- a method's own -------------------------------------------------------------------------------------------
+    # -- what a method defines ------------------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
@@ -170,11 +167,11 @@ class TableRouter(ABC):
 
     @abstractmethod
     def prepare(self, learned: Learned) -> None:
-        """Make ready to route; KeyError, TypeError and ValueError say that something is not as `learn` gave it."""
+        """Prepare for routing; raises KeyError, TypeError or ValueError if `learned` is not a result of `learn`."""
 
     @abstractmethod
     def values(self, query: RouteQuery, allowed: Mask) -> Values:
-        """Value the models that `allowed` (M,) holds, at least one expert, for a prompt with an embedding."""
+        """Value the models for a prompt with an embedding; `allowed` (M,) marks those that may be chosen."""
 
     # -- the router protocol --------------------------------------------------------------------------------------
 
@@ -193,33 +190,30 @@ class TableRouter(ABC):
 
     @classmethod
     def load(cls, config: Any, artefact: Artefact) -> Self:
-        """Build from an artefact of `fit`; raises `BadArtefact` if it is none."""
-        check_router(artefact, cls.card.name)
-        try:
+        """Build the router from an artefact of `fit`; raises `BadArtefact`."""
+        with reading(artefact, cls.card.name):
             learned = Learned(artefact.arrays, dict(artefact.data["learned"]))
             experts = tuple(str(expert) for expert in artefact.data["experts"])
             return cls(config, experts, np.asarray(artefact.arrays["means"], np.float64), learned)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise BadArtefact(f"a {cls.card.name} artefact lacks or garbles {error}") from error
 
     def route(self, query: RouteQuery) -> Decision:
-        """Choose the best expert if it is better than the base; a threshold of the query's own is its least score."""
+        """Choose the best expert if it beats the base and reaches the query's own threshold."""
         if query.embedding is None or not np.isfinite(query.embedding).all():
-            return Decision((), 0.0, reason="The prompt has no text that could be compared.")
+            return Decision((), 0.0, reason="The prompt has no text that can be compared.")
         allowed = np.array([np.isfinite(self.means[0]), *(query.allows(expert) for expert in self.experts)], dtype=bool)
         if not allowed[1:].any():
-            return Decision((), 0.0, reason="No expert that may be used has a score in the table.")
+            return Decision((), 0.0, reason="No allowed expert has a score in the table.")
         values = self.values(query, allowed)
         scores = np.where(allowed, values.scores, np.nan)
         models = 1 + np.flatnonzero(np.isfinite(scores[1:]))
         if not len(models):
-            return Decision((), 0.0, reason="No expert that may be used can be compared with the prompt.")
+            return Decision((), 0.0, reason="No allowed expert can be compared with the prompt.")
         order = models[np.lexsort((models, -self.means[models], -scores[models]))]
         best, base = int(order[0]), float(scores[0])
-        better = not base >= scores[best]  # also where the base has no score
+        better = not base >= scores[best]  # true also if the base has no score (NaN)
         enough = query.threshold is None or scores[best] >= query.threshold
         against = "the base has none" if np.isnan(base) else f"{base:.3f} for the base"
-        least = "" if query.threshold is None else f", and {query.threshold:.3f} is asked for"
+        least = "" if query.threshold is None else f", and the request asks for at least {query.threshold:.3f}"
         return Decision(
             experts=(WeightedExpert(self.experts[best - 1]),) if better and enough else (),
             confidence=float(np.clip(np.nan_to_num(values.estimates[best]), 0.0, 1.0)),

@@ -1,10 +1,10 @@
-"""All experts' example prompts, searchable by cosine and restricted to the experts that a caller may use.
+"""An index of all experts' example prompts: search by cosine, restricted to the experts that a caller may use.
 
-What `knn` and other example-based routers stand on. Shapes: n examples together, d dimensions, E experts.
+Shapes: n examples of all experts together, d dimensions, E experts.
 
-The search is exact up to `MAX_EXACT` examples. Beyond, the examples lie in about √n cells around centres (k-means on
-an even sample), and a search looks into the nearest: a sixteenth of them, at least `MIN_CELLS`. `python -m
-routers.evaluation.bench` measures what that saves and what it misses.
+The search is exact up to `MAX_EXACT` examples. Larger libraries are divided into about √n cells around centres (k-means
+on an even sample), and a search visits the nearest cells: a sixteenth of them, at least `MIN_CELLS`. `python -m
+routers.evaluation.bench` measures the time saved and the examples missed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from routers.maths.even_sample import evenly_spaced
 
 
 class Near(NamedTuple):
-    """Examples found, best first: rows (found,) int64 and their cosines (found,) float32."""
+    """The examples that a search found, best first: rows (found,), int64, and cosines (found,), float32."""
 
     rows: NDArray[np.int64]
     cosines: Vector
@@ -36,7 +36,7 @@ NOTHING = Near(np.empty(0, np.int64), np.empty(0, np.float32))
 
 
 class ExampleIndex:
-    """Examples with their embeddings (n, d) and the number of the expert that each belongs to (n,); immutable."""
+    """The examples with their embeddings (n, d) and the number of each one's expert (n,); immutable."""
 
     def __init__(self, embeddings: Matrix, owner: NDArray[np.int32], experts: list[str], texts: list[str]) -> None:
         self.embeddings = embeddings
@@ -50,14 +50,14 @@ class ExampleIndex:
         self._index: Any = self._faiss.IndexFlatIP(embeddings.shape[1])
         if len(embeddings) > MAX_EXACT:
             self._index = self._cells(embeddings)
-        # With a selector, even one of everything, a search stays on the calling thread; without, FAISS spreads a single
-        # query over OpenMP threads, which took four times as long on a busy machine.
+        # With a selector, even one that selects everything, a search runs on the calling thread. Without one, FAISS
+        # spreads a query over OpenMP threads, which took four times as long on a busy machine.
         self._all: Any = self._parameters(self._faiss.IDSelectorAll())
         if len(embeddings):
             self._index.add(np.ascontiguousarray(embeddings))
 
     def nearest(self, query: Vector, k: int, candidates: frozenset[str] | None = None) -> Near:
-        """The k nearest examples of allowed experts to a query, shape (d,)."""
+        """Find the k examples of allowed experts that are nearest to a query, shape (d,)."""
         if not self.texts:
             return NOTHING
         if query.shape != (self.embeddings.shape[1],):
@@ -79,12 +79,12 @@ class ExampleIndex:
         return Near(rows[0][found], cosines[0][found])
 
     def _cells(self, embeddings: Matrix) -> Any:
-        """An index of cells, trained, empty."""
+        """Return a trained, empty index of cells."""
         num_cells = 2 ** round(np.log2(1.2 * np.sqrt(len(embeddings))))
         self._num_probed = max(MIN_CELLS, int(num_cells * CELLS_SEARCHED))
         dim = embeddings.shape[1]
         metric = self._faiss.METRIC_INNER_PRODUCT
-        self._centres = self._faiss.IndexFlatIP(dim)  # must live as long as the index, which only points to it
+        self._centres = self._faiss.IndexFlatIP(dim)  # the index only points to this object, so keep it alive
         index = self._faiss.IndexIVFFlat(self._centres, dim, num_cells, metric)
         index.cp.niter, index.cp.seed = 8, 0
         sample = evenly_spaced(len(embeddings), TRAINED_PER_CELL * num_cells)
@@ -97,10 +97,14 @@ class ExampleIndex:
         return self._faiss.SearchParameters(sel=selector)
 
     def nearest_to_examples(self, rows: NDArray[np.int64], k: int, asked: Matrix | None = None) -> list[Near]:
-        """The k nearest examples of each of these examples, itself first; `asked` in place of their own embeddings.
+        """Find the k nearest examples of each of these examples, itself first.
 
-        One matrix product: FAISS searches a batch query by query, which is eight times slower here.
+        Args:
+            rows: The examples, shape (p,).
+            k: Number of examples to find for each.
+            asked: Embeddings to search with, shape (p, d); None for the examples' own.
         """
+        # One matrix product: FAISS would search query by query, which is eight times slower here.
         cosines = (self.embeddings[rows] if asked is None else asked) @ self.embeddings.T
         cosines[np.arange(len(rows)), rows] = 2.0
         k = min(k, cosines.shape[1])
@@ -112,7 +116,7 @@ class ExampleIndex:
         return found
 
     def quote(self, near: Near, max_neighbours: int) -> tuple[Neighbour, ...]:
-        """The first neighbours in words."""
+        """Return the first neighbours with their texts, for a decision."""
         pairs = zip(near.rows[:max_neighbours].tolist(), near.cosines.tolist(), strict=False)
         return tuple(Neighbour(self.experts[self.owner[row]], self.texts[row], cosine) for row, cosine in pairs)
 

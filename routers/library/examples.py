@@ -1,4 +1,4 @@
-"""The library's examples as methods learn from them: side by side, without duplicates, with and without template.
+"""The library's examples as methods learn from them: all together, without duplicates, with and without template.
 
 Shapes: n examples of all experts together, d dimensions, E experts.
 """
@@ -18,20 +18,21 @@ from routers.text.templates import bare_texts
 
 
 def _no_embedder(texts: Sequence[str]) -> Matrix:
-    raise NotFittable("this method embeds texts of its own, and no embedder was given (FitData.embed)")
+    raise NotFittable("this method embeds texts of its own, but there is no embedder (FitData.embed)")
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """The library's examples, side by side.
+    """The examples of all experts together.
 
     Attributes:
-        experts: All experts' ids, sorted, also of those without an example.
-        texts: The examples, duplicates within an expert left out.
-        embeddings: Shape (n, d), float32, unit rows.
-        owner: Shape (n,): the expert of each example, as an index into `experts`.
-        bare_texts, bare_embeddings: The examples without their template (`routers.text.templates`), which calibrate.
-        embed: Embeds further texts, shape (k, d); blocking.
+        experts: Ids of all experts, sorted, including those without an example.
+        texts: The examples, without duplicates within an expert.
+        embeddings: Embeddings of the examples, shape (n, d), float32, unit rows.
+        owner: Expert of each example, shape (n,), as an index into `experts`.
+        bare_texts: The examples without their template (`routers.text.templates`), for calibration.
+        bare_embeddings: Embeddings of `bare_texts`, shape (n, d), float32, unit rows.
+        embed: Embeds k further texts, shape (k, d); blocking.
     """
 
     experts: tuple[str, ...]
@@ -43,7 +44,7 @@ class Examples:
     embed: Callable[[Sequence[str]], Matrix] = _no_embedder
 
     def take(self, rows: NDArray[np.int64]) -> Examples:
-        """Some of the examples, of the same experts."""
+        """Return the examples of these rows; the experts stay the same."""
         if len(rows) == len(self.owner) and bool((rows == np.arange(len(rows))).all()):
             return self
         chosen = rows.tolist()
@@ -57,7 +58,7 @@ class Examples:
         )
 
     def mean_of_experts(self) -> NDArray[np.float32]:
-        """The mean of each expert's rows, shape (E, d); NaN for an expert without one."""
+        """Return the mean of each expert's rows, shape (E, d); NaN for an expert without an example."""
         sums = np.zeros((len(self.experts), self.embeddings.shape[1]), np.float64)
         there, starts = np.unique(np.sort(self.owner), return_index=True)
         if len(there):
@@ -69,7 +70,7 @@ class Examples:
 
 
 def examples_of(data: FitData) -> Examples:
-    """A library's examples side by side; raises `NotFittable` if some are not embedded."""
+    """Collect a library's examples; raises `NotFittable` if some are not embedded."""
     experts = sorted(data.experts, key=lambda expert: expert.expert_id)
     texts: list[str] = []
     owner: list[int] = []
@@ -106,16 +107,17 @@ def examples_of(data: FitData) -> Examples:
     )
 
 
-def evenly(examples: Examples, most: int) -> NDArray[np.int64]:
-    """Rows of at most so many examples of each expert, evenly spaced."""
+def evenly(examples: Examples, max_each: int) -> NDArray[np.int64]:
+    """Return rows of up to `max_each` examples of each expert, evenly spaced."""
     rows = [
-        own if len(own) <= most else own[evenly_spaced(len(own), most)] for _, own in rows_by_expert(examples.owner)
+        own if len(own) <= max_each else own[evenly_spaced(len(own), max_each)]
+        for _, own in rows_by_expert(examples.owner)
     ]
     return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
 
 def rows_by_expert(owner: NDArray[np.int32]) -> list[tuple[int, NDArray[np.int64]]]:
-    """Experts that have examples, each with the rows of those."""
+    """Return the experts that have examples, each with its rows."""
     order = np.argsort(owner, kind="stable")
     there, starts = np.unique(owner[order], return_index=True)
     return list(zip(there.tolist(), np.split(order, starts[1:]), strict=True)) if len(there) else []

@@ -1,7 +1,7 @@
-"""Labelled prompts from JSON Lines: read strictly, with the line and the reason of every row that cannot be used.
+"""Labelled prompts from JSON Lines, read strictly: every unusable row is reported with its line and the reason.
 
 One object a line: ``prompt`` and ``answer``, and optionally ``task`` (or ``expert``) and ``metric``. Other fields are
-left alone.
+ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_ANSWER_CHARS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be used: its line, counted from one, and what is wrong with it."""
+    """An unusable row: its line, counted from one, and what is wrong with it."""
 
     line: int
     what: str
@@ -31,7 +31,7 @@ class BadRow:
 
 
 def parse_samples(lines: Iterable[str], default_task: str = "") -> tuple[list[Sample], list[BadRow]]:
-    """The good rows and the bad ones; empty lines are skipped."""
+    """Return the good rows and the bad ones; empty lines are skipped."""
     samples, bad = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -46,14 +46,14 @@ def parse_samples(lines: Iterable[str], default_task: str = "") -> tuple[list[Sa
 
 
 def read_samples(path: Path, default_task: str = "", *, skip_bad: bool = False) -> tuple[list[Sample], list[BadRow]]:
-    """The rows of a file; raises `BadSamples` if it cannot be read, or has bad rows that are not to be skipped."""
+    """Read the rows of a file; raises `BadSamples` if it cannot be read, or has bad rows and not `skip_bad`."""
     try:
         samples, bad = parse_samples(path.read_text("utf-8-sig").split("\n"), default_task)
     except (OSError, UnicodeDecodeError) as error:
         raise BadSamples(f"{path} cannot be read: {error}") from None
     if bad and not skip_bad:
         listed = "; ".join(map(str, bad[:5])) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")
-        raise BadSamples(f"{path} has {len(bad)} bad rows ({listed}). Mend them, or skip them with --skip-bad-rows")
+        raise BadSamples(f"{path} has {len(bad)} bad rows ({listed}). Fix them, or skip them with --skip-bad-rows")
     return samples, bad
 
 
@@ -76,5 +76,5 @@ def _text(row: dict[str, object], field: str, default: str | None, max_chars: in
     if not isinstance(value, str):
         raise ValueError(f"'{field}' is missing" if value is None else f"'{field}' must be a text")
     if len(value) > max_chars:
-        raise ValueError(f"'{field}' has {len(value)} characters; at most {max_chars} are taken")
+        raise ValueError(f"'{field}' has {len(value)} characters; at most {max_chars} are allowed")
     return value

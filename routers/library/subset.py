@@ -1,19 +1,19 @@
 """Choosing K experts of a library, in front of any policy (Lotfi et al., 2026: subsets keep most of the quality).
 
-``cluster``: k-means on the directions of the experts' mean example embeddings; of each cluster its medoid, the expert
-with the least summed squared distance to the others of its cluster, which is the one nearest to the cluster's mean.
-Experts without an example are never chosen, and where several are the same there are fewer clusters than K.
+``cluster``: k-means on the directions of the experts' mean example embeddings, then the medoid of each cluster, the
+expert with the smallest summed squared distance to the others of its cluster. That is the one nearest to the cluster's
+mean. Experts without an example are never chosen, and identical experts reduce the number of clusters below K.
 
 ``greedy``: forward selection on the score table. With s the metric's value of model m on sample i,
 
     F(S) = mean over tasks of the mean over their samples of max(s_i,base, max over e in S of s_i,e)
 
-is what a router that is always right would score with the experts S. It is monotone and submodular (facility location),
-so adding K times the expert that gains most gives at least 1 − 1/e of the best gain over the base that K experts can
-give (Nemhauser et al., 1978). An unknown score counts as zero. Ties go by id. Cost: K · E · n additions.
+is the score of a router that is always right, with the experts S. It is monotone and submodular (facility location), so
+adding K times the expert with the largest gain reaches at least 1 − 1/e of the best gain over the base that K experts
+can reach (Nemhauser et al., 1978). An unknown score counts as zero. Ties go by id. Cost: K · E · n additions.
 
-The method is described in one paper of which only the abstract was at hand; these are the readings of it that need no
-training. What is chosen is handed to a policy with `restrict`.
+Only the abstract of the paper was available; these are the readings of it that need no training. `restrict` reduces a
+library to the chosen experts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from routers.maths.unit_rows import to_unit
 
 
 def select(config: SubsetConfig, data: FitData) -> tuple[str, ...]:
-    """Ids of at most ``config.size`` experts, sorted; raises `NotFittable` without examples or scores to go by."""
+    """Choose up to ``config.size`` experts and return their ids, sorted; raises `NotFittable` without data."""
     everyone = tuple(sorted(expert.expert_id for expert in data.experts))
     if len(everyone) <= config.size:
         return everyone
@@ -41,9 +41,9 @@ def select(config: SubsetConfig, data: FitData) -> tuple[str, ...]:
 
 
 def restrict(data: FitData, ids: Iterable[str]) -> FitData:
-    """The same library as if it had only these experts; raises ValueError for one that it lacks.
+    """Return the library with only these experts; raises ValueError for an expert that it lacks.
 
-    Samples stay, and so does the version: it is that of everything that the choice was made from.
+    Samples stay. The version stays too, because the choice depends on the whole library.
     """
     kept = frozenset(ids)
     experts = tuple(expert for expert in data.experts if expert.expert_id in kept)
@@ -59,7 +59,7 @@ def restrict(data: FitData, ids: Iterable[str]) -> FitData:
 
 
 def cluster(config: SubsetConfig, data: FitData) -> tuple[str, ...]:
-    """Medoids of the clusters, sorted."""
+    """Return the medoids of the clusters, sorted."""
     examples = examples_of(data)
     if not examples.texts:
         raise NotFittable(f"Experts are clustered by their examples, but {LACKING['examples']}", "examples")
@@ -67,7 +67,7 @@ def cluster(config: SubsetConfig, data: FitData) -> tuple[str, ...]:
     known = np.flatnonzero(np.isfinite(means).all(axis=1))
     points = to_unit(means[known])
     num = min(config.size, len(np.unique(points, axis=0)))
-    from sklearn.cluster import KMeans  # settings name a subset, and must be read without loading this
+    from sklearn.cluster import KMeans  # reading settings that name a subset must not load this
 
     model = KMeans(num, n_init=10, random_state=config.seed).fit(points)
     distances = ((points - model.cluster_centers_[model.labels_]) ** 2).sum(axis=1)
@@ -77,7 +77,7 @@ def cluster(config: SubsetConfig, data: FitData) -> tuple[str, ...]:
 
 
 def greedy(config: SubsetConfig, data: FitData) -> tuple[str, ...]:
-    """Forward selection, sorted."""
+    """Choose by forward selection; the result is sorted."""
     table = data.scores
     if table is None or not len(table.samples):
         raise NotFittable(f"Experts are chosen by their scores, but {LACKING['scores']}", "scores")
@@ -99,13 +99,13 @@ def greedy(config: SubsetConfig, data: FitData) -> tuple[str, ...]:
 
 
 def macro_shares(tasks: list[str]) -> NDArray[np.float64]:
-    """What each sample weighs, shape (n,), so that all tasks weigh the same; sums to one."""
+    """Return the weight of each sample, shape (n,), such that all tasks weigh the same; sums to one."""
     _, owner, counts = np.unique(np.array(tasks), return_inverse=True, return_counts=True)
     return np.asarray(1 / (len(counts) * counts[owner]), np.float64)
 
 
 def _first_largest(values: NDArray[np.float64]) -> int:
-    """The first that is as large as any, but for rounding, so that ties go by id."""
+    """Return the first index of the maximum, up to rounding, so that ties go by id."""
     return int(np.argmax(values >= values.max() - 1e-12))
 
 

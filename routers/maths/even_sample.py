@@ -1,4 +1,4 @@
-"""A few of many, evenly spaced: the one way in which samples are taken that need not be random."""
+"""Evenly spaced samples, for wherever a sample need not be random."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def evenly_spaced(num: int, most: int) -> NDArray[np.int64]:
-    """Positions of at most `most` of `num` things, ascending and distinct; of two or more, the ends are two."""
-    return np.linspace(0, num - 1, min(most, num)).astype(np.int64)
+def evenly_spaced(num: int, max_num: int) -> NDArray[np.int64]:
+    """Return up to `max_num` evenly spaced indices below `num`, ascending and unique; both ends if `max_num` ≥ 2."""
+    return np.linspace(0, num - 1, min(max_num, num)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Rows that belong to experts, several each: where they are, means over the nearest, and how crowded they are.
+"""Rows that belong to experts, several each: their positions, means over the nearest, and densities.
 
 Shapes: p prompts, n rows, E experts.
 """
@@ -8,18 +8,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.base import Matrix
+from routers.base import Floats, Matrix
 
-Floats = NDArray[np.float64]
-
-MOST_COSINES = 4_000_000
-"""That are held at once while rows are compared with each other: 16 MB."""
+MAX_COSINES = 4_000_000
+"""Cosines that are in memory at once while rows are compared with each other: 16 MB."""
 
 
 def places_of(owner: NDArray[np.int32], num_experts: int) -> NDArray[np.int64]:
-    """Rows of each expert, shape (E, most) with most ≥ 1, filled up with -1; `owner` must be sorted."""
+    """Return the rows of each expert, shape (E, largest number, at least 1), padded with -1; `owner` must be sorted."""
     if np.any(owner[1:] < owner[:-1]):
-        raise ValueError("rows that are not in the order of their experts")
+        raise ValueError("the rows are not sorted by expert")
     counts = np.bincount(owner, minlength=num_experts)[:num_experts]
     starts = np.cumsum(counts) - counts
     steps = np.arange(counts.max(initial=1))
@@ -27,7 +25,7 @@ def places_of(owner: NDArray[np.int32], num_experts: int) -> NDArray[np.int64]:
 
 
 def nearest_mean(cosines: Matrix, places: NDArray[np.int64], num: int) -> Floats:
-    """Mean of each expert's largest cosines, shape (p, E); NaN for an expert without any. Cosines have shape (p, n)."""
+    """Return the mean of each expert's largest cosines (p, n), shape (p, E); NaN for an expert without any."""
     own = _of_experts(cosines, places)
     num = min(num, own.shape[2])
     best = own.max(axis=2, keepdims=True) if num == 1 else np.partition(own, own.shape[2] - num, axis=2)[:, :, -num:]
@@ -35,7 +33,7 @@ def nearest_mean(cosines: Matrix, places: NDArray[np.int64], num: int) -> Floats
 
 
 def nearest_mean_and_rows(cosines: Matrix, places: NDArray[np.int64], num: int) -> tuple[Floats, NDArray[np.int64]]:
-    """As `nearest_mean`, and the rows that it is the mean of, shape (p, E, num), -1 for none."""
+    """Return `nearest_mean` and the rows that it averages, shape (p, E, num), -1 for none."""
     own = _of_experts(cosines, places)
     num = min(num, own.shape[2])
     best = np.argpartition(own, own.shape[2] - num, axis=2)[:, :, -num:]
@@ -44,20 +42,19 @@ def nearest_mean_and_rows(cosines: Matrix, places: NDArray[np.int64], num: int) 
 
 
 def nearest_own(asked: Matrix, among: Matrix, owner: NDArray[np.int32], num: int) -> NDArray[np.float32]:
-    """How near each row is to others of its own expert: the mean of its `num` largest cosines to them, shape (n,).
+    """Return the density at each row: the mean of its `num` largest cosines to others of its own expert, shape (n,).
 
-    Row i of `asked`, shape (n, d), is compared with the rows of `among`, shape (n, d), but for row i. An expert's only
-    row gets the median of the others; if every row is the only one, all get 0. Experts of one size go together, so that
-    thousands of small ones take one product.
+    Row i of `asked`, shape (n, d), is compared with all rows of `among`, shape (n, d), except row i. An expert's only
+    row gets the median of the others; if every row is the only one, all get 0.
     """
     found = np.full(len(owner), np.nan, np.float32)
     counts = np.bincount(owner)
     order, starts = np.argsort(owner, kind="stable"), np.cumsum(counts) - counts
-    for count in np.unique(counts[counts > 1]).tolist():
+    for count in np.unique(counts[counts > 1]).tolist():  # one product for the many experts of the same size
         rows = order[starts[counts == count][:, None] + np.arange(count)]
         taken = min(num, count - 1)
-        parts = np.array_split(np.arange(count), -(-(count**2) // MOST_COSINES))
-        for block in np.array_split(rows, -(-(rows.size * count) // MOST_COSINES) if len(parts) == 1 else len(rows)):
+        parts = np.array_split(np.arange(count), -(-(count**2) // MAX_COSINES))
+        for block in np.array_split(rows, -(-(rows.size * count) // MAX_COSINES) if len(parts) == 1 else len(rows)):
             for part in parts:
                 cosines = asked[block[:, part]] @ among[block].transpose(0, 2, 1)
                 cosines[:, np.arange(len(part)), part] = -np.inf
@@ -67,10 +64,10 @@ def nearest_own(asked: Matrix, among: Matrix, owner: NDArray[np.int32], num: int
 
 
 def _of_experts(cosines: Matrix, places: NDArray[np.int64]) -> Matrix:
-    """Cosines by expert, shape (p, E, most); -inf where there is none."""
+    """Arrange cosines by expert, shape (p, E, largest number); -inf where there is none."""
     padded = np.full((len(cosines), cosines.shape[1] + 1), -np.inf, cosines.dtype)
     padded[:, :-1] = cosines
-    return padded[:, places]  # -1 takes the last column
+    return padded[:, places]  # -1 selects the padded column
 
 
 def _mean_of_known(values: Matrix) -> Floats:

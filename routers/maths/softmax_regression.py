@@ -1,11 +1,10 @@
-"""Multinomial logistic regression on soft labels: a linear softmax brought to the optimum of its cross-entropy.
+"""Multinomial logistic regression on soft labels: a linear softmax at the optimum of its cross-entropy.
 
     P(m | x) = softmax_K(W x + b)_m        minimise  mean_i Σ_m t_im · -log P(m | x_i) + ridge/2 · ‖W‖²
 
-Shapes: x (n, d), t (n, M) with rows that sum to one, W (M, d), b (M,). K is the set of classes that are known for a
-row: the softmax runs over these alone, so that a row says nothing about the others. The loss is the mean
-Kullback-Leibler divergence of P from t, up to t's entropy, and convex; L-BFGS finds its minimum from zeros, the same
-every time. b is not penalised.
+Shapes: x (n, d), t (n, M) with rows that sum to one, W (M, d), b (M,). K is the set of known classes of a row. The
+softmax covers only these, so a row says nothing about the others. The loss is the mean Kullback-Leibler divergence of P
+from t, up to t's entropy, and convex. L-BFGS finds its minimum from zeros, deterministically. b is not penalised.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-Floats = NDArray[np.float64]
+from routers.base import Floats
 
 
 def fit_softmax(
     x: Floats, targets: Floats, ridge: float, known: NDArray[np.bool_] | None = None
 ) -> tuple[Floats, Floats]:
-    """W and b; `known` (n, M) has at least one class a row, and targets outside it are zero."""
+    """Fit W and b; `known` (n, M) has at least one class in each row, and targets outside it are zero."""
     num_rows, dim = x.shape
     num_classes = targets.shape[1]
     mask = np.ones(targets.shape, dtype=bool) if known is None else known
@@ -41,6 +40,6 @@ def fit_softmax(
 
 
 def log_softmax(logits: Floats) -> Floats:
-    """Over the last axis; -inf stays -inf, and one finite value is needed."""
+    """Return the log-softmax over the last axis; -inf stays -inf, and each row needs a finite value."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), np.float64)

@@ -1,4 +1,4 @@
-"""Vectors of length one."""
+"""Scaling vectors to length one."""
 
 from __future__ import annotations
 

@@ -1,49 +1,30 @@
-"""Routers that look at nothing: what every method must beat.
+"""Routers `base`, `random` and `uniform`, which do not look at the prompt: the baselines that every method must beat.
 
-`base` never uses an expert; `random` takes any one that the caller may use, the same one for the same prompt;
+`base` never uses an expert. `random` takes any expert that the caller may use, the same one for the same prompt.
 `uniform` mixes all of them with equal weights.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from dataclasses import replace
+from typing import ClassVar
 
 from pydantic import Field
 
-from routers.artefacts import check_router
 from routers.base import (
-    Artefact,
+    MAX_EXPERTS,
     Decision,
-    FitData,
     MethodCard,
-    Progress,
     RouteQuery,
     RouterConfig,
     ScoredExpert,
     WeightedExpert,
 )
-from routers.errors import BadArtefact
+from routers.families.cards import BASELINE_CARD
+from routers.families.expert_list import ExpertListRouter
 
-
-def _card(name: str, title: str, selection: Any, aggregation: Any) -> MethodCard:
-    return MethodCard(
-        name=name,
-        title=title,
-        paper="baseline",
-        expert_training="any",
-        expert_data="none",
-        routing_dataset="none",
-        input_granularity="task",
-        depth="model",
-        selection=selection,
-        aggregation=aggregation,
-        generalization="none",
-        user_dataset="none",
-        needs_embedding=False,
-        cost="none",
-    )
+_NOBODY = Decision((), 0.0, reason="No expert may be used.")
 
 
 class BaselineConfig(RouterConfig):
@@ -53,7 +34,9 @@ class BaselineConfig(RouterConfig):
 class UniformConfig(RouterConfig):
     """Options of `uniform`."""
 
-    max_experts: int = Field(64, ge=1, le=64, description="Experts in the mix; the engine needs a slot for each.")
+    max_experts: int = Field(
+        MAX_EXPERTS, ge=1, le=MAX_EXPERTS, description="Experts in the mix, at most; the engine needs a slot for each."
+    )
 
 
 class RandomConfig(RouterConfig):
@@ -62,71 +45,56 @@ class RandomConfig(RouterConfig):
     seed: int = Field(0, description="Another seed gives other choices.")
 
 
-class BaseRouter:
-    """Never an expert."""
+class BaseRouter(ExpertListRouter):
+    """Always abstains, so that the base answers."""
 
-    card: ClassVar[MethodCard] = _card("base", "The base alone", "top-1", "none")
+    card: ClassVar[MethodCard] = replace(BASELINE_CARD, name="base", title="The base alone", cost="none")
     config_class: ClassVar[type[RouterConfig]] = BaselineConfig
-
-    def __init__(self, config: Any, experts: Sequence[str]) -> None:
-        self._config = config
-        self._experts = tuple(experts)
-
-    @classmethod
-    def fit(cls, config: Any, data: FitData, progress: Progress) -> Artefact:
-        """Note who is there."""
-        experts = sorted(expert.expert_id for expert in data.experts)
-        return Artefact(cls.card.name, {}, {"experts": experts}, data.version, data.embedder)
-
-    @classmethod
-    def load(cls, config: Any, artefact: Artefact) -> Self:
-        """From `fit`; raises `BadArtefact`."""
-        check_router(artefact, cls.card.name)
-        if not isinstance(artefact.data.get("experts"), list):
-            raise BadArtefact(f"a {cls.card.name} artefact lacks or garbles 'experts'")
-        return cls(config, [str(expert) for expert in artefact.data["experts"]])
 
     def route(self, query: RouteQuery) -> Decision:
         """Abstain."""
         return Decision((), 0.0, reason="This policy always answers with the base.")
 
-    def _allowed(self, query: RouteQuery) -> list[str]:
-        return [expert for expert in self._experts if query.allows(expert)]
 
+class RandomRouter(ExpertListRouter):
+    """Chooses an expert by a hash of the prompt."""
 
-class RandomRouter(BaseRouter):
-    """Any one expert, drawn by a hash of the prompt."""
-
-    card: ClassVar[MethodCard] = _card("random", "A random expert", "top-1", "none")
+    card: ClassVar[MethodCard] = replace(BASELINE_CARD, name="random", title="A random expert", cost="none")
     config_class: ClassVar[type[RouterConfig]] = RandomConfig
 
     def route(self, query: RouteQuery) -> Decision:
-        """The expert whose hash with the prompt is largest: adding experts changes few choices."""
-        allowed = self._allowed(query)
+        """Choose the expert whose hash together with the prompt is largest, so a new expert changes few choices."""
+        allowed = self.allowed(query)
         if not allowed:
-            return Decision((), 0.0, reason="No expert may be used.")
+            return _NOBODY
 
         def draw(expert: str) -> bytes:
-            return hashlib.sha256(f"{self._config.seed}\0{expert}\0{query.text}".encode("utf-8", "replace")).digest()
+            return hashlib.sha256(f"{self.config.seed}\0{expert}\0{query.text}".encode("utf-8", "replace")).digest()
 
         chosen = max(allowed, key=draw)
-        return Decision(
-            (WeightedExpert(chosen),), 1 / len(allowed), (ScoredExpert(chosen, 1 / len(allowed)),), reason="By lot."
-        )
+        share = 1 / len(allowed)
+        return Decision((WeightedExpert(chosen),), share, (ScoredExpert(chosen, share),), reason="Chosen at random.")
 
 
-class UniformRouter(BaseRouter):
-    """All experts with equal weights."""
+class UniformRouter(ExpertListRouter):
+    """Mixes all experts with equal weights."""
 
-    card: ClassVar[MethodCard] = _card("uniform", "A mix of all experts", "dense", "outputs")
+    card: ClassVar[MethodCard] = replace(
+        BASELINE_CARD,
+        name="uniform",
+        title="A mix of all experts",
+        selection="dense",
+        aggregation="outputs",
+        cost="none",
+    )
     config_class: ClassVar[type[RouterConfig]] = UniformConfig
 
     def route(self, query: RouteQuery) -> Decision:
-        """Each with weight 1/n."""
-        allowed = self._allowed(query)[: self._config.max_experts]
+        """Give each of the n experts weight 1/n."""
+        allowed = self.allowed(query)[: self.config.max_experts]
         if not allowed:
-            return Decision((), 0.0, reason="No expert may be used.")
+            return _NOBODY
         weight = 1 / len(allowed)
         experts = tuple(WeightedExpert(expert, weight) for expert in allowed)
         scored = tuple(ScoredExpert(expert, weight) for expert in allowed)
-        return Decision(experts, weight, scored, reason=f"All {len(allowed)} experts in equal parts.")
+        return Decision(experts, weight, scored, reason=f"All {len(allowed)} experts with equal weights.")

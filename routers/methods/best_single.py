@@ -2,25 +2,25 @@
 
     score(m) = mean over tasks of the mean of m's known scores on the task's prompts
 
-What a library is worth without routing: PHATGOOSE's best individual expert, benchmark routing's best model on average
-(Shnitzer et al., 2023). Every task weighs the same however many prompts it has. A model without any known
-score in one of the tasks is not compared, for it could win by missing a hard one. The best is sought among what the
-caller may use. Where the base is as good as the best of those, the base answers; a table without the base is no
-reason to abstain. Confidence is the best expert's score.
+This is the value of a library without routing: PHATGOOSE's best individual expert, and the best model on average in
+benchmark routing (Shnitzer et al., 2023). Every task has the same weight, whatever its number of prompts. A model
+without a known score in one of the tasks is not compared, because it could win by missing a hard one. The best is
+chosen among the experts that the caller may use. If the base is at least as good, the base answers; if the table lacks
+the base, that is not a reason to abstain. Confidence is the best expert's score.
 
-Shapes: n prompts, M models. Cost: a look at E numbers.
+Shapes: n prompts, M models. Cost: reading E numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from routers.artefacts import check_router
+from routers.artefacts import reading
 from routers.base import (
     BASE,
     Artefact,
@@ -34,39 +34,32 @@ from routers.base import (
     ScoreTable,
     WeightedExpert,
 )
-from routers.errors import BadArtefact, NotFittable
+from routers.errors import NotFittable
+from routers.families.cards import BASELINE_CARD
+from routers.families.options import CandidateOptions
 
 
-class BestSingleConfig(RouterConfig):
+class BestSingleConfig(CandidateOptions):
     """Options of `best_single`."""
-
-    max_candidates: int = Field(10, ge=1, description="How many scored experts a decision lists.")
 
 
 class BestSingleRouter:
-    """The best model on average; see the module's docstring."""
+    """Routes every prompt to the model with the best mean score over tasks."""
 
-    card: ClassVar[MethodCard] = MethodCard(
+    card: ClassVar[MethodCard] = replace(
+        BASELINE_CARD,
         name="best_single",
         title="The best model on average",
         paper="baseline: best individual expert, as in Muqeeth et al., 2024",
-        expert_training="any",
-        expert_data="none",
         routing_dataset="labelled prompts that every expert answered",
-        input_granularity="task",
-        depth="model",
-        selection="top-1",
-        aggregation="none",
         generalization="none: one model for all prompts",
-        user_dataset="none",
         needs=("scores",),
-        needs_embedding=False,
-        cost="a look at E numbers",
+        cost="reading E numbers",
     )
     config_class: ClassVar[type[RouterConfig]] = BestSingleConfig
 
     def __init__(self, config: BestSingleConfig, experts: Sequence[str], scores: NDArray[np.float64]) -> None:
-        """Scores of the base and of the experts, shape (1 + E,)."""
+        """Take the scores of the base and of the experts, shape (1 + E,)."""
         self._config = config
         self._base = float(scores[0])
         known = [pair for pair in zip(experts, scores[1:].tolist(), strict=True) if np.isfinite(pair[1])]
@@ -84,33 +77,30 @@ class BestSingleRouter:
 
     @classmethod
     def load(cls, config: BestSingleConfig, artefact: Artefact) -> Self:
-        """From `fit`; raises `BadArtefact`."""
-        check_router(artefact, cls.card.name)
-        try:
+        """Build the router from an artefact of `fit`; raises `BadArtefact`."""
+        with reading(artefact, cls.card.name):
             experts = [str(expert) for expert in artefact.data["experts"]]
             scores = np.asarray(artefact.arrays["scores"], np.float64)
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadArtefact(f"a {cls.card.name} artefact lacks or garbles {error}") from error
-        if scores.shape != (1 + len(experts),):
-            raise BadArtefact(f"{len(experts)} experts and scores of shape {scores.shape} do not fit together")
+            if scores.shape != (1 + len(experts),):
+                raise ValueError(f"scores of shape {scores.shape} for {len(experts)} experts")
         return cls(config, experts, scores)
 
     def route(self, query: RouteQuery) -> Decision:
-        """The best that may be used."""
+        """Choose the best allowed expert, or abstain if the base is at least as good."""
         allowed = [ScoredExpert(expert, score) for expert, score in self._ranked if query.allows(expert)]
         if not allowed:
-            return Decision((), 0.0, reason="No expert that may be used has a score in every task.")
+            return Decision((), 0.0, reason="No allowed expert has a score in every task.")
         best = allowed[0]
         listed = tuple(allowed[: self._config.max_candidates])
         confidence = min(max(best.score, 0.0), 1.0)
         found = f"Best mean score {best.score:.3f} ({best.expert_id})"
         if self._base >= best.score:
-            return Decision((), confidence, listed, reason=f"{found} is not above the base's {self._base:.3f}.")
+            return Decision((), confidence, listed, reason=f"{found} does not exceed the base's {self._base:.3f}.")
         return Decision((WeightedExpert(best.expert_id),), confidence, listed, reason=f"{found}.")
 
 
 def mean_scores(table: ScoreTable) -> NDArray[np.float64]:
-    """Mean over tasks of each model's mean on the task, shape (M,); NaN where a model has no score in some task.
+    """Average each model's task means over tasks, shape (M,); NaN if a task lacks a score of the model.
 
     A task in which no model has a score does not count.
     """

@@ -2,9 +2,9 @@
 
     score(e) = P(e | q) = softmax(W q + b)_e
 
-As mttl's task classifier: there two linear layers without a non-linearity between them (384 → 768 → E), which is one
-linear layer, trained with Adam on the task's name. Here the same model is fitted to its optimum by logistic regression
-(scikit-learn, L-BFGS), with classes weighted as if all had as many examples.
+This is mttl's task classifier. There it has two linear layers without a non-linearity between them (384 → 768 → E),
+which is one linear layer, trained with Adam on the task's name. Here the same model is fitted to its optimum by
+logistic regression (scikit-learn, L-BFGS), with classes weighted as if all had the same number of examples.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 
 from routers.base import MethodCard
-from routers.families.scoring import Closeness, Learned, Prompts, Scores, ScoringConfig, ScoringRouter
+from routers.families.cards import EMBEDDING_CARD
+from routers.families.options import CalibrationOptions
+from routers.families.scoring import Closeness, Learned, Prompts, Scores, ScoringRouter
 from routers.library.examples import Examples
-from routers.methods.centroid import CentroidRouter
 
 
-class ClassifierConfig(ScoringConfig):
+class ClassifierConfig(CalibrationOptions):
     """Options of `classifier`."""
 
     inverse_regularisation: float = Field(
-        30.0, gt=0, description="C of the logistic regression: larger fits the examples more closely."
+        30.0, gt=0, description="C of the logistic regression; larger values fit the examples more closely."
     )
 
 
 class ClassifierRouter(ScoringRouter):
-    """Linear classifier on embeddings; see the module's docstring."""
+    """Routes to the expert that a linear classifier on the embedding names."""
 
     card: ClassVar[MethodCard] = replace(
-        CentroidRouter.card,
+        EMBEDDING_CARD,
         name="classifier",
         title="Linear classifier on embeddings",
         paper="task classifier of mttl (Ostapenko et al., 2024)",
@@ -44,12 +45,12 @@ class ClassifierRouter(ScoringRouter):
         cost="one product with E rows",
         differences=("fitted to the optimum by L-BFGS", "it may abstain"),
     )
-    config_class: ClassVar[type[ScoringConfig]] = ClassifierConfig
+    config_class: ClassVar[type[CalibrationOptions]] = ClassifierConfig
     closeness: ClassVar[Closeness] = "whole"  # scores are probabilities
 
     @classmethod
     def learn(cls, config: ClassifierConfig, examples: Examples) -> Learned:
-        """W, shape (C, d), b, shape (C,), and the expert of each class, shape (C,)."""
+        """Fit W, shape (C, d), and b, shape (C,), for the C experts that have examples."""
         classes = np.unique(examples.owner)
         dim = examples.embeddings.shape[1]
         weights, bias = np.zeros((len(classes), dim)), np.zeros(len(classes))
@@ -57,7 +58,7 @@ class ClassifierRouter(ScoringRouter):
             model = LogisticRegression(C=config.inverse_regularisation, class_weight="balanced", max_iter=500)
             model.fit(examples.embeddings.astype(np.float64), examples.owner)
             weights, bias = model.coef_, model.intercept_
-            if len(classes) == 2:  # one row for two classes: the second's, half of it for each
+            if len(classes) == 2:  # scikit-learn keeps one row for two classes, the second's; give half to each
                 weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
         arrays = {"weights": weights.astype(np.float32), "bias": bias.astype(np.float32)}
         return Learned({**arrays, "classes": classes.astype(np.int32)})
@@ -70,7 +71,7 @@ class ClassifierRouter(ScoringRouter):
             raise ValueError("weights, bias and classes of different lengths")
 
     def scores(self, prompts: Prompts) -> Scores:
-        """Probabilities; NaN for experts without an example."""
+        """Return probabilities; NaN for experts without an example."""
         found = np.full((len(prompts.embeddings), len(self.experts)), np.nan)
         if len(self._classes):
             logits = np.asarray(prompts.embeddings @ self._weights.T + self._bias, np.float64)

@@ -1,20 +1,22 @@
-"""Router `learned_mix`: one mix for a task, with weights on the simplex learnt on validation samples.
+"""Router `learned_mix`: one mix for a task, with weights on the simplex learned on validation samples.
 
     w = softmax(z),     min_z  mean CE of the samples under Σ w_e · expert_e,     z_e ∈ [−5, 5]
 
-for each task of the samples, and over all of them; a request's ``task_id`` says whose weights it gets. The search
-begins with equal weights, and the best of all weights that were tried are kept, so the mix is never worse than the
-uniform one on those samples. With ``weights="uniform"`` nothing is searched.
+for each task of the samples, and over all of them; a request's ``task_id`` selects the weights. The search begins with
+equal weights and keeps the best weights that it tried, so the mix is never worse than the uniform one on those samples.
+``weights="uniform"`` skips the search.
 
-After Lotfi et al. (2026), who compare uniform and learnt merging with routing; of their paper only the abstract was
-at hand, so how the weights are learnt is ours: NGOpt of nevergrad on bounded logits, which with 40 to 200 evaluations
-of synthetic losses over 8 to 64 experts got nearer to the optimum than without bounds or than by coordinate search.
+The comparison of uniform merging, learned merging and routing is by Lotfi et al. (2026). Only the abstract of their
+paper was available, so the search is this project's: nevergrad's NGOpt on bounded logits. With 40 to 200 evaluations of
+synthetic losses over 8 to 64 experts it came closer to the optimum than without bounds or than coordinate search.
 
-Cost: fitting, `budget` evaluations of each task's samples and as many of all together; a request, one look-up.
+Cost: fitting takes `budget` evaluations of each task's samples and the same number for all tasks together; a request
+takes one look-up.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -22,6 +24,7 @@ from pydantic import Field
 from scipy.special import softmax
 
 from routers.base import MethodCard
+from routers.families.cards import STATIC_MIX_CARD
 from routers.families.static_mix import MeanLoss, StaticMixConfig, StaticMixRouter, Weights, search
 
 _MAX_LOGIT = 5.0
@@ -30,41 +33,36 @@ _MAX_LOGIT = 5.0
 class LearnedMixConfig(StaticMixConfig):
     """Options of `learned_mix`."""
 
-    weights: Literal["uniform", "learned"] = Field("learned", description="Equal weights, or searched ones.")
-    max_samples: int = Field(16, ge=1, le=1000, description="Samples of a task that count, evenly taken.")
+    weights: Literal["uniform", "learned"] = Field("learned", description="Equal weights, or the result of a search.")
+    max_samples: int = Field(16, ge=1, le=1000, description="Number of samples of a task that count at most.")
     budget: int = Field(
-        100, ge=1, description="Weights that are tried for a task, the equal ones among them; at most 50 an expert."
+        100,
+        ge=1,
+        description="Number of weight vectors that are tried for a task, the equal one included; at most 50 an expert.",
     )
 
 
 class LearnedMixRouter(StaticMixRouter):
-    """Learnt weights for each task; see the module's docstring."""
+    """Uses the weights that were learned for the task of the request."""
 
-    card: ClassVar[MethodCard] = MethodCard(
+    card: ClassVar[MethodCard] = replace(
+        STATIC_MIX_CARD,
         name="learned_mix",
-        title="A mix learnt for each task",
+        title="A mix learned for each task",
         paper="Lotfi et al., trade-offs of ensembling, merging and routing, 2026 (arXiv:2603.03535), its abstract",
-        expert_training="independent",
-        expert_data="private",
         routing_dataset="prompts with answers of each task",
-        input_granularity="task",
-        depth="model",
-        selection="dense",
-        aggregation="parameters",
         generalization="the tasks of the samples; others get the mix over all",
         user_dataset="prompts with answers of each task",
-        needs=("samples", "engine"),
-        needs_embedding=False,
-        refit="costly",
         cost="one look-up; fitting evaluates each task's samples 100 times",
-        differences=("how the weights are searched is not the paper's, which was not at hand",),
+        differences=("the search for the weights is this project's, because only the paper's abstract was available",),
+        standing="recommended",
     )
     config_class: ClassVar[type[StaticMixConfig]] = LearnedMixConfig
     by_task: ClassVar[bool] = True
 
     @classmethod
     def find(cls, config: LearnedMixConfig, loss: MeanLoss, num_experts: int) -> Weights:
-        """The best of the weights that were tried."""
+        """Return the best of the weights that were tried."""
         uniform = np.full(num_experts, 1 / num_experts)
         if config.weights == "uniform" or num_experts == 1:
             return uniform

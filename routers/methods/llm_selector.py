@@ -1,19 +1,19 @@
 """Router `llm_selector`: the base model reads what the experts are good at and names one (LlamaIndex, Airoboros).
 
-The gateway puts `question` to the base, constrained to the choices: the experts that the caller may use, by name, and
-``none``. `route` takes the answer; ``none``, no answer, or one that is no choice leave the prompt to the base. So
-whatever a prompt tells the base to answer, it can only bring about one of the choices.
+The gateway asks the base the `question`, with decoding constrained to the choices: the names of the experts that the
+caller may use, and ``none``. `route` takes the answer. With ``none``, no answer, or an answer that is not a choice, the
+base answers the prompt. So a prompt that tells the base what to answer can only cause one of the choices.
 
-LlamaIndex's LLMSingleSelector numbers the choices and reads a number and a reason out of free JSON text; Airoboros'
-agent gives names with descriptions and falls back to an expert for reasoning. Both are sampled and may fail to parse;
-constrained decoding does not.
+LlamaIndex's LLMSingleSelector numbers the choices and reads a number and a reason out of free JSON text. Airoboros'
+agent lists names with descriptions and falls back to an expert for reasoning. Both sample and may fail to parse, which
+constrained decoding cannot.
 
-An answer comes without a probability, so the confidence of a choice is 0.5 throughout: it says nothing. With more than
-`max_choices` experts, those are listed whose name and description share the rarest words with the prompt (Σ 1 / number
-of such cards, over shared words; ties by name).
+An answer has no probability, so the confidence of a choice is always 0.5 and carries no information. If there are more
+than `max_choices` experts, those are listed whose name and description share the rarest words with the prompt (the sum
+of 1 / number of cards with that word, over shared words; ties by name).
 
-Cost: one answer of a few tokens, over a prompt that holds the descriptions (30 of 200 characters are about 1,500
-tokens), before the answer proper can begin.
+Cost: one answer of a few tokens, before the real answer can begin, to a prompt that contains the descriptions (30 of
+200 characters are about 1,500 tokens).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field
 
-from routers.artefacts import check_router
+from routers.artefacts import reading
 from routers.base import (
     Artefact,
     Decision,
@@ -39,7 +39,6 @@ from routers.base import (
     WeightedExpert,
     name_of,
 )
-from routers.errors import BadArtefact
 
 NONE = "none"
 _CONFIDENCE = 0.5
@@ -49,15 +48,17 @@ _WORD = re.compile(r"\w+")
 class LlmSelectorConfig(RouterConfig):
     """Options of `llm_selector`."""
 
-    max_choices: int = Field(30, ge=1, le=500, description="Experts that are listed, the likeliest by their words.")
-    allow_none: bool = Field(True, description="Let the base answer that no expert fits; it then answers itself.")
-    max_description_chars: int = Field(200, ge=1, le=5000, description="Longer descriptions are cut.")
-    max_prompt_chars: int = Field(2000, ge=1, le=50_000, description="Of longer prompts the middle is left out.")
+    max_choices: int = Field(
+        30, ge=1, le=500, description="Number of experts that are listed at most, those whose words fit best."
+    )
+    allow_none: bool = Field(True, description="Let the base choose that no expert fits; the base then answers.")
+    max_description_chars: int = Field(200, ge=1, le=5000, description="Longer descriptions are truncated.")
+    max_prompt_chars: int = Field(2000, ge=1, le=50_000, description="Longer prompts lose their middle.")
 
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """An expert as the base is told of it."""
+    """An expert as the question to the base presents it."""
 
     expert_id: str
     label: str
@@ -66,7 +67,7 @@ class _Card:
 
 
 class LlmSelectorRouter:
-    """The base chooses from descriptions; see the module's docstring."""
+    """Routes to the expert that the base names after reading the descriptions."""
 
     card: ClassVar[MethodCard] = MethodCard(
         name="llm_selector",
@@ -79,7 +80,7 @@ class LlmSelectorRouter:
         depth="model",
         selection="top-1",
         aggregation="none",
-        generalization="whatever the descriptions cover",
+        generalization="anything that the descriptions cover",
         user_dataset="none",
         needs=("descriptions",),
         needs_embedding=False,
@@ -87,8 +88,8 @@ class LlmSelectorRouter:
         cost="one short answer of the base over all descriptions",
         differences=(
             "constrained decoding of a name instead of parsed JSON",
-            "in doubt the base answers instead of a default expert",
-            "of many experts only the likeliest by their words are listed",
+            "without a clear choice the base answers instead of a default expert",
+            "of many experts only those whose words fit best are listed",
         ),
     )
     config_class: ClassVar[type[RouterConfig]] = LlmSelectorConfig
@@ -107,21 +108,21 @@ class LlmSelectorRouter:
 
     @classmethod
     def fit(cls, config: LlmSelectorConfig, data: FitData, progress: Progress) -> Artefact:
-        """Note the descriptions, on one line each; tags stand in for one that is missing."""
+        """Record the descriptions, on one line each; tags replace a missing one."""
         described = {e.expert_id: " ".join((e.description or ", ".join(e.tags)).split()) for e in data.experts}
         return Artefact(cls.card.name, {}, {"descriptions": described}, data.version, data.embedder)
 
     @classmethod
     def load(cls, config: LlmSelectorConfig, artefact: Artefact) -> Self:
-        """From `fit`; raises `BadArtefact`."""
-        check_router(artefact, cls.card.name)
-        descriptions = artefact.data.get("descriptions")
-        if not isinstance(descriptions, dict) or not all(isinstance(text, str) for text in descriptions.values()):
-            raise BadArtefact("an llm_selector artefact has no descriptions")
+        """Build the router from an artefact of `fit`; raises `BadArtefact`."""
+        with reading(artefact, cls.card.name):
+            descriptions = artefact.data["descriptions"]
+            if not isinstance(descriptions, dict) or not all(isinstance(text, str) for text in descriptions.values()):
+                raise TypeError("'descriptions' does not hold a text for each expert")
         return cls(config, {str(expert): text for expert, text in descriptions.items()})
 
     def question(self, query: RouteQuery) -> Question | None:
-        """The choices and the prompt; None if there is nothing to choose between."""
+        """Return the question with the choices and the prompt; None if there are not two choices."""
         listed = self._listed(query)
         if self._settled(listed):
             return None
@@ -145,7 +146,7 @@ class LlmSelectorRouter:
         if not listed:
             return Decision((), 0.0, reason="No expert may be used.")
         if self._settled(listed):
-            return _chosen(listed[0].expert_id, "It is the only expert that may be used.")
+            return _chosen(listed[0].expert_id, "It is the only allowed expert.")
         answer = (query.answer or "").strip()
         if not answer:
             return Decision((), 0.0, reason="The base gave no answer.")
@@ -153,15 +154,15 @@ class LlmSelectorRouter:
             return Decision((), 0.0, reason="The base said that no expert fits.")
         found = self._by_label.get(answer)
         if found is None or not query.allows(found.expert_id):
-            return Decision((), 0.0, reason="The base's answer is none of the choices.")
+            return Decision((), 0.0, reason="The base's answer is not one of the choices.")
         return _chosen(found.expert_id, f"The base chose {found.label} by its description.")
 
     def _settled(self, listed: list[_Card]) -> bool:
-        """Whether there is nothing to ask."""
+        """Return whether there is nothing to ask."""
         return len(listed) + self._config.allow_none < 2 or not listed
 
     def _listed(self, query: RouteQuery) -> list[_Card]:
-        """The experts to list, by name."""
+        """Return the experts to list, sorted by name."""
         allowed = [card for card in self._cards if query.allows(card.expert_id)]
         if len(allowed) <= self._config.max_choices:
             return allowed
@@ -181,13 +182,13 @@ def _line(label: str, description: str) -> str:
     return f"{label}: {description}" if description else label
 
 
-def _start(text: str, most: int) -> str:
-    return text if len(text) <= most else text[:most].rstrip() + " …"
+def _start(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else text[:max_chars].rstrip() + " …"
 
 
-def _ends(text: str, most: int) -> str:
-    """The text, or its beginning and its end, where instructions stand."""
-    if len(text) <= most:
+def _ends(text: str, max_chars: int) -> str:
+    """Return the text, or its beginning and end, where instructions usually are."""
+    if len(text) <= max_chars:
         return text
-    head = (most + 1) // 2
-    return text[:head].rstrip() + " … " + text[len(text) - (most - head) :].lstrip()
+    head = (max_chars + 1) // 2
+    return text[:head].rstrip() + " … " + text[len(text) - (max_chars - head) :].lstrip()

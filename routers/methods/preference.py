@@ -1,17 +1,17 @@
-"""Router `preference`: the mix that the caller's own ``preference`` asks for, how much of each expert.
+"""Router `preference`: the mix that the caller's own ``preference`` asks for, with a weight for each expert.
 
     r_e = wanted_e / Σ wanted        over the experts that may be used
     w_e = scale · r_e                the weight of expert e in every module
 
-Pareto weight-ensembling (Tang et al., 2024) learns a small network for each MLP block that takes the preference r on
-the simplex to weights w = MLP(r). That network is neither trained nor executed here, so this is not that method but
-the simplest map of its kind: weights linear in the preference and the same in every module, task arithmetic along r.
-The two do not agree even before training, when the network gives about 0.3 for every expert whatever r is. With
-``scale`` 1 the weights sum to one (an interpolation between experts, as rewarded soups do with whole models); larger
-sums as in task arithmetic, 0.3 for each of n equally wanted experts, are ``scale`` 0.3 n.
+Pareto weight-ensembling (Tang et al., 2024) learns a small network for each MLP block that maps the preference r on the
+simplex to weights w = MLP(r). Here no network is trained or executed, so this is not that method. It is the simplest
+map of its kind, task arithmetic along r: weights are linear in the preference and the same in every module. The two
+differ even before training, when the network gives about 0.3 for every expert whatever r is. With ``scale`` 1 the
+weights sum to one (an interpolation between experts, as rewarded soups do with whole models). Larger sums as in task
+arithmetic, 0.3 for each of n equally wanted experts, are ``scale`` 0.3 n.
 
-Names that no expert has, and experts that the caller may not use, are ignored alike. Confidence is the largest share.
-Cost: as many look-ups as the preference has names.
+Names that no expert has are ignored, and so are experts that the caller may not use. Confidence is the largest share.
+Cost: one look-up for each name of the preference.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import Field
 
 from routers.base import (
+    MAX_EXPERTS,
     Decision,
     GateChoice,
     MethodCard,
@@ -32,8 +33,7 @@ from routers.base import (
     WeightedExpert,
     name_of,
 )
-from routers.families.scoring import MAX_CHOSEN
-from routers.methods.baselines import BaseRouter
+from routers.families.expert_list import ExpertListRouter
 
 
 class PreferenceConfig(RouterConfig):
@@ -42,13 +42,13 @@ class PreferenceConfig(RouterConfig):
     scale: float = Field(1.0, gt=0, le=64, description="Sum of the weights of the mix.")
     default: dict[str, Annotated[float, Field(ge=0, le=100)]] | None = Field(
         None,
-        max_length=MAX_CHOSEN,
-        description="What is wanted of each expert when a request has no preference; unset: the base answers.",
+        max_length=MAX_EXPERTS,
+        description="Preference for requests that state none; unset: the base answers those.",
     )
 
 
-class PreferenceRouter(BaseRouter):
-    """The mix that the caller wants; see the module's docstring."""
+class PreferenceRouter(ExpertListRouter):
+    """Mixes the experts by the weights that the caller prefers."""
 
     card: ClassVar[MethodCard] = MethodCard(
         name="preference",
@@ -66,40 +66,41 @@ class PreferenceRouter(BaseRouter):
         needs_embedding=False,
         cost="none",
         differences=(
-            "no network is learnt from the preference to the weights of a module: they are linear and the same in all",
-            "experts change all modules that they adapt, not the MLP blocks only",
+            "no network is learned from the preference to the weights of a module: the weights are linear in the "
+            "preference and the same in all modules",
+            "experts change all modules that they adapt, not only the MLP blocks",
         ),
     )
     config_class: ClassVar[type[RouterConfig]] = PreferenceConfig
 
     def __init__(self, config: Any, experts: Sequence[str]) -> None:
         super().__init__(config, experts)
-        named = {name_of(expert): expert for expert in reversed(self._experts)}
-        self._known = named | {expert: expert for expert in self._experts}
+        named = {name_of(expert): expert for expert in reversed(self.experts)}
+        self._known = named | {expert: expert for expert in self.experts}
 
     def route(self, query: RouteQuery) -> Decision:
-        """The preference on the simplex, times the scale."""
-        wanted = query.preference or self._config.default
+        """Mix the experts in proportion to the preference, times the scale."""
+        wanted = query.preference or self.config.default
         if not wanted:
             return Decision((), 0.0, reason="The request has no preference.")
         weights = self._weights(wanted, query)
         if not weights:
-            return Decision((), 0.0, reason="The preference is for no expert that may be used.")
-        ranked = sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))[:MAX_CHOSEN]
+            return Decision((), 0.0, reason="The preference names no allowed expert.")
+        ranked = sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))[:MAX_EXPERTS]
         total = sum(weight for _, weight in ranked)
         scored = tuple(ScoredExpert(expert, weight / total) for expert, weight in ranked)
-        chosen = tuple(WeightedExpert(each.expert_id, self._config.scale * each.score) for each in scored)
+        chosen = tuple(WeightedExpert(each.expert_id, self.config.scale * each.score) for each in scored)
         return Decision(
             chosen,
             scored[0].score,
             scored,
-            reason=f"As preferred: {len(chosen)} of the experts, {scored[0].score:.2f} of it {scored[0].expert_id}.",
-            # one expert is executed whole unless its weight is said to be meant
+            reason=f"{len(chosen)} preferred experts, most of all {scored[0].expert_id} ({scored[0].score:.2f}).",
+            # a single expert is executed with weight one unless a gate says that its weight matters
             gate=GateChoice("fixed") if len(chosen) == 1 and chosen[0].weight != 1.0 else None,
         )
 
     def _weights(self, wanted: Mapping[str, float], query: RouteQuery) -> dict[str, float]:
-        """Positive weights of the allowed experts; one that is named twice, by name and by id, gets both."""
+        """Return positive weights of the allowed experts; one that is given by name and by id gets the sum."""
         weights: dict[str, float] = {}
         for name, weight in wanted.items():
             expert = self._known.get(name)

@@ -2,20 +2,20 @@
 
     use the strong model  iff  P(strong wins | q) ≥ τ
 
-The weak model is the base or a cheap expert; the strong one is the expert whose examples are nearest (cosine with their
-mean's direction) or a dear recipe, the equal mix of several experts. Preference rows come from the table of scores: on
-each labelled prompt the strong model's score is compared with the weak one's. Under ``routed`` that is the score of the
-expert that would be chosen for this prompt; a mix is not in the table, and the mean score of its experts stands for it.
-`routers.methods.route_llm_win_rates` has the estimators of P.
+The weak model is the base or a cheap expert. The strong one is the expert whose examples are nearest (cosine with their
+mean's direction), or an expensive recipe, the equal mix of several experts. Preference rows come from the table of
+scores: for each labelled prompt the strong model's score is compared with the weak one's. With ``routed`` that is the
+score of the expert that would be chosen for this prompt. A mix is not in the table, so the mean score of its experts
+replaces it. `routers.methods.route_llm_win_rates` has the estimators of P.
 
 τ is the query's own (a caller's ``policy:0.3``), or the option, or calibrated: the (1 - strong_share) quantile of P
-over the table's prompts, so that this share of prompts like these is routed to the strong model. τ ≤ 0 always takes the
-strong model, τ > 1 always the weak one. Where P is the same for all prompts no share can be cut off, and the strong
-model is taken if it wins more than half.
+over the table's prompts, so that this share of similar prompts is routed to the strong model. τ ≤ 0 always takes the
+strong model, τ > 1 always the weak one. If P is the same for all prompts, no share can be cut off, and the strong model
+is taken if it wins more than half.
 
 Shapes: n labelled prompts, d dimensions, E experts; means (E, d). Cost: one product with E means (``routed``), and one
-with d numbers (``mf``), 3 rows (``classifier``) or the n prompts (``sw_ranking``). From the authors' code: win rates,
-rows, training, calibration; it drops ties for ``mf`` and counts them halfway for ``sw_ranking``.
+with d numbers (``mf``), 3 rows (``classifier``) or the n prompts (``sw_ranking``). Win rates, rows, training and
+calibration follow the authors' code, which drops ties for ``mf`` and counts them as half for ``sw_ranking``.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from routers.artefacts import check_router
+from routers.artefacts import reading
 from routers.base import (
     BASE,
+    MAX_EXPERTS,
     Artefact,
     Decision,
     FitData,
+    Floats,
     Matrix,
     MethodCard,
     Progress,
@@ -40,9 +42,9 @@ from routers.base import (
     ScoredExpert,
     WeightedExpert,
 )
-from routers.errors import BadArtefact, NotFittable
-from routers.families.score_table import Floats, Scored, scored_of
-from routers.families.scoring import MAX_CHOSEN
+from routers.errors import NotFittable
+from routers.families.options import CandidateOptions
+from routers.families.score_table import Scored, scored_of
 from routers.library.examples import examples_of
 from routers.maths.unit_rows import to_unit
 from routers.methods.route_llm_win_rates import Estimator, learn_win_rates, win_rates
@@ -50,30 +52,30 @@ from routers.methods.route_llm_win_rates import Estimator, learn_win_rates, win_
 _SAME_SCORE = 1e-9
 
 
-class RouteLlmConfig(RouterConfig):
+class RouteLlmConfig(CandidateOptions):
     """Options of `route_llm`."""
 
-    strong: Literal["routed"] | Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CHOSEN)] = Field(
-        "routed", description="The strong model: the nearest expert (routed), or names of experts to mix equally."
+    strong: Literal["routed"] | Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_EXPERTS)] = Field(
+        "routed",
+        description="The strong model: the nearest expert (routed), or names of experts to mix with equal weights.",
     )
     weak: str = Field(BASE, min_length=1, description="The weak model: base, or the name of a cheap expert.")
     estimator: Estimator = Field(
-        "mf", description="What estimates the win rate: mf, sw_ranking, classifier, or random as a baseline."
+        "mf", description="Estimator of the win rate: mf, sw_ranking, classifier, or random as a baseline."
     )
-    threshold: float | None = Field(None, description="Least win rate for the strong model; unset: by strong_share.")
+    threshold: float | None = Field(None, description="Minimum win rate for the strong model; unset: by strong_share.")
     strong_share: float = Field(
-        0.5, gt=0, le=1, description="Part of the table's prompts that goes to the strong model, to set the threshold."
+        0.5, gt=0, le=1, description="Share of the table's prompts for the strong model; sets the threshold."
     )
     dim: int = Field(128, ge=1, le=4096, description="Dimensions of the factors (mf).")
-    epochs: int = Field(100, ge=1, description="Times that training sees the prompts; small tables get more (mf).")
-    noise: float = Field(0.1, ge=0, description="Spread of the noise on embeddings in training (mf).")
-    ridge: float = Field(1e-3, gt=0, description="Weight of the penalty; larger is smoother (classifier).")
-    seed: int = Field(0, ge=0, description="Of the training (mf) and of the lot (random).")
-    max_candidates: int = Field(10, ge=1, description="How many scored experts a decision lists.")
+    epochs: int = Field(100, ge=1, description="Training passes over the prompts; small tables get more (mf).")
+    noise: float = Field(0.1, ge=0, description="Standard deviation of the noise on embeddings in training (mf).")
+    ridge: float = Field(1e-3, gt=0, description="Weight of the penalty; larger values are smoother (classifier).")
+    seed: int = Field(0, ge=0, description="Seed of the training (mf) and of the random numbers (random).")
 
 
 class RouteLlmRouter:
-    """Strong or weak by win rate; see the module's docstring."""
+    """Routes to a strong model where it probably beats a weak one."""
 
     card: ClassVar[MethodCard] = MethodCard(
         name="route_llm",
@@ -93,10 +95,11 @@ class RouteLlmRouter:
         cost="one product with the experts' means, and the estimator's",
         differences=(
             "the weak model is the base, the strong one the nearest expert or a mix",
-            "preferences are comparisons of scores, not of people or judges",
+            "preferences compare scores; they do not come from people or judges",
             "two models instead of the 64 of Chatbot Arena, so no tiers",
             "the gateway's embedder; a linear classifier instead of BERT; no causal language model",
         ),
+        standing="recommended",
     )
     config_class: ClassVar[type[RouterConfig]] = RouteLlmConfig
 
@@ -114,7 +117,7 @@ class RouteLlmRouter:
         if self._directions.ndim != 2 or len(self._directions) != len(experts):
             raise ValueError(f"directions of shape {self._directions.shape} for {len(experts)} experts")
         if facts["estimator"] != config.estimator:
-            raise ValueError(f"the estimator, which is {facts['estimator']!r}")
+            raise ValueError(f"it was fitted with the estimator {facts['estimator']!r}")
 
     @classmethod
     def fit(cls, config: RouteLlmConfig, data: FitData, progress: Progress) -> Artefact:
@@ -160,25 +163,22 @@ class RouteLlmRouter:
 
     @classmethod
     def load(cls, config: RouteLlmConfig, artefact: Artefact) -> Self:
-        """Build from an artefact of `fit`; raises `BadArtefact` if it is none."""
-        check_router(artefact, cls.card.name)
-        try:
+        """Build the router from an artefact of `fit`; raises `BadArtefact`."""
+        with reading(artefact, cls.card.name):
             experts = tuple(str(expert) for expert in artefact.data["experts"])
             return cls(config, experts, dict(artefact.arrays), dict(artefact.data))
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadArtefact(f"a route_llm artefact lacks or garbles {error}") from error
 
     def route(self, query: RouteQuery) -> Decision:
-        """Decide; see the module's docstring."""
+        """Choose the strong model if its win rate reaches the threshold, else the weak one."""
         if query.embedding is None or not np.isfinite(query.embedding).all():
-            return Decision((), 0.0, reason="The prompt has no text that could be compared.")
+            return Decision((), 0.0, reason="The prompt has no text that can be compared.")
         weak = () if self._weak == BASE or not query.allows(self._weak) else (WeightedExpert(self._weak),)
         instead = "the weak expert" if weak else "the base"
         x = np.asarray(query.embedding, np.float64)[None]
         rate = float(win_rates(self._estimator, self._arrays, (query.text,), x, self._config.seed)[0])
         strong, candidates = self._strong_model(query, rate)
         if not strong:
-            return Decision(weak, 0.0, reason=f"No strong expert may be used; {instead} answers.")
+            return Decision(weak, 0.0, reason=f"No strong expert is allowed; {instead} answers.")
         threshold = self.threshold if query.threshold is None else query.threshold
         wins = rate >= threshold
         relation = "reaches" if wins else "is below"
@@ -193,12 +193,12 @@ class RouteLlmRouter:
     def _strong_model(
         self, query: RouteQuery, rate: float
     ) -> tuple[tuple[WeightedExpert, ...], tuple[ScoredExpert, ...]]:
-        """What the strong model is for this caller and prompt, and the experts that came into question."""
-        most = self._config.max_candidates
+        """Return the strong model for this caller and prompt, and the experts that were considered."""
+        max_candidates = self._config.max_candidates
         if self._strong is not None:
             allowed = [expert for expert in self._strong if query.allows(expert)]
             mix = tuple(WeightedExpert(expert, 1 / len(allowed)) for expert in allowed)
-            return mix, tuple(ScoredExpert(expert, rate) for expert in allowed)[:most]
+            return mix, tuple(ScoredExpert(expert, rate) for expert in allowed)[:max_candidates]
         if not self._experts:
             return (), ()
         cosines = np.asarray(self._directions @ np.asarray(query.embedding, np.float32), np.float64)
@@ -207,14 +207,16 @@ class RouteLlmRouter:
             for number in np.argsort(-cosines, kind="stable").tolist()
             if self._experts[number] != self._weak and query.allows(self._experts[number])
         ]
-        ranked = tuple(ScoredExpert(self._experts[number], float(cosines[number])) for number in numbers[:most])
+        ranked = tuple(
+            ScoredExpert(self._experts[number], float(cosines[number])) for number in numbers[:max_candidates]
+        )
         return tuple(WeightedExpert(scored.expert_id) for scored in ranked[:1]), ranked
 
 
 def preference_rows(
     scored: Scored, experts: tuple[str, ...], directions: Matrix, strong: list[str] | None, weak: str
 ) -> tuple[Matrix, Floats]:
-    """Embeddings, shape (n, d), and outcomes for the strong model, shape (n,), of the prompts where both are known."""
+    """Return embeddings, (n, d), and outcomes for the strong model, (n,), of prompts with both scores."""
     num_prompts = len(scored.embeddings)
     unknown = np.full(num_prompts, np.nan)
     column = {BASE: 0, **{expert: number for number, expert in enumerate(scored.experts, 1)}}
@@ -238,7 +240,7 @@ def preference_rows(
 
 
 def calibrated(rates: Floats, strong_share: float) -> float:
-    """The threshold that this share of the win rates reaches."""
+    """Return the threshold that this share of the win rates reaches."""
     if not len(rates) or np.ptp(rates) < 1e-9:
         return float(np.nextafter(0.5, 1.0))
     return float(np.quantile(rates, 1 - strong_share))

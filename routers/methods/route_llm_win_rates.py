@@ -1,29 +1,29 @@
-"""How probably a strong model beats a weak one on a prompt: the estimators of RouteLLM (Ong et al., 2024).
+"""Estimators of RouteLLM (Ong et al., 2024): how probably a strong model beats a weak one on a prompt.
 
-Each learns from preference rows, that is, prompts with an outcome for the strong model: 1 a win, 1/2 a tie, 0 a loss.
-They do not choose; `routers.methods.route_llm` does. Shapes: x (n, d) embeddings of the prompts, y (n,) outcomes, q
-(d,) a prompt.
+Each learns from preference rows, prompts with an outcome for the strong model: 1 a win, 1/2 a tie, 0 a loss.
+`routers.methods.route_llm` makes the decision. Shapes: x (n, d) embeddings of the prompts, y (n,) outcomes, q (d,) a
+prompt.
 
 ``mf``, matrix factorisation. Models have embeddings p, here two of them, the strong s and the weak w:
 
     P(strong wins | q) = σ(c · ((p̂_s - p̂_w) ⊙ W q))          p̂ of unit length; W (dim, d), c (dim,), no bias
 
-trained by Adam on rows without a tie, with noise on the embeddings, as the authors' code does. For two models this is a
-plane through the origin, v · q with v = Wᵀ(c ⊙ (p̂_s - p̂_w)), and v alone is kept. Few prompts get more epochs: at least
-`MIN_STEPS` steps are taken.
+As in the authors' code, it is trained by Adam on rows without a tie, with noise on the embeddings. For two models this
+is a plane through the origin, v · q with v = Wᵀ(c ⊙ (p̂_s - p̂_w)), and only v is kept. Small tables get more epochs, so
+that at least `MIN_STEPS` steps are taken.
 
-``sw_ranking``, similarity-weighted ranking: a Bradley-Terry model fitted to all rows for each prompt anew, with weights
+``sw_ranking``, similarity-weighted ranking: a Bradley-Terry model fitted to all rows for each prompt, with weights
 
-    ω_i = 10 · 10^(cos(q, x_i) / max_j cos(q, x_j)),    a tie counting as half a win and half a loss
+    ω_i = 10 · 10^(cos(q, x_i) / max_j cos(q, x_j)),    where a tie counts as half a win and half a loss
 
-Between two models its maximum of likelihood has a closed form, P = Σ ω_i y_i / Σ ω_i. The authors sort the models of
-Chatbot Arena into ten tiers first; ours are two from the start. If no row is on the prompt's side (max cos ≤ 0, where
-the weights would turn round) all weigh the same.
+Between two models its maximum likelihood has a closed form, P = Σ ω_i y_i / Σ ω_i. The authors first sort the models of
+Chatbot Arena into ten tiers; here there are two models from the start. If no row has a positive cosine with the prompt,
+the weights would be inverted, so all rows weigh the same.
 
 ``classifier``: P = 1 - P(tie | q) - P(weak wins | q) by a linear softmax on the embedding, where the authors fine-tune
-BERT. ``random``: a number that depends on nothing but the text.
+BERT. ``random``: a number that depends only on the text.
 
-An estimator that has no rows to learn from says one half.
+An estimator without rows to learn from returns one half.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from routers.base import Floats
+from routers.maths.sigmoid import sigmoids
 from routers.maths.softmax_regression import fit_softmax, log_softmax
 
-Floats = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[Any]]
 Estimator = Literal["mf", "sw_ranking", "classifier", "random"]
 
@@ -49,7 +50,7 @@ _DECAY, _SQUARE_DECAY, _TINY = 0.9, 0.999, 1e-8
 def learn_win_rates(
     estimator: Estimator, x: Floats, y: Floats, *, dim: int, epochs: int, noise: float, ridge: float, seed: int
 ) -> dict[str, NDArray[Any]]:
-    """What `win_rates` needs of the rows, as arrays."""
+    """Learn from preference rows; returns the arrays that `win_rates` needs."""
     if estimator == "sw_ranking":
         return {"embeddings": x.astype(np.float32), "outcomes": y}
     if estimator == "classifier":
@@ -64,9 +65,9 @@ def learn_win_rates(
 
 
 def win_rates(estimator: Estimator, arrays: Arrays, texts: Sequence[str], x: Floats, seed: int = 0) -> Floats:
-    """P(strong wins) for prompts given as texts and as embeddings (p, d), shape (p,)."""
+    """Return P(strong wins), shape (p,), for prompts given as texts and as embeddings (p, d)."""
     if estimator == "mf":
-        return sigmoid(x @ arrays["direction"])
+        return sigmoids(x @ arrays["direction"])
     if estimator == "sw_ranking":
         return _similarity_weighted(x, arrays["embeddings"], arrays["outcomes"])
     if estimator == "classifier":
@@ -74,22 +75,17 @@ def win_rates(estimator: Estimator, arrays: Arrays, texts: Sequence[str], x: Flo
             return np.full(len(x), 0.5)
         probability = np.exp(log_softmax(x @ arrays["weights"].T + arrays["bias"]))
         return np.asarray(probability[:, arrays["outcomes"] == 1.0].sum(axis=1), np.float64)
-    return np.array([_by_lot(text, seed) for text in texts], np.float64)
-
-
-def sigmoid(z: Floats) -> Floats:
-    """1 / (1 + e^-z), without overflow."""
-    return np.asarray(1 / (1 + np.exp(-np.clip(z, -700, 700))), np.float64)
+    return np.array([_random_rate(text, seed) for text in texts], np.float64)
 
 
 def factorise(x: Floats, y: Floats, *, dim: int, epochs: int, noise: float, seed: int) -> Floats:
-    """v of matrix factorisation, shape (d,); zeros if every row is a tie."""
+    """Fit v by matrix factorisation, shape (d,); zeros if every row is a tie."""
     x, sign = x[y != 0.5], np.where(y[y != 0.5] > 0.5, 1.0, -1.0)
     num_rows, text_dim = x.shape
     if not num_rows:
         return np.zeros(text_dim)
     rng = np.random.default_rng(seed)
-    start = (  # as torch's Embedding and Linear do
+    start = (  # the initialisation of torch's Embedding and Linear
         rng.normal(size=(2, dim)),
         rng.uniform(-1, 1, size=(dim, text_dim)) / np.sqrt(text_dim),
         rng.uniform(-1, 1, size=dim) / np.sqrt(dim),
@@ -105,7 +101,9 @@ def factorise(x: Floats, y: Floats, *, dim: int, epochs: int, noise: float, seed
         batch, order = order[:BATCH], order[BATCH:]
         noisy = x[batch] + noise * rng.normal(size=(len(batch), text_dim))
         slope = np.concatenate([part.ravel() for part in gradients(parameters, noisy, sign[batch])])
-        slope += np.multiply(flat, WEIGHT_DECAY, out=work)  # Adam, in place: new arrays would cost more than the sums
+        slope += np.multiply(
+            flat, WEIGHT_DECAY, out=work
+        )  # Adam, in place: allocating arrays would take longer than the sums
         first *= _DECAY
         first += np.multiply(slope, 1 - _DECAY, out=work)
         second *= _SQUARE_DECAY
@@ -118,7 +116,7 @@ def factorise(x: Floats, y: Floats, *, dim: int, epochs: int, noise: float, seed
 
 
 class Factors(NamedTuple):
-    """Both models' embeddings (strong, weak), shape (2, dim), W, shape (dim, d), and c, shape (dim,)."""
+    """The models' embeddings (strong, weak), shape (2, dim), W, shape (dim, d), and c, shape (dim,)."""
 
     models: Floats
     projection: Floats
@@ -131,13 +129,14 @@ def _views(flat: Floats, dim: int, text_dim: int) -> Factors:
 
 
 def gradients(factors: Factors, x: Floats, sign: Floats) -> Factors:
-    """Slopes of the mean of -log σ(sign · c · ((p̂_s - p̂_w) ⊙ W x)); every row has the same two models.
+    """Return the gradients of the mean of -log σ(sign · c · ((p̂_s - p̂_w) ⊙ W x)).
 
-    So the logit is x · v with v = Wᵀu, u = c ⊙ (p̂_s - p̂_w), and the slope by W is the outer product of u and dv.
+    Every row has the same two models, so the logit is x · v with v = Wᵀu and u = c ⊙ (p̂_s - p̂_w). The gradient by W is
+    the outer product of u and dv.
     """
     contrast, unit, length = _contrast(factors.models)
     u = factors.classifier * contrast
-    by_logit = -sign * sigmoid(-sign * (x @ (factors.projection.T @ u))) / len(x)
+    by_logit = -sign * sigmoids(-sign * (x @ (factors.projection.T @ u))) / len(x)
     by_direction = x.T @ by_logit
     by_u = factors.projection @ by_direction
     by_unit = np.stack([by_u * factors.classifier, -by_u * factors.classifier])
@@ -146,7 +145,7 @@ def gradients(factors: Factors, x: Floats, sign: Floats) -> Factors:
 
 
 def _contrast(models: Floats) -> tuple[Floats, Floats, Floats]:
-    """p̂_s - p̂_w, shape (dim,), both p̂, (2, dim), and the lengths of both p, (2, 1)."""
+    """Return p̂_s - p̂_w, shape (dim,), both p̂, (2, dim), and the lengths of both p, (2, 1)."""
     length = np.linalg.norm(models, axis=1, keepdims=True)
     unit = models / length
     return unit[0] - unit[1], unit, length
@@ -162,6 +161,6 @@ def _similarity_weighted(x: Floats, embeddings: NDArray[np.float32], outcomes: F
     return np.asarray(weights @ outcomes / weights.sum(axis=1), np.float64)
 
 
-def _by_lot(text: str, seed: int) -> float:
+def _random_rate(text: str, seed: int) -> float:
     digest = hashlib.sha256(f"{seed}\0{text}".encode("utf-8", "replace")).digest()
     return int.from_bytes(digest[:6], "big") / 2.0**48

@@ -1,37 +1,40 @@
 """Router `routoo`: the model with the best predicted score for its cost (Mohammadshahi et al., 2024).
 
-    score(m | q) = w_m · q + b_m            ridge regression on the scores of m that are known
+    score(m | q) = w_m · q + b_m            ridge regression on the known scores of m
     choose         argmax_m  score(m | q) - λ · cost_m
 
-Routoo's predictor is a language model with an embedding for every expert; here it is one ridge regression a model on
-the frozen embedding, in closed form: with x and y centred over the n_m prompts whose score of m is known,
+Routoo's predictor is a language model with an embedding for every expert. Here it is one ridge regression per model on
+the frozen embedding, in closed form. With x and y centred over the n_m prompts whose score of m is known,
 
     w_m = (XᵀX + ridge · 1)⁻¹ Xᵀy           b_m = mean(y) - w_m · mean(x)
 
-λ ≥ 0 is the price of a unit of cost in score. Without a budget it is 0. With one it is the least price at which the
-choices over the table's prompts cost no more than the budget on average: the mean cost falls step by step as λ grows,
-so bisection finds it, and it is the multiplier of the budget in the linear programme
+λ ≥ 0 is the price of a unit of cost, in score. Without a budget it is 0. With a budget it is the lowest price at which
+the choices over the table's prompts meet the budget on average. The mean cost decreases in steps as λ grows, so
+bisection finds that price. It is the multiplier of the budget in the linear programme
 
     maximise  mean_i Σ_m z_im score(m | x_i)    with  mean_i Σ_m z_im cost_m ≤ budget,  Σ_m z_im = 1,  z ≥ 0
 
-The programme would spend what is left by splitting the prompts that stand exactly at the price; we take the cheaper
-model for these. The predictions that set λ leave each prompt out of its own regression (for ridge in closed form:
-y - (y - ŷ) / (1 - h)), as fresh prompts would be: fitted ones are too sure, and the budget would not hold.
+The programme would spend the rest of the budget by splitting the prompts that are exactly at the price; here the
+cheaper model answers these. The predictions that determine λ leave each prompt out of its own regression (in closed
+form for ridge: y - (y - ŷ) / (1 - h)), as for new prompts. Fitted predictions are too confident, and the budget would
+not hold.
 
 If the base is best, the router abstains. Shapes: n labelled prompts, d dimensions, M = 1 + E models; w (M, d). Cost:
-M · d multiplications a request; fitting solves a system of d equations for each set of prompts that models share.
+M · d multiplications per request; fitting solves d equations for each set of prompts that models share.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from routers.base import MethodCard, Progress, RouteQuery, name_of
+from routers.base import Floats, MethodCard, Progress, RouteQuery, name_of
 from routers.errors import NotFittable
-from routers.families.score_table import Floats, Mask, Scored, TableConfig, TableRouter, Values
+from routers.families.cards import SCORE_TABLE_CARD
+from routers.families.score_table import Mask, Scored, TableConfig, TableRouter, Values
 from routers.families.scoring import Learned
 
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -40,43 +43,35 @@ Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class RoutooConfig(TableConfig):
     """Options of `routoo`."""
 
-    cost_base: Cost = Field(1.0, description="What an answer of the base costs, in any unit.")
-    cost_expert: Cost = Field(1.0, description="What an answer of an expert costs that `costs` does not name.")
-    costs: dict[str, Cost] = Field(default_factory=dict, description="What an answer costs, by the expert's name.")
-    budget: Cost | None = Field(None, description="Mean cost of an answer that may not be exceeded; unset: no limit.")
-    ridge: float = Field(1.0, gt=0, description="Weight of the penalty on w; larger is smoother.")
+    cost_base: Cost = Field(1.0, description="Cost of an answer of the base, in any unit.")
+    cost_expert: Cost = Field(1.0, description="Cost of an answer of an expert that is not in `costs`.")
+    costs: dict[str, Cost] = Field(default_factory=dict, description="Cost of an answer, by the expert's name.")
+    budget: Cost | None = Field(None, description="Maximum mean cost of an answer; unset: no limit.")
+    ridge: float = Field(1.0, gt=0, description="Weight of the penalty on w; larger values are smoother.")
 
 
 class RoutooRouter(TableRouter):
-    """Predicted score under a budget; see the module's docstring."""
+    """Routes to the model with the best predicted score for its cost."""
 
-    card: ClassVar[MethodCard] = MethodCard(
+    card: ClassVar[MethodCard] = replace(
+        SCORE_TABLE_CARD,
         name="routoo",
         title="Routoo: predicted score for the cost",
         paper="Mohammadshahi et al., Routoo: Learning to Route to Large Language Models Effectively, 2024 "
         "(arXiv:2401.13979)",
-        expert_training="independent",
-        expert_data="private",
-        routing_dataset="labelled prompts that the base and all experts answered",
-        input_granularity="example",
-        depth="model",
-        selection="top-1",
-        aggregation="none",
         generalization="prompts like those of the table; the base answers where it is the better buy",
-        user_dataset="none",
-        needs=("scores",),
-        refit="costly",
         cost="one product with M rows",
         differences=(
             "ridge regression on the frozen embedding instead of a language model as the predictor",
-            "the budget is met on average over prompts by one price instead of in the order of a batch",
+            "one price meets the budget on average over prompts, instead of in the order of a batch",
         ),
+        standing="recommended",
     )
     config_class: ClassVar[type[TableConfig]] = RoutooConfig
 
     @classmethod
     def learn(cls, config: RoutooConfig, scored: Scored, progress: Progress) -> Learned:
-        """w, shape (M, d), b, shape (M,), costs, shape (M,), and λ; raises `NotFittable` for a budget below all."""
+        """Fit w (M, d), b (M,), the costs (M,) and λ; raises `NotFittable` if every model exceeds the budget."""
         names = [name_of(expert) for expert in scored.experts]
         costs = np.array([config.cost_base, *(config.costs.get(name, config.cost_expert) for name in names)])
         progress(0, 1)
@@ -102,18 +97,18 @@ class RoutooRouter(TableRouter):
             raise ValueError(f"weights, bias and costs for another number of models than {num_models}")
 
     def values(self, query: RouteQuery, allowed: Mask) -> Values:
-        """Predicted scores less the price of their costs."""
+        """Return predicted scores minus the price of the costs."""
         predicted = self._weights @ np.asarray(query.embedding, np.float64) + self._bias
-        unit = f"Predicted score less {self.price:.3g} a unit of cost is" if self.price else "Predicted score is"
+        unit = f"Predicted score minus {self.price:.3g} per unit of cost is" if self.price else "Predicted score is"
         return Values(predicted - self.price * self._costs, predicted, unit)
 
 
 def fit_ridge(x: Floats, scores: Floats, ridge: float) -> tuple[Floats, Floats, Floats]:
-    """Regressions of all models, and what they predict for the table's own prompts.
+    """Fit a regression for each model, and predict the scores of the table's own prompts.
 
     Args:
-        x: Shape (n, d).
-        scores: Shape (n, M), NaN where not known.
+        x: Embeddings of the prompts, shape (n, d).
+        scores: Scores, shape (n, M); NaN where not known.
         ridge: Weight of the penalty.
 
     Returns:
@@ -135,7 +130,7 @@ def fit_ridge(x: Floats, scores: Floats, ridge: float) -> tuple[Floats, Floats, 
         weights[models] = (solved @ (y - mean)).T
         bias[models] = mean - weights[models] @ centre
         predicted[:, models] = x @ weights[models].T + bias[models]
-        if len(rows) > 1:  # else nothing is left when the prompt is left out
+        if len(rows) > 1:  # a single prompt leaves none to predict it from
             leverage = 1 / len(rows) + np.einsum("nd,dn->n", centred, solved)
             residual = y - predicted[np.ix_(rows, models)]
             predicted[np.ix_(rows, models)] = y - residual / (1 - leverage)[:, None]
@@ -143,7 +138,7 @@ def fit_ridge(x: Floats, scores: Floats, ridge: float) -> tuple[Floats, Floats, 
 
 
 def price_for(predicted: Floats, costs: Floats, budget: float) -> float:
-    """The least λ at which choosing argmax score - λ · cost, (n, M) and (M,), costs at most the budget on average."""
+    """Return the smallest λ at which argmax score - λ · cost, (n, M) and (M,), meets the budget on average."""
 
     def mean_cost(price: float) -> float:
         net = predicted - price * costs

@@ -1,13 +1,13 @@
-"""Router `tfidf`: the expert whose examples use the prompt's words, weighted by how rare they are.
+"""Router `tfidf`: the expert whose examples use the prompt's words, weighted by rarity.
 
     score(e) = cosine(tfidf(prompt), mean of tfidf(x) over e's examples)
 
-Words and pairs of words, or pieces of words, with 1 + log tf and idf = log((1 + n) / (1 + df)) + 1, rows of unit length
-(scikit-learn's definition). It needs no embedder, so it costs a fraction of a millisecond, and it sees what an
-embedding blurs: markup, codes, the turn of phrase of a template. It does not see synonyms.
+Terms are words and pairs of words, or character n-grams. Values use 1 + log tf and idf = log((1 + n) / (1 + df)) + 1,
+with rows of unit length (scikit-learn's definition). The router needs no embedder, so it takes a fraction of a
+millisecond. It matches what an embedding blurs: markup, codes, the wording of a template. It does not match synonyms.
 
-A new expert changes the idf of its terms, and so every expert's mean. What a text's words are does not change: counts
-are remembered by text (`routers.text.term_counts`), and all the rest is sparse sums over them.
+A new expert changes the idf of its terms, and hence every expert's mean. The counts of a text do not change, so they
+are cached by text (`routers.text.term_counts`); everything else is a few sparse sums over them.
 """
 
 from __future__ import annotations
@@ -22,27 +22,29 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from routers.base import MethodCard
-from routers.families.scoring import Learned, Prompts, Scores, ScoringConfig, ScoringRouter
+from routers.families.cards import EMBEDDING_CARD
+from routers.families.options import CalibrationOptions
+from routers.families.scoring import Learned, Prompts, Scores, ScoringRouter
 from routers.library.examples import Examples
-from routers.methods.centroid import CentroidRouter
 from routers.text.term_counts import TermCounts
 
 
-class TfidfConfig(ScoringConfig):
+class TfidfConfig(CalibrationOptions):
     """Options of `tfidf`."""
 
     analyzer: Literal["word", "char_wb"] = Field(
-        "word", description="Terms are words, or pieces of words (char_wb: also finds misspelt and inflected words)."
+        "word",
+        description="Terms are words, or character n-grams (char_wb), which also match misspelt and inflected words.",
     )
-    longest: int = Field(2, ge=1, le=6, description="Most words, or letters, in a term.")
-    max_terms: int = Field(50_000, ge=1, description="Most frequent terms that are kept.")
+    longest: int = Field(2, ge=1, le=6, description="Maximum number of words, or letters, in a term.")
+    max_terms: int = Field(50_000, ge=1, description="Number of terms that are kept at most; the most frequent ones.")
 
 
 class TfidfRouter(ScoringRouter):
-    """Mean tf-idf of examples; see the module's docstring."""
+    """Routes to the expert whose examples share the prompt's rare words."""
 
     card: ClassVar[MethodCard] = replace(
-        CentroidRouter.card,
+        EMBEDDING_CARD,
         name="tfidf",
         title="Words, weighted by rarity",
         paper="baseline in mttl and in What the Weight (Holtermann et al., 2024)",
@@ -50,11 +52,11 @@ class TfidfRouter(ScoringRouter):
         needs_embedding=False,
         cost="counting words; one sparse product with E means",
     )
-    config_class: ClassVar[type[ScoringConfig]] = TfidfConfig
+    config_class: ClassVar[type[CalibrationOptions]] = TfidfConfig
 
     @classmethod
     def learn(cls, config: TfidfConfig, examples: Examples) -> Learned:
-        """Terms, their idf, and the experts' means as a sparse matrix (E, terms)."""
+        """Collect the terms, their idf, and the experts' means as a sparse matrix (E, terms)."""
         num_experts, num_texts = len(examples.experts), len(examples.texts)
         rows, terms = _term_counts(config.analyzer, config.longest).count(examples.texts, config.max_terms)
         idf = np.log((1 + num_texts) / (1 + np.bincount(rows.indices, minlength=len(terms)))) + 1
@@ -82,7 +84,7 @@ class TfidfRouter(ScoringRouter):
             self._vectorizer.idf_ = np.asarray(arrays["idf"])
 
     def scores(self, prompts: Prompts) -> Scores:
-        """Cosines to the means; NaN for experts without a word."""
+        """Return cosines to the means; NaN for experts without a word."""
         found = np.full((len(prompts.texts), len(self.experts)), np.nan)
         if self._vectorizer is not None:
             cosines = (self._vectorizer.transform(prompts.texts) @ self._means).toarray()

@@ -1,4 +1,4 @@
-"""Router `what_the_weight`: five ways to weight the experts for a task, the k best merged (Holtermann et al. 2024).
+"""Router `what_the_weight`: five ways to weight the experts for a task, the k best merged (Holtermann et al., 2024).
 
 With the t prompts q of the task, up to 100 examples x of expert e, and up to 100 scored samples s of the task:
 
@@ -6,23 +6,23 @@ With the t prompts q of the task, up to 100 examples x of expert e, and up to 10
     sent_sim   score(e) = mean over q and x of their cosine, at least 0
     tfidf      score(e) = cosine of tf-idf of all q as one text and of all x as one text (`routers.text.pair_tfidf`)
     prior      score(e) = moving average over s of P(e | s),  P(e | s) ∝ exp(-loss_e(s)),  new = 0.3 P + 0.7 old
-    entropy    score(e) = -u_e, u_e being the mean entropy of the next token over s
+    entropy    score(e) = -u_e, where u_e is the mean entropy of the next token over s
     weight(e)  = score(e) / Σ over the k best, or for entropy (Σu - u_e) / ((k - 1) Σu) over the k best
 
-Prompts are the last ones under the caller's ``task_id``, or the present one alone. ``prior`` and ``entropy`` have no
-example to go by but the table of scores: the weights of the samples whose task is the ``task_id``, or, where the table
-has no such task, the mean over its tasks. Samples that some expert was not asked are skipped; experts that were
-asked none of a task's samples have no weight in it.
+The prompts are the last ones of the caller's ``task_id``, or the request's alone. ``prior`` and ``entropy`` use the
+table of scores instead of examples: the weights of the samples whose task is the ``task_id``, or, if the table has no
+such task, the mean over its tasks. Samples that lack an expert's value are skipped. Experts without a value for any
+sample of a task have no weight in it.
 
-Where this differs: the code takes P(e | s) from the probability of a sample's last token but one, here it is the
-geometric mean over its tokens, for the table keeps their mean loss. Experts that the caller may not use are left out
-of P afterwards. Words are not stemmed for tfidf, and texts are joined by a line break, not by nothing. Entropies are
-lower bounds from the most likely tokens. The paper combines by averaging parameters, which is ``fusion``, A and B each
-by itself with the weights, or by ensembling, the weighted sum of logits, which is not executed yet; the default
-``mixture`` is the weighted sum of the experts' updates.
+Differences from the paper and its code: the code takes P(e | s) from the probability of a sample's last token but one;
+here it is the geometric mean over its tokens, because the table keeps their mean loss. Experts that the caller may not
+use are removed from P afterwards. Words are not stemmed for tfidf, and texts are joined by a line break. Entropies are
+lower bounds from the most probable tokens. The paper combines by averaging parameters, which is ``fusion`` (A and B
+separately, with the weights), or by a weighted sum of logits, which is not implemented. The default ``mixture`` is the
+weighted sum of the experts' updates.
 
 Shapes: E experts, d dimensions, V terms. Cost: sent_sim one product (t, d) × (d, E); tfidf the task's words; the others
-a look into a table. Nothing is calibrated: it abstains only where no expert that may be used has a positive score.
+one table look-up. Nothing is calibrated: the router abstains only if no allowed expert has a positive score.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from routers.artefacts import check_router
+from routers.artefacts import reading
 from routers.base import (
+    MAX_EXPERTS,
     Artefact,
     Decision,
     FitData,
+    Floats,
     MethodCard,
     Progress,
     RouteQuery,
@@ -48,39 +49,39 @@ from routers.base import (
     ScoreTable,
     WeightedExpert,
 )
-from routers.errors import BadArtefact, NotFittable
-from routers.families.scoring import MAX_CHOSEN, WEIGHTED_FUSION, Learned, asked
+from routers.errors import NotFittable
+from routers.families.cards import EMBEDDING_CARD
+from routers.families.options import CandidateOptions
+from routers.families.scoring import Learned, asked
+from routers.families.selection import WEIGHTED_FUSION
 from routers.fitting import LACKING
 from routers.library.examples import evenly, examples_of
-from routers.methods.centroid import CentroidRouter
 from routers.text.pair_tfidf import PairTfidf, count_terms
 
-Floats = NDArray[np.float64]
-
 MAX_SAMPLES = 100
-"""Examples of an expert, and samples of a task, that count."""
+"""Maximum number of examples of an expert, and of samples of a task, that count."""
 SMOOTHING = 0.3
 
 
-class WhatTheWeightConfig(RouterConfig):
+class WhatTheWeightConfig(CandidateOptions):
     """Options of `what_the_weight`."""
 
     scoring: Literal["uniform", "sent_sim", "tfidf", "prior", "entropy"] = Field(
-        "sent_sim", description="What weights come from; prior and entropy need a table of scores with losses."
+        "sent_sim", description="Source of the weights; prior and entropy need a table of scores with losses."
     )
-    top_k: int = Field(5, ge=1, le=10, description="Experts that are merged; uniform takes all.")
+    top_k: int = Field(5, ge=1, le=10, description="Number of experts that are merged; uniform merges all.")
     combine: Literal["mixture", "fusion"] = Field(
         "mixture",
-        description="Sum the experts' updates with the weights, or their A and their B each (the paper's way).",
+        description="Sum the experts' updates with the weights (mixture), or their A and their B matrices separately, "
+        "as in the paper (fusion).",
     )
-    max_candidates: int = Field(10, ge=1, description="How many scored experts a decision lists.")
 
 
 class WhatTheWeightRouter:
-    """Zero-shot weighting of experts; see the module's docstring."""
+    """Merges the k best experts of a task with zero-shot weights."""
 
     card: ClassVar[MethodCard] = replace(
-        CentroidRouter.card,
+        EMBEDDING_CARD,
         name="what_the_weight",
         may_read_scores=True,
         title="What the Weight: five zero-shot weightings",
@@ -91,11 +92,11 @@ class WhatTheWeightRouter:
         aggregation="parameters",
         generalization="new domains, by merging similar ones",
         reads_task=True,
-        cost="one product of the task's prompts with E means, or the words of the prompts, or a look into a table",
+        cost="one product of the task's prompts with E means, or the words of the prompts, or one table look-up",
         differences=(
-            "the experts' updates are summed; A and B each by itself is the option combine=fusion",
+            "the experts' updates are summed; the option combine=fusion sums A and B separately",
             "logits are not ensembled",
-            "prior goes by the mean token of a sample, not by a single one",
+            "prior uses the mean over a sample's tokens, not a single token",
             "words are not stemmed for tfidf",
         ),
     )
@@ -107,7 +108,9 @@ class WhatTheWeightRouter:
         arrays, shape = learned.arrays, (len(self._experts),)
         if config.scoring == "sent_sim":
             self._means = np.asarray(arrays["means"], np.float32)
-            self._has_examples = bool(np.isfinite(self._means).any())  # without, the embeddings' dimension is not known
+            self._has_examples = bool(
+                np.isfinite(self._means).any()
+            )  # without any, the dimension of the embeddings is unknown
             shape = self._means.shape[:1]
         elif config.scoring == "tfidf":
             self._texts = PairTfidf(arrays, [str(term) for term in learned.data["terms"]], len(self._experts))
@@ -116,7 +119,7 @@ class WhatTheWeightRouter:
             self._row = {str(task): row for row, task in enumerate(learned.data["tasks"])}
             shape = self._table.shape[1:]
             if len(self._table) != len(self._row) + 1:
-                raise ValueError("a table with other rows than tasks")
+                raise ValueError("the rows of the table do not match the tasks")
         if shape != (len(self._experts),):
             raise ValueError(f"scores of shape {shape} for {len(self._experts)} experts")
 
@@ -146,29 +149,26 @@ class WhatTheWeightRouter:
 
     @classmethod
     def load(cls, config: WhatTheWeightConfig, artefact: Artefact) -> Self:
-        """From `fit`; raises `BadArtefact`."""
-        check_router(artefact, cls.card.name)
-        try:
+        """Build the router from an artefact of `fit`; raises `BadArtefact`."""
+        with reading(artefact, cls.card.name):
             data = artefact.data
             if data["scoring"] != config.scoring:
-                raise BadArtefact(f"this artefact was fitted for scoring {data['scoring']!r}, not {config.scoring!r}")
+                raise ValueError(f"it was fitted for scoring {data['scoring']!r}, not {config.scoring!r}")
             return cls(config, [str(e) for e in data["experts"]], Learned(artefact.arrays, dict(data["learned"])))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise BadArtefact(f"a {cls.card.name} artefact lacks or garbles {error}") from error
 
     def route(self, query: RouteQuery) -> Decision:
-        """Score, take the k best, weight them."""
+        """Score the experts, take the k best, and weight them."""
         scores = self._scores(query)
         if scores is None:
-            return Decision((), 0.0, reason="The prompt has no text that could be compared.")
+            return Decision((), 0.0, reason="The prompt has no text that can be compared.")
         usable = np.isfinite(scores) & np.array([query.allows(expert) for expert in self._experts], bool)
         if self._config.scoring != "entropy":
             usable &= np.nan_to_num(scores) > 0
         if not usable.any():
-            return Decision((), 0.0, reason="No expert that may be used has anything in common with the task.")
+            return Decision((), 0.0, reason="No allowed expert has anything in common with the task.")
         rows = np.flatnonzero(usable)
         rows = rows[np.argsort(-scores[rows], kind="stable")]  # experts are sorted: ties go by name
-        best = rows[: MAX_CHOSEN if self._config.scoring == "uniform" else self._config.top_k]
+        best = rows[: MAX_EXPERTS if self._config.scoring == "uniform" else self._config.top_k]
         weights = _opposite(-scores[best]) if self._config.scoring == "entropy" else scores[best] / scores[best].sum()
         chosen = tuple(WeightedExpert(self._experts[e], float(w)) for e, w in zip(best, weights, strict=True))
         listed = rows[: self._config.max_candidates]
@@ -176,13 +176,13 @@ class WhatTheWeightRouter:
             experts=chosen,
             confidence=min(chosen[0].weight, 1.0),
             candidates=tuple(ScoredExpert(self._experts[e], float(scores[e])) for e in listed),
-            reason=f"{len(chosen)} experts by {self._config.scoring}, first {chosen[0].expert_id} "
+            reason=f"{len(chosen)} experts by {self._config.scoring}; the first is {chosen[0].expert_id} "
             f"with weight {chosen[0].weight:.2f}.",
             gate=WEIGHTED_FUSION if self._config.combine == "fusion" else None,
         )
 
     def _scores(self, query: RouteQuery) -> Floats | None:
-        """Shape (E,), larger is better; NaN where nothing is known, None if there is nothing to compare."""
+        """Return scores, shape (E,), larger is better; NaN if unknown, None if there is nothing to compare."""
         if self._config.scoring == "uniform":
             return np.ones(len(self._experts))
         if self._config.scoring == "sent_sim":
@@ -196,7 +196,7 @@ class WhatTheWeightRouter:
 
 
 def _opposite(entropies: Floats) -> Floats:
-    """Weights (k,) that sum to one, each in proportion to the sum of the others' entropies; equal if that is zero."""
+    """Return weights (k,) that sum to one, each proportional to the others' entropies; equal if those are zero."""
     total = entropies.sum()
     if len(entropies) == 1 or total <= 0:
         return np.full(len(entropies), 1 / len(entropies))
@@ -204,7 +204,7 @@ def _opposite(entropies: Floats) -> Floats:
 
 
 def _from_table(scoring: str, table: ScoreTable | None, experts: Sequence[str]) -> Learned:
-    """Scores by each task's samples and, in the last row, their mean over tasks, shape (T + 1, E); NaN if not known."""
+    """Score the experts by each task's samples, shape (T + 1, E); the last row is the mean, NaN if not known."""
     what = "losses" if scoring == "prior" else "entropies"
     lacks = LACKING["scores"]
     if table is not None:
@@ -226,7 +226,7 @@ def _from_table(scoring: str, table: ScoreTable | None, experts: Sequence[str]) 
 
 
 def _columns(table: ScoreTable, values: Floats, experts: Sequence[str]) -> Floats:
-    """A table's values of these experts, shape (n, E); NaN for one that it does not have."""
+    """Return a table's values of these experts, shape (n, E); NaN for an expert that is not in the table."""
     column = {model: number for number, model in enumerate(table.models)}
     blank = np.full((len(table.samples), 1), np.nan)
     chosen = [column.get(expert, -1) for expert in experts]
@@ -234,7 +234,7 @@ def _columns(table: ScoreTable, values: Floats, experts: Sequence[str]) -> Float
 
 
 def _posterior(losses: Floats) -> Floats:
-    """P(e | s) smoothed over samples in their order, (n, m) losses to (m,)."""
+    """Smooth P(e | s) over samples in their order; losses have shape (n, m), the result (m,)."""
     odds = np.exp(losses.min(axis=1, keepdims=True) - losses)
     each = odds / odds.sum(axis=1, keepdims=True)
     smooth = each[0]

@@ -4,31 +4,32 @@
     target_i = β s_i + (1 - β) · mean of s over the prompts with i's tag                                      (M,)
     P(m | q) = softmax(W q + b)_m                        W and b by Kullback-Leibler divergence to the targets
 
-The best of the base and the experts that may be used is chosen; if it is the base, the router abstains. Scores of
-single prompts are noisy, and the tag (the prompt's task, or its k-means cluster where it has none) smooths them. As in
-the paper, β is the share of the prompt's own scores, 0.3 by default: 0 takes the tag's alone, 1 the prompt's alone. A
-model that is not known for a prompt is left out of its softmax, in the target and in the classifier.
+The best of the base and the allowed experts is chosen; if it is the base, the router abstains. Scores of single prompts
+are noisy, and the tag (the prompt's task, or its k-means cluster if it has none) smooths them. As in the paper, β is
+the share of the prompt's own scores, 0.3 by default: 0 uses only the tag's, 1 only the prompt's. A model whose score of
+a prompt is unknown is left out of that prompt's softmax, in the target and in the classifier.
 
-The paper has no temperature (T = 1) and its rewards come from a reward model; ours are metrics in [0, 1]. There T = 1
-makes flat targets, in whose means the model with the best mean score leads; a smaller T favours the model that is most
-often the best.
+The paper has no temperature (T = 1) and takes rewards from a reward model; here they are metrics in [0, 1]. With such
+scores T = 1 makes flat targets, and the model with the best mean score leads in their means. A smaller T favours the
+model that is most often the best.
 
-Shapes: n labelled prompts, M = 1 + E models, d dimensions. Cost: M · d multiplications a request; fitting takes
-seconds. No code was published.
+Shapes: n labelled prompts, M = 1 + E models, d dimensions. Cost: M · d multiplications per request; fitting takes
+seconds. The authors published no code.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from routers.base import MethodCard, Progress, RouteQuery
+from routers.base import Floats, MethodCard, Progress, RouteQuery
+from routers.families.cards import SCORE_TABLE_CARD
 from routers.families.score_table import (
     NUM_CLUSTERS,
-    Floats,
     Mask,
     Scored,
     TableConfig,
@@ -43,47 +44,37 @@ from routers.maths.softmax_regression import fit_softmax, log_softmax
 class ZooterConfig(TableConfig):
     """Options of `zooter`."""
 
-    temperature: float = Field(1.0, gt=0, description="T of the softmax that makes targets of scores.")
+    temperature: float = Field(1.0, gt=0, description="Temperature T of the softmax that turns scores into targets.")
     beta: float = Field(
-        0.3, ge=0, le=1, description="Share of a prompt's own scores in its target; the rest is the mean of its tag."
+        0.3, ge=0, le=1, description="Share of a prompt's own scores in its target; the rest is its tag's mean."
     )
-    num_clusters: int = Field(NUM_CLUSTERS, ge=1, description="Clusters that stand for tags of prompts without a task.")
-    ridge: float = Field(1e-3, gt=0, description="Weight of the penalty on W; larger is smoother.")
+    num_clusters: int = Field(NUM_CLUSTERS, ge=1, description="Clusters that tag the prompts without a task.")
+    ridge: float = Field(1e-3, gt=0, description="Weight of the penalty on W; larger values are smoother.")
 
 
 class ZooterRouter(TableRouter):
-    """Distilled scores; see the module's docstring."""
+    """Routes to the model that a softmax classifier, trained on all models' scores, finds most probable."""
 
-    card: ClassVar[MethodCard] = MethodCard(
+    card: ClassVar[MethodCard] = replace(
+        SCORE_TABLE_CARD,
         name="zooter",
         title="Zooter: distilled rewards",
         paper="Lu et al., Routing to the Expert: Efficient Reward-guided Ensemble of Large Language Models, 2023 "
         "(arXiv:2311.08692)",
-        expert_training="independent",
-        expert_data="private",
-        routing_dataset="labelled prompts that the base and all experts answered",
-        input_granularity="example",
-        depth="model",
-        selection="top-1",
-        aggregation="none",
-        generalization="prompts like those of the table; the base answers where it is best",
-        user_dataset="none",
-        needs=("scores",),
-        refit="costly",
         cost="one product with M rows",
         differences=(
             "a linear softmax on the frozen embedding instead of mDeBERTa-v3",
             "scores by metrics on labelled prompts instead of a reward model's",
             "the tag is the task or a cluster of the embedding, one a prompt, instead of a tagger's several",
             "models without a score are left out of a prompt's softmax",
-            "the divergence is taken from the targets to the classifier, as in distillation; that is convex",
+            "the divergence is taken from the targets to the classifier, as in distillation, which is convex",
         ),
     )
     config_class: ClassVar[type[TableConfig]] = ZooterConfig
 
     @classmethod
     def learn(cls, config: ZooterConfig, scored: Scored, progress: Progress) -> Learned:
-        """W, shape (M, d), and b, shape (M,)."""
+        """Fit W, shape (M, d), and b, shape (M,)."""
         targets = smoothed_targets(scored.scores, tags_of(scored, config.num_clusters), config.temperature, config.beta)
         progress(0, 1)
         weights, bias = fit_softmax(scored.embeddings.astype(np.float64), targets, config.ridge, scored.known)
@@ -98,14 +89,14 @@ class ZooterRouter(TableRouter):
             raise ValueError(f"weights of shape {self._weights.shape} for {num_models} models")
 
     def values(self, query: RouteQuery, allowed: Mask) -> Values:
-        """Probabilities among the allowed models."""
+        """Return probabilities among the allowed models."""
         logits = self._weights @ np.asarray(query.embedding, np.float64) + self._bias
         odds = np.exp(log_softmax(np.where(allowed, logits, -np.inf)))
-        return Values(odds, odds, "Probability of being the best is")
+        return Values(odds, odds, "Probability of being best is")
 
 
 def smoothed_targets(scores: Floats, tags: NDArray[np.int64], temperature: float, beta: float) -> Floats:
-    """The distribution that each prompt teaches, shape (n, M): zero where the score is not known, rows sum to one."""
+    """Return the target distribution of each prompt, shape (n, M): zero for unknown scores, rows sum to one."""
     known = np.isfinite(scores)
     own = np.exp(log_softmax(np.where(known, scores / temperature, -np.inf)))
     sums, counts = (np.zeros((int(tags.max(initial=-1)) + 1, scores.shape[1])) for _ in range(2))

@@ -1,12 +1,12 @@
-"""Cosines of one text to many by tf-idf, the idf of each pair being counted over the two texts alone.
+"""Tf-idf cosines of one text to many, where the idf of each pair is computed from the two texts alone.
 
-Shapes: E known texts, V terms in them. With term counts a of a known text and b of the text that is asked about:
+Shapes: E known texts, V terms in them. With term counts a of a known text and b of the new text:
 
     idf(t) = 1 if both have t, else i = 1 + log(3/2)          (scikit-learn's smooth idf over two documents)
     cosine = Σ_both a_t b_t / (‖a'‖ ‖b'‖)
-    ‖a'‖²  = i² Σ a_t² + (1 - i²) Σ_both a_t²,   ‖b'‖² alike
+    ‖a'‖²  = i² Σ a_t² + (1 - i²) Σ_both a_t²,   ‖b'‖² likewise
 
-so nothing has to be fitted for a pair: all E cosines come from one selection of rows of the counts (V, E). Terms are
+So nothing has to be fitted for a pair: all E cosines come from one selection of rows of the counts (V, E). Terms are
 words of two letters or more in lower case without English stop words (scikit-learn's list).
 """
 
@@ -22,23 +22,22 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 
+from routers.base import Floats
 from routers.text.term_counts import TermCounts
 
-Floats = NDArray[np.float64]
-
 _RARE = (1 + np.log(3 / 2)) ** 2
-"""i² of a term that only one of two texts has."""
+"""i² of a term that is in only one of the two texts."""
 
 
 def count_terms(texts: Sequence[str]) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """The arrays of the sparse counts (V, E), and the terms."""
+    """Count the terms; returns the arrays of the sparse counts (V, E), and the terms."""
     rows, terms = _term_counts().count(texts)
     counts = csr_matrix(rows.T)
     return {"values": counts.data, "columns": counts.indices, "bounds": counts.indptr}, terms
 
 
 class PairTfidf:
-    """Known texts, by `count_terms`; KeyError and ValueError say that arrays are not as it gave them."""
+    """The known texts; raises KeyError or ValueError for arrays that `count_terms` did not return."""
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]], terms: Sequence[str], num_texts: int) -> None:
         self._analyse: Callable[[str], list[str]] = _vectorizer().build_analyzer()
@@ -48,7 +47,7 @@ class PairTfidf:
         self._squares = np.asarray(self._counts.power(2).sum(axis=0)).ravel()
 
     def cosines(self, text: str) -> Floats:
-        """To each known text, shape (E,), in [0, 1]; 0 where one of the two has no term."""
+        """Return the cosine to each known text, shape (E,), in [0, 1]; 0 if either text has no term."""
         counted = Counter(self._analyse(text))
         known = sorted((self._row[term], count) for term, count in counted.items() if term in self._row)
         b = np.array([count for _, count in known], np.float64)

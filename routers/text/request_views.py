@@ -1,21 +1,22 @@
-"""What of a request a router sees: pure functions from a parsed JSON body to a short text.
+"""The view of a request: the short text that a router sees, from a parsed JSON body.
 
 The view of a single prompt without system text is that prompt. Otherwise the newest user turn comes first and
-dominates, since sentence encoders average over tokens, and they read about 1,000 characters (256 tokens):
+dominates, because sentence encoders average over tokens, and they read about 1,000 characters (256 tokens):
 
-    newest user turn       at most `MAX_CHARS`; of a longer one the beginning and the end, 3 : 2, because instructions
-                           stand before or after long material
+    newest user turn       up to `MAX_CHARS`; a longer one keeps its beginning and its end, 3 : 2, because instructions
+                           come before or after long material
     system text            from its beginning, at most half as long as the newest turn (but 80 to 300 characters);
-                           sentences that fit any assistant ("You are a helpful assistant.") are dropped, for they
-                           would pull all prompts together
-    the user turn before   only if the newest has under 60 characters ("and in French?"), in what the system text left
+                           sentences that fit any assistant ("You are a helpful assistant.") are dropped, because they
+                           would make all prompts similar
+    the user turn before   only if the newest has under 60 characters ("and in French?"), within the length that the
+                           system text did not use
 
-Consecutive user messages are one turn. Assistant and tool messages are not looked at. Parts that are not text are
-counted. Of a list of prompts (completions) the first with text stands for all: they go to one expert anyway, and
-batches are alike. Prompts of token ids are handed on for the caller to decode, or to abstain.
+Consecutive user messages are one turn. Assistant and tool messages are ignored. Parts that are not text are counted.
+For a list of prompts (completions) the first with text represents all: they go to one expert anyway, and the prompts of
+a batch are similar. Prompts of token ids are returned for the caller to decode, or to abstain.
 
-Nothing here raises: a body of the wrong form gives an empty view, and the engine then says what is wrong with it.
-Examples of experts should go through `example_view` before they are embedded, so that both sides are cut alike.
+Nothing here raises: a body of the wrong form gives an empty view, and the engine then reports what is wrong with it.
+Examples of experts must go through `example_view` before they are embedded, so that both sides are cut in the same way.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ _ANY_ASSISTANT = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a router may know of a request.
+    """The part of a request that a router may see.
 
     Attributes:
-        text: To be embedded; empty if there is nothing to go by.
-        token_ids: A prompt of token ids, to be decoded by whoever has the base model's tokenizer; else None.
-        num_ignored_parts: Content parts that are not text (images, audio, files).
+        text: Text to be embedded; empty if the request has none.
+        token_ids: A prompt of token ids, to be decoded with the base model's tokenizer; None for other prompts.
+        num_ignored_parts: Number of content parts that are not text (images, audio, files).
     """
 
     text: str = ""
@@ -65,12 +66,12 @@ EMPTY = View()
 
 
 def chat_view(body: object) -> View:
-    """OpenAI chat completions: `messages`."""
+    """Read OpenAI chat completions: `messages`."""
     return _conversation(_items(body, "messages"), ())
 
 
 def completion_view(body: object) -> View:
-    """OpenAI completions: `prompt` as text, texts, token ids, or lists of token ids."""
+    """Read OpenAI completions: `prompt` as text, texts, token ids, or lists of token ids."""
     prompt = _get(body, "prompt")
     prompts = prompt if isinstance(prompt, list) and not _token_ids(prompt) else [prompt]
     for one in prompts:
@@ -82,7 +83,7 @@ def completion_view(body: object) -> View:
 
 
 def responses_view(body: object) -> View:
-    """OpenAI responses: `instructions`, and `input` as text or items."""
+    """Read OpenAI responses: `instructions`, and `input` as text or items."""
     given = _get(body, "input")
     items = [{"role": "user", "content": given}] if isinstance(given, str) else _list(given)
     system = _get(body, "instructions")
@@ -90,14 +91,14 @@ def responses_view(body: object) -> View:
 
 
 def messages_view(body: object) -> View:
-    """Anthropic messages: `system` as text or blocks, and `messages`."""
+    """Read Anthropic messages: `system` as text or blocks, and `messages`."""
     system, num_ignored = _text_of(_get(body, "system"))
     view = _conversation(_items(body, "messages"), (system,))
     return replace(view, num_ignored_parts=view.num_ignored_parts + num_ignored)
 
 
 def example_view(prompt: str) -> str:
-    """An expert's example as it should be embedded: cut like a prompt."""
+    """Return an expert's example as it must be embedded, cut like a prompt."""
     return excerpt(prompt)
 
 
@@ -120,12 +121,12 @@ def _conversation(items: list[Any], system_texts: tuple[str, ...]) -> View:
         elif turns[-1]:
             turns.append("")
     turns = [turn for turn in turns if turn]
-    told = "\n".join(text for text in system if text.strip())
-    return View(text=_compose(told, turns), num_ignored_parts=num_ignored)
+    system_text = "\n".join(text for text in system if text.strip())
+    return View(text=_compose(system_text, turns), num_ignored_parts=num_ignored)
 
 
 def _compose(system: str, turns: list[str]) -> str:
-    """One text, newest turn first; see the module's docstring."""
+    """Compose the view, newest turn first."""
     if not turns:
         return excerpt(specific(system))
     newest = turns[-1]
@@ -141,7 +142,7 @@ def _compose(system: str, turns: list[str]) -> str:
 
 
 def specific(system: str) -> str:
-    """System text without the sentences that would suit any assistant."""
+    """Return the system text without the sentences that fit any assistant."""
     sentences = _SENTENCE.split(system)
     return " ".join(sentence for sentence in sentences if not _suits_any_assistant(sentence)).strip()
 
@@ -152,7 +153,7 @@ def _suits_any_assistant(sentence: str) -> bool:
 
 
 def excerpt(text: str, max_chars: int = MAX_CHARS) -> str:
-    """The text, or if it is too long its beginning and its end, 3 : 2, with a gap between."""
+    """Return the text, or if it is too long its beginning and its end, 3 : 2, with a gap between them."""
     text = text.strip()
     if len(text) <= max_chars:
         return text
@@ -162,7 +163,7 @@ def excerpt(text: str, max_chars: int = MAX_CHARS) -> str:
 
 
 def _beginning(text: str, max_chars: int) -> str:
-    """At most `max_chars` of the beginning, cut between words where there are any."""
+    """Return up to `max_chars` of the beginning, cut between words if possible."""
     text = text.strip()
     if len(text) <= max_chars:
         return text
@@ -174,7 +175,7 @@ def _beginning(text: str, max_chars: int) -> str:
 
 
 def _text_of(content: object) -> tuple[str, int]:
-    """Text of a content (a string, parts, or null), and how many parts were not text."""
+    """Return the text of a content (a string, parts, or null), and the number of parts that are not text."""
     if isinstance(content, str):
         return content.strip(), 0
     texts, num_ignored = [], 0
@@ -193,7 +194,7 @@ def _parts(content: object) -> Iterator[object]:
 
 
 def _token_ids(prompt: object) -> tuple[int, ...] | None:
-    """A list of token ids, cut in the middle if it is very long; None for anything else."""
+    """Return a list of token ids, without its middle if it is very long; None for anything else."""
     if not isinstance(prompt, list) or not prompt:
         return None
     half = _MAX_TOKEN_IDS // 2

@@ -1,4 +1,4 @@
-"""A prompt in segments: lines and sentences, of which the first or the last may be an instruction. Pure functions."""
+"""A prompt in segments, that is, lines and sentences; the first or the last may be an instruction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LETTER = re.compile(r"\w")
 
 
 class Parts(NamedTuple):
-    """A prompt's ends and what is left without each; of a prompt of one segment all are the prompt itself."""
+    """The first and last segment of a prompt, and the prompt without each; all equal for a single segment."""
 
     first: str
     last: str
@@ -19,7 +19,7 @@ class Parts(NamedTuple):
 
 
 def parts_of(text: str) -> Parts:
-    """A text in parts; segments without a letter or digit do not count."""
+    """Split a text into its parts; segments without a letter or digit do not count."""
     segments = [segment.strip() for segment in _BREAK.split(text)]
     segments = [segment for segment in segments if _LETTER.search(segment)]
     if len(segments) < 2:

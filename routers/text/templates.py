@@ -1,9 +1,9 @@
-"""Templates: the words that many of an expert's examples begin or end with, and what is left of each without them.
+"""Templates: the words that many of an expert's examples begin or end with, and the examples without them.
 
-An expert's examples are often one template with the blanks filled differently: "Which intent of the kitchen assistant
-fits this request? …". People who have never seen the examples type the content alone, or with an instruction in their
-own words. Scored against its siblings, a whole example looks far safer than such a prompt will; so routers calibrate on
-*bare* examples, and some look for content and instruction apart (`two_part`).
+An expert's examples often fill the blanks of one template: "Which intent of the kitchen assistant fits this request?
+…". People who have not seen the examples type only the content, or phrase the instruction differently. A whole example
+matches its siblings far better than such a prompt will. So routers calibrate on *bare* examples, and some compare
+content and instruction separately (`two_part`).
 
 A *template* is the longest beginning or end, in whole words, that at least an eighth of the examples share, and at
 least three.
@@ -26,7 +26,7 @@ _WORD = re.compile(r"\S+")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An example taken apart: what it shares with others before and after, and its own content; all stripped."""
+    """An example in parts: the shared words before and after, and its own content between them; all stripped."""
 
     before: str
     content: str
@@ -34,20 +34,20 @@ class Example:
 
     @property
     def template(self) -> str:
-        """What it shares with others; empty if nothing."""
+        """The words shared with other examples; empty if there are none."""
         return f"{self.before} {self.after}".strip()
 
 
 def take_apart(examples: Sequence[str]) -> tuple[Example, ...]:
-    """Each of an expert's examples with its template; one of which nothing would be left has no template.
+    """Split each of an expert's examples into template and content; if no content would remain, it has no template.
 
-    Remembered, since a library of many experts is fitted anew whenever one of them changes.
+    Cached, because a library of many experts is fitted again whenever one of them changes.
     """
     return _take_apart(tuple(examples))
 
 
 def bare_texts(examples: Sequence[str]) -> tuple[str, ...]:
-    """Each of an expert's examples without its template."""
+    """Return each of an expert's examples without its template."""
     return tuple(example.content for example in take_apart(examples))
 
 
@@ -70,7 +70,7 @@ def _take_apart(examples: tuple[str, ...]) -> tuple[Example, ...]:
 
 
 def _shared(words: Sequence[Sequence[str]], needed: float) -> list[int]:
-    """How many first words of each text are shared by enough texts."""
+    """Count how many first words of each text are shared by at least `needed` texts."""
     lengths = [0] * len(words)
     active = list(range(len(words)))
     for num in range(1, MAX_WORDS + 1):

@@ -1,8 +1,8 @@
-"""How often each term occurs in each text, remembered: counting words is most of what a fit to words costs.
+"""A cache of how often each term occurs in each text, because counting words is the slowest part of a fit to words.
 
-A library is fitted anew whenever an expert comes or goes, and nearly all of its texts are then the same. So what has
-been counted is kept by text. What is derived from all texts together, the terms that count and their idf, is a few sums
-over the counts and made anew each time: the result never depends on what was remembered.
+A library is fitted again whenever an expert is added or removed, and nearly all of its texts are unchanged then. So
+counts are cached by text. Everything that depends on all texts together, the selected terms and their idf, is a few
+sums over the counts and computed each time. The result never depends on the state of the cache.
 
 Shapes: n texts, V terms.
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 MAX_KEPT = 16_000_000
-"""Counts that are kept, eight bytes each: 270,000 texts of sixty terms."""
+"""Number of cached counts, eight bytes each: 270,000 texts of sixty terms."""
 
 
 class Counted(NamedTuple):
@@ -32,11 +32,11 @@ class Counted(NamedTuple):
 
 
 class TermCounts:
-    """Counts the terms of texts; thread-safe.
+    """A counter of the terms of texts, with a cache; thread-safe.
 
     Args:
-        analyse: From a text to its terms.
-        max_kept: When more counts than that are kept, all are forgotten.
+        analyse: Splits a text into its terms.
+        max_kept: Number of counts above which the cache is emptied.
     """
 
     def __init__(self, analyse: Callable[[str], Sequence[str]], max_kept: int = MAX_KEPT) -> None:
@@ -47,12 +47,12 @@ class TermCounts:
 
     def _forget(self) -> None:
         self._number: dict[str, int] = {}
-        self._lots = array("Q")
+        self._hashes = array("Q")
         self._kept: dict[str, NDArray[np.int32]] = {}
         self._num_kept = 0
 
     def count(self, texts: Sequence[str], max_terms: int | None = None) -> Counted:
-        """Count the terms of these texts, of very many only the most frequent; lots are drawn between equals."""
+        """Count the terms of these texts, up to `max_terms` of the most frequent ones; ties are broken by hash."""
         with self._lock:
             if self._num_kept > self._max_kept:
                 self._forget()
@@ -69,11 +69,11 @@ class TermCounts:
         rows = np.repeat(np.arange(len(texts)), [counted.shape[1] for counted in found])[there]
         bounds = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(texts)))])
         counts = csr_matrix((values[there], columns[there], bounds), (len(texts), len(chosen)), np.float64)
-        counts.sort_indices()  # sums then do not depend on the order in which terms were met
+        counts.sort_indices()  # so that sums do not depend on the order in which terms were first seen
         return Counted(counts, [name_of[number] for number in chosen])
 
     def _counted(self, text: str) -> NDArray[np.int32]:
-        """Numbers of a text's terms, and how often each occurs, shape (2, number of different terms)."""
+        """Return the numbers of a text's terms and how often each occurs, shape (2, number of different terms)."""
         counted = self._kept.get(text)
         if counted is None:
             terms = Counter(self._analyse(text))
@@ -83,18 +83,18 @@ class TermCounts:
         return counted
 
     def _number_of(self, term: str) -> int:
-        number = self._number.setdefault(term, len(self._lots))
-        if number == len(self._lots):
+        number = self._number.setdefault(term, len(self._hashes))
+        if number == len(self._hashes):
             digest = hashlib.blake2b(term.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-            self._lots.append(int.from_bytes(digest, "little"))
+            self._hashes.append(int.from_bytes(digest, "little"))
         return number
 
-    def _most_frequent(self, frequency: NDArray[np.float64], most: int | None) -> list[int]:
+    def _most_frequent(self, frequency: NDArray[np.float64], max_terms: int | None) -> list[int]:
         there = np.flatnonzero(frequency)
-        if most is None or len(there) <= most:
+        if max_terms is None or len(there) <= max_terms:
             return [int(number) for number in there]
         frequency = frequency[there]
-        least = np.partition(frequency, len(there) - most)[len(there) - most]
-        sure, equal = there[frequency > least], there[frequency == least]
-        lots = np.array(self._lots, np.uint64)[equal]
-        return [int(number) for number in (*sure, *equal[np.argsort(lots, kind="stable")][: most - len(sure)])]
+        lowest = np.partition(frequency, len(there) - max_terms)[len(there) - max_terms]
+        sure, equal = there[frequency > lowest], there[frequency == lowest]
+        hashes = np.array(self._hashes, np.uint64)[equal]
+        return [int(number) for number in (*sure, *equal[np.argsort(hashes, kind="stable")][: max_terms - len(sure)])]

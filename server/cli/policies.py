@@ -106,8 +106,8 @@ def methods(
         for option, facts in method["options"].items():
             table.add_row(option, str(facts["default"]), facts["description"])
     else:
-        table = Table("method", "what it is", "needs", "refit", box=None)
+        table = Table("method", "what it is", "standing", "needs", "refit", box=None)
         for method in found:
             card = method["card"]
-            table.add_row(method["name"], card["title"], ", ".join(card["needs"]), card["refit"])
+            table.add_row(method["name"], card["title"], card["standing"], ", ".join(card["needs"]), card["refit"])
     print_table(table)

@@ -21,6 +21,7 @@ from adapters_registry.decisions import DecisionQuery, DecisionRecord
 from adapters_registry.stores.base import DecisionStore
 from routers.base import Matrix, RouteQuery, Vector
 from routers.maths.even_sample import evenly_spaced
+from routers.maths.unit_rows import to_unit
 from server.policies.live import LivePolicy
 
 MAX_ROWS = 5000
@@ -69,13 +70,13 @@ def group_abstentions(rows: Sequence[DecisionRecord], k: int | None, policy: Liv
     """
     if not rows:
         return []
-    embeddings = _unit(np.stack([np.frombuffer(row.embedding or b"", np.float16) for row in rows]))
+    embeddings = to_unit(np.stack([np.frombuffer(row.embedding or b"", np.float16) for row in rows]).astype(np.float32))
     with threadpool_limits(limits=1):  # on small matrices, more threads are slower and take cores from requests
         labels = _labels(embeddings, k)
     groups = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        centre = _unit(embeddings[members].mean(axis=0, keepdims=True))[0]
+        centre = to_unit(embeddings[members].mean(axis=0, keepdims=True))[0]
         cosines = embeddings[members] @ centre
         shown = [rows[number] for number in members[np.argsort(-cosines, kind="stable")][:MAX_SHOWN].tolist()]
         groups.append(
@@ -146,8 +147,3 @@ def _nearest(policy: LivePolicy | None, embedder: str | None, centre: Vector) ->
         return None
     candidates = policy.router.route(RouteQuery("", centre)).candidates
     return Nearest(candidates[0].expert_id, candidates[0].score) if candidates else None
-
-
-def _unit(rows: NDArray[np.float16] | Matrix) -> Matrix:
-    exact = np.asarray(rows, np.float32)
-    return np.asarray(exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12))

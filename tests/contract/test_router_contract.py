@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from routers import methods
 from routers.artefacts import ArtefactStore, load_artefact, save_artefact
 from routers.base import (
     Artefact,
@@ -28,6 +31,7 @@ from routers.base import (
     RouterConfig,
     Sample,
     ScoreTable,
+    Standing,
     TaskWindow,
     no_progress,
 )
@@ -129,6 +133,14 @@ def test_describes_itself(name: str) -> None:
     assert all([found.card.title, found.card.paper, found.card.cost, found.__doc__])
     assert issubclass(found.config_class, RouterConfig)
     assert all(field.description for field in found.config_class.model_fields.values())
+
+
+def test_the_table_of_methods_says_how_each_stands(name: str) -> None:
+    card = router_class(name).card
+    assert card.standing in get_args(Standing)
+    if router_class(name).__module__.startswith("routers.methods."):
+        row = rf"^    {name} +{card.standing} +{re.escape(card.title)}$"
+        assert re.search(row, methods.__doc__ or "", re.MULTILINE)
 
 
 def test_an_unknown_option_is_refused_by_name(name: str) -> None:

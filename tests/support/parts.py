@@ -36,6 +36,7 @@ from server.planning.conversations import ConversationMemory
 from server.planning.plan import Plan
 from server.planning.planner import Planner
 from server.planning.shadow import Shadow
+from server.policies.definitions import PolicyStore
 from server.policies.embedders import Embedders
 from server.policies.fit_data import PolicyData
 from server.policies.fitter import Fitter
@@ -176,8 +177,11 @@ def planner_over(pool: EnginePool, metrics: Metrics, memory: ConversationMemory 
     """A planner without versions in the shadow."""
     unused = Path("/nonexistent")  # only a version in the shadow would have it opened
     embedders = Embedders(BatchingEmbedder(HashingEncoder()), lambda _name: HashingEncoder(), 1)
-    data = PolicyData(ScoreStore(unused), VectorStore(unused / "vectors.sqlite"))
-    shadow = Shadow(Fitter(ArtefactStore(unused)), data, embedders, metrics)
+
+    def data() -> PolicyData:
+        return PolicyData(ScoreStore(unused), VectorStore(unused / "vectors.sqlite"))
+
+    shadow = Shadow(Fitter(ArtefactStore(unused)), data, PolicyStore(unused).alone, embedders, metrics)
     return Planner(pool, metrics, memory or ConversationMemory(), shadow)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +14,7 @@ import pytest
 
 from adapters_registry.disk import safe_files
 from routers import artefacts
-from routers.artefacts import ArtefactStore, load_artefact, save_artefact
+from routers.artefacts import ArtefactStore, load_artefact, reading, save_artefact
 from routers.base import Artefact
 from routers.errors import BadArtefact
 
@@ -150,3 +151,14 @@ def test_a_broken_pointer_is_a_bad_artefact(tmp_path: Path, content: bytes) -> N
 def test_policy_names_cannot_leave_the_root(tmp_path: Path, policy: str) -> None:
     with pytest.raises(ValueError, match="policy name"):
         ArtefactStore(tmp_path).publish(policy, artefact())
+
+
+@pytest.mark.parametrize(
+    "read", [lambda a: a.data["gone"], lambda a: float(a.data["words"]), lambda a: a.arrays["x"][9]]
+)
+def test_reading_reports_whatever_is_missing_or_invalid(read: Callable[[Artefact], object]) -> None:
+    stored = Artefact("knn", {"x": np.zeros(1)}, {"words": "many"}, "v", "e")
+    with pytest.raises(BadArtefact, match="the knn artefact"), reading(stored, "knn"):
+        read(stored)
+    with pytest.raises(BadArtefact, match="belongs to router 'knn'"), reading(stored, "tfidf"):
+        pass

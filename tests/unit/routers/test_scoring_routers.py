@@ -156,14 +156,14 @@ def test_what_is_executed_follows_the_options() -> None:
 
 
 @pytest.mark.parametrize("name", ["centroid", "airoboros", "molora", "lora_retriever", "adapter_soup", "arrow"])
-def test_strangers_are_left_to_the_base(name: str) -> None:
+def test_out_of_scope_prompts_are_left_to_the_base(name: str) -> None:
     directions = centres(14, dim=128)
     data = library_of({expert_id(i): around(directions[i], 24, 0.7, i) for i in range(12)})
     router = fitted(name, data)
     known = [router.route(RouteQuery("", q)) for i in range(12) for q in around(directions[i], 5, 0.7, 90 + i)]
-    strangers = [router.route(RouteQuery("", q)) for i in (12, 13) for q in around(directions[i], 30, 0.7, 90 + i)]
+    outside = [router.route(RouteQuery("", q)) for i in (12, 13) for q in around(directions[i], 30, 0.7, 90 + i)]
     assert np.mean([decision.abstained for decision in known]) <= 0.1
-    assert np.mean([decision.abstained for decision in strangers]) >= 0.9
+    assert np.mean([decision.abstained for decision in outside]) >= 0.9
 
 
 def test_baselines() -> None:
@@ -188,7 +188,7 @@ def close_to(artefact: Artefact, expert: str, prompt: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", ["centroid", "airoboros", "molora"])
-def test_evidence_is_weighed_by_what_is_usual_for_the_winner(name: str) -> None:
+def test_evidence_is_adjusted_by_the_winners_expected_score(name: str) -> None:
     data = clustered(num_experts=4, num_examples=15, noise=0.8)
     config = make_config(name, {})
     artefact = router_class(name).fit(config, data, no_progress)
@@ -205,7 +205,7 @@ def test_evidence_is_weighed_by_what_is_usual_for_the_winner(name: str) -> None:
         assert float(decision.reason.split()[1]) == pytest.approx(expected, abs=6e-4)
 
 
-def test_what_is_usual_is_the_mean_over_left_out_examples_drawn_to_that_of_all() -> None:
+def test_the_expected_score_is_the_mean_over_held_out_examples_shrunk_to_that_of_all() -> None:
     """By centroid: folds are dealt out in turn, so each example is compared with the other folds."""
     data = clustered(num_experts=3, num_examples=10, noise=1.2)
     usual = router_class("centroid").fit(make_config("centroid", {}), data, no_progress).data["usual"]
@@ -221,7 +221,7 @@ def test_what_is_usual_is_the_mean_over_left_out_examples_drawn_to_that_of_all()
     assert usual == pytest.approx({n: (10 * mean + 3 * overall) / 13 for n, mean in means.items()}, abs=1e-3)
 
 
-def test_an_expert_that_came_since_is_taken_as_usual() -> None:
+def test_an_expert_added_since_has_the_mean_expected_score() -> None:
     config, kind = make_config("centroid", {}), router_class("centroid")
     before = kind.load(config, kind.fit(config, clustered(60), no_progress))
     grown = replace(clustered(61), previous=before)
@@ -235,7 +235,7 @@ def test_an_expert_that_came_since_is_taken_as_usual() -> None:
     assert float(decision.reason.split()[1]) == pytest.approx(1.5 * evidence - 0.5 * mean, abs=6e-4)
 
 
-def test_an_evidence_of_its_own_is_not_weighed() -> None:
+def test_an_evidence_of_its_own_is_not_adjusted() -> None:
     config = make_config("two_part", {})
     data = replace(clustered(3), embed=lambda texts: around(centres(5)[4], len(texts), 0.5))
     artefact = TwoPartRouter.fit(config, data, no_progress)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from routers.base import LibraryExpert, no_progress
-from routers.families.calibration import Calibration, _logistic, calibrate, marks_of
+from routers.families.calibration import Calibration, calibrate, fingerprints_of, fit_logistic
 from routers.registry import make_config, router_class
 from tests.unit.routers.builders import clustered
 
@@ -28,7 +28,7 @@ def test_threshold_lies_between_the_two_sets() -> None:
     assert fitted.confidence(0.35, 0.3) < 0.1
 
 
-def test_a_larger_share_lowers_the_threshold_until_a_third_of_the_strangers_would_pass() -> None:
+def test_a_larger_share_lowers_the_threshold_until_a_third_of_the_unknown_would_pass() -> None:
     rng = np.random.default_rng(1)
     known, unknown = rng.normal(0.6, 0.1, 300), rng.normal(0.4, 0.1, 300)
     arguments = known, np.ones(300, dtype=bool), np.full(300, 0.2), unknown
@@ -37,7 +37,7 @@ def test_a_larger_share_lowers_the_threshold_until_a_third_of_the_strangers_woul
     assert thresholds[-1] == pytest.approx(np.quantile(unknown, 2 / 3))
 
 
-def test_strangers_do_not_cost_more_than_a_tenth_of_the_known() -> None:
+def test_the_unknown_do_not_cost_more_than_a_tenth_of_the_known() -> None:
     rng = np.random.default_rng(2)
     known, unknown = rng.normal(0.5, 0.1, 300), rng.normal(0.6, 0.1, 300)
     fitted = calibrate(known, np.ones(300, dtype=bool), np.full(300, 0.2), unknown, share=0.9999)
@@ -57,7 +57,7 @@ def test_regression_equals_scikit_learn() -> None:
     weights = rng.uniform(0.5, 2, 200)
     reference = LogisticRegression(C=1 / 0.002, fit_intercept=False, tol=1e-10, max_iter=10_000)
     reference.fit(x, labels, sample_weight=weights)
-    assert _logistic(x, labels, weights) == pytest.approx(reference.coef_[0], rel=1e-4)
+    assert fit_logistic(x, labels, weights) == pytest.approx(reference.coef_[0], rel=1e-4)
 
 
 scores = st.lists(st.floats(-1, 1), max_size=30)
@@ -94,20 +94,20 @@ def experts(num: int, changed: int = 0) -> list[LibraryExpert]:
         (experts(102), True),
         (experts(98), False),  # 2 of 98 are more than a fiftieth
         (experts(103), False),
-        (experts(100, changed=1), True),  # one mark has gone and one has come
+        (experts(100, changed=1), True),  # one fingerprint is gone and one is new
         (experts(100, changed=2), False),
         ([], False),
     ],
 )
 def test_a_calibration_holds_until_a_fiftieth_has_changed(now: list[LibraryExpert], holds: bool) -> None:
-    fitted = Calibration(0.4, 15, 20).to(marks_of(experts(100)))
-    assert fitted.holds_for(marks_of(now)) is holds
+    fitted = Calibration(0.4, 15, 20, fingerprints_of(experts(100)))
+    assert fitted.holds_for(fingerprints_of(now)) is holds
     assert Calibration.load(fitted.dump()) == fitted
 
 
 def test_a_calibration_of_an_older_artefact_holds_for_nothing() -> None:
     old = Calibration.load({"calibration": [0.4, 15, 20]})
-    assert not old.holds_for(marks_of(experts(1)))
+    assert not old.holds_for(fingerprints_of(experts(1)))
 
 
 @pytest.mark.parametrize("name", ["knn", "centroid", "two_part"])

@@ -7,7 +7,7 @@ import pytest
 
 from routers.base import FitData, LibraryExpert, RouteQuery
 from routers.evaluation.routing_figures import auroc
-from routers.families.closeness import MOST, closeness, directions_of
+from routers.families.closeness import MAX_DIRECTIONS, closeness, directions_of
 from routers.library.examples import Examples, examples_of
 from routers.maths.unit_rows import to_unit
 from routers.methods.centroid import CentroidConfig, CentroidRouter
@@ -35,10 +35,10 @@ def test_closeness_is_the_length_of_the_part_in_the_first_singular_vectors(num: 
     rng = np.random.default_rng()
     own, prompts = (np.asarray(to_unit(rng.normal(size=(n, dim))), np.float32) for n in (num, 20))
     found = directions_of(examples(own, prompts))
-    assert found.shape == (2, MOST, dim)
+    assert found.shape == (2, MAX_DIRECTIONS, dim)
     _, _, vectors = np.linalg.svd(own.astype(np.float64), full_matrices=False)
-    expected = np.linalg.norm(prompts @ vectors[:MOST].T, axis=1)
-    of_first = np.broadcast_to(found[0], (20, MOST, dim))
+    expected = np.linalg.norm(prompts @ vectors[:MAX_DIRECTIONS].T, axis=1)
+    of_first = np.broadcast_to(found[0], (20, MAX_DIRECTIONS, dim))
     np.testing.assert_allclose(closeness(of_first, prompts), expected, atol=3e-3)  # they are kept in float16
 
 
@@ -70,7 +70,7 @@ def test_prompts_as_near_to_the_mean_but_in_other_directions_are_told_apart(kind
     assert auroc(evidence(8), evidence(20)) > 0.7  # by their scores alone: 0.5
 
 
-def test_evidence_is_the_mean_of_score_and_closeness_weighed_by_the_usual() -> None:
+def test_evidence_is_the_mean_of_score_and_closeness_adjusted_for_typicality() -> None:
     rng = np.random.default_rng()
     data = library(near(0, 30, rng), near(1, 30, rng))
     artefact = CentroidRouter.fit(CentroidConfig(), data, lambda done, total: None)

@@ -247,8 +247,8 @@ def test_losses_that_are_not_finite_are_avoided_or_refused(kind: Kind) -> None:
     found = kind.fit(kind.config_class(), data_of(3, samples_of("t", 2), Broken({"t": wanted})), no_progress)
     assert found.data["weights"][expert_id(0)] <= 0.4
     broken = MeanLoss(Broken({"t": wanted}), [expert_id(i) for i in range(3)], samples_of("t", 2), "ab", lambda _: None)
-    assert broken(np.array([0.5, 0.0, 0.0])) == broken.least == 1e6
-    assert broken(wanted * 0.1) == broken.least < 1
+    assert broken(np.array([0.5, 0.0, 0.0])) == broken.lowest == 1e6
+    assert broken(wanted * 0.1) == broken.lowest < 1
     assert broken.num_calls == 2
 
     def nothing(weights: Mapping[str, float], samples: Sequence[Sample], formula: str = "") -> np.ndarray:

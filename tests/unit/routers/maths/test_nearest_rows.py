@@ -35,10 +35,10 @@ def test_rows_must_lie_by_expert() -> None:
         places_of(np.array([1, 0], np.int32), 2)
 
 
-@pytest.mark.parametrize("most_cosines", [4, 90, 10_000])
-def test_nearest_own_is_that_of_each_row_by_itself(most_cosines: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest_rows, "MOST_COSINES", most_cosines)
-    rng = np.random.default_rng(most_cosines)
+@pytest.mark.parametrize("max_cosines", [4, 90, 10_000])
+def test_nearest_own_is_that_of_each_row_by_itself(max_cosines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest_rows, "MAX_COSINES", max_cosines)
+    rng = np.random.default_rng(max_cosines)
     owner = rng.permutation(np.repeat(np.arange(8), [1, 2, 3, 3, 4, 11, 11, 0])).astype(np.int32)
     asked, among = rng.normal(size=(2, len(owner), 6)).astype(np.float32)
     found = nearest_own(asked, among, owner, 3)

@@ -98,7 +98,7 @@ def test_restriction_equals_a_library_of_the_allowed() -> None:
 
 
 @pytest.mark.parametrize("num_examples", [1, 2, 3, 8, 32])
-def test_routes_known_and_abstains_on_strangers_with_few_or_many_examples(num_examples: int) -> None:
+def test_routes_known_and_abstains_on_out_of_scope_prompts_with_few_or_many_examples(num_examples: int) -> None:
     directions = centres(12, dim=128)
     data = library_of({expert_id(i): around(directions[i], num_examples, 0.7, seed=i) for i in range(10)})
     router = fitted_knn(data)
@@ -178,8 +178,8 @@ def test_lower_share_of_known_prompts_abstains_more() -> None:
 def test_confidence_grows_with_evidence() -> None:
     data = clustered(num_experts=4, noise=0.4)
     router = fitted_knn(data)
-    own, stranger = unit(data.embeddings[expert_id(0)].mean(axis=0)), centres(1, seed=99)[0]
-    mixtures = [unit(own * (1 - part) + stranger * part) for part in np.linspace(0, 1, 11)]
+    own, other = unit(data.embeddings[expert_id(0)].mean(axis=0)), centres(1, seed=99)[0]
+    mixtures = [unit(own * (1 - part) + other * part) for part in np.linspace(0, 1, 11)]
     decisions = [router.route(RouteQuery("", m)) for m in mixtures]
     confidences = [d.confidence for d in decisions if d.candidates[0].expert_id == expert_id(0)]
     assert len(confidences) > 5

@@ -12,9 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from routers.base import FitData, RouteQuery, no_progress
 from routers.errors import BadArtefact, NotFittable
 from routers.families.score_table import scored_of
+from routers.maths.sigmoid import sigmoids
 from routers.methods import route_llm_win_rates as estimators
 from routers.methods.route_llm import RouteLlmConfig, RouteLlmRouter, calibrated, preference_rows
-from routers.methods.route_llm_win_rates import Factors, factorise, gradients, learn_win_rates, sigmoid, win_rates
+from routers.methods.route_llm_win_rates import Factors, factorise, gradients, learn_win_rates, win_rates
 from tests.unit.routers.builders import around, centres, expert_id, unit
 from tests.unit.routers.tables import fitted, random_table, table_data
 
@@ -80,7 +81,7 @@ def test_matrix_factorisation_comes_near_logistic_regression(seed: int) -> None:
     direction = factorise(x, y, dim=128, epochs=100, noise=0.0, seed=0)
     decided = y != 0.5
     reference = LogisticRegression(C=1e6, fit_intercept=False, tol=1e-8).fit(x[decided], y[decided])
-    np.testing.assert_allclose(sigmoid(x @ direction), reference.predict_proba(x)[:, 1], atol=0.03)
+    np.testing.assert_allclose(sigmoids(x @ direction), reference.predict_proba(x)[:, 1], atol=0.03)
 
 
 def test_matrix_factorisation_learns_from_few_prompts_of_many_dimensions() -> None:
@@ -89,7 +90,7 @@ def test_matrix_factorisation_learns_from_few_prompts_of_many_dimensions() -> No
     y = np.repeat([1.0, 0.0], 12)
     direction = factorise(x, y, dim=128, epochs=100, noise=0.1, seed=0)
     fresh = np.concatenate([around(first, 20, 0.5, 3), around(second, 20, 0.5, 4)]).astype(np.float64)
-    rates = sigmoid(fresh @ direction)
+    rates = sigmoids(fresh @ direction)
     assert rates[:20].min() > 0.6
     assert rates[20:].max() < 0.4
 

@@ -72,16 +72,16 @@ def test_evidence_is_the_cosine_to_the_mean_of_standardised_states(seed: int) ->
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_strangers_are_told_among_states_that_all_point_one_way(seed: int) -> None:
+def test_out_of_scope_prompts_are_detected_among_states_that_all_point_one_way(seed: int) -> None:
     rng = np.random.default_rng(seed)
     common, own = 20 * rng.normal(size=64), centres(5, 64)
     blocks = {expert_id(i): unit(common + 8 * own[i] + rng.normal(size=(40, 64))) for i in range(4)}
     router = fitted(library_of(blocks), threshold=None, hidden_size=64)
-    friends, strangers = (
+    friends, outside = (
         [router.route(RouteQuery("", row)).confidence for row in unit(common + 8 * own[i] + rng.normal(size=(50, 64)))]
         for i in (1, 4)
     )
-    assert auroc(friends, strangers) > 0.95
+    assert auroc(friends, outside) > 0.95
 
 
 def test_it_names_the_expert_and_weights_it_most() -> None:

@@ -72,7 +72,7 @@ def test_at_most_a_hundred_examples_count() -> None:
     assert scores(decision) == {expert_id(0): 1.0}
 
 
-def test_without_a_window_the_prompt_counts_alone_and_strangers_go_to_the_base() -> None:
+def test_without_a_window_the_prompt_counts_alone_and_out_of_scope_prompts_go_to_the_base() -> None:
     data = library_of({expert_id(i): around(centres(3)[i], 5, 0.3) for i in range(3)})
     assert ids(fitted(data).route(RouteQuery("", centres(3)[1])).candidates)[0] == expert_id(1)
     same_way = library_of({expert_id(i): np.eye(1, 4, dtype=np.float32) for i in range(2)})

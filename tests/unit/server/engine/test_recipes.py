@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routers import base as routers_base
 from server.engine.recipes import (
     EXPERT_ID,
     MAX_EXPERTS,
@@ -171,3 +172,7 @@ def test_experts_and_digests() -> None:
     assert experts_of(parse(f"gate(arrow;{C},{B})")) == (B, C)
     assert experts_of(Base()) == ()
     assert parse(f"set:{digest_of('mix')}") == SetRef(digest_of("mix"))
+
+
+def test_a_decision_holds_as_many_experts_as_a_recipe() -> None:
+    assert routers_base.MAX_EXPERTS == MAX_EXPERTS
