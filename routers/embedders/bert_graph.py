@@ -171,7 +171,7 @@ class BertGraph:
         return y if offset is None else self._op("Add", y, self._constant(offset))
 
     def _quantised(self, x: str, kernel: NDArray[np.float32]) -> str:
-        """Compute x Wᵀ in integers: rows of x and of W are scaled to [-1, 1] and rounded to 1/127, or 1/90 for `int7`."""
+        """x Wᵀ in integers: rows of x and of W are scaled to [-1, 1] and rounded to 1/127, or 1/90 for `int7`."""
         limit = _LARGEST[self._precision]
         largest = self._op("ReduceMax", self._op("Abs", x), self._ints(2), keepdims=1)
         rows = self._op("Div", x, self._op("Max", largest, self._floats(1e-6)))
