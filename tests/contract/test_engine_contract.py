@@ -1,6 +1,5 @@
 """What every engine must do, tried on the client in front of the double."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -14,6 +13,7 @@ from server.engine.fake import FakeEngine
 from server.engine.recipes import Base, Recipe, Single
 from server.engine.vllm import VllmEngine
 from tests.support.servers import http_server
+from tests.support.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 
@@ -85,9 +85,7 @@ async def test_closing_an_answer_cancels_the_work(session: aiohttp.ClientSession
         response = await VllmEngine(url, session).forward(request(stream=True, max_tokens=1000))
         assert await anext(aiter(response.chunks()))
         response.close()
-        async with asyncio.timeout(5):
-            while not double.cancelled:
-                await asyncio.sleep(0.001)
+        await eventually(lambda: double.cancelled)
 
 
 async def test_chunks_and_read_give_the_same_bytes(session: aiohttp.ClientSession) -> None:

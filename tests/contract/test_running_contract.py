@@ -20,6 +20,7 @@ from adapters_registry.stores import sql_running
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.sql_running import BEAT_S, KEPT_S
 from adapters_registry.stores.sql_usage import SqlUsageStore
+from tests.support.waiting import eventually
 
 NOON = datetime(2026, 2, 28, 12, 0, 30, tzinfo=UTC)
 NewGateway = Callable[[], Coroutine[Any, Any, SqlUsageStore]]
@@ -81,12 +82,6 @@ async def last_seen(database: Database) -> float:
         return float((await connection.execute(sa.text("SELECT max(seen_at) FROM running"))).scalar_one())
 
     return await database.read(work)
-
-
-async def until(look: Callable[[], Coroutine[Any, Any, bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await look():
-            await asyncio.sleep(0.01)
 
 
 async def test_of_all_who_come_at_once_exactly_so_many_get_a_place(gateway: NewGateway, database: Database) -> None:
@@ -194,14 +189,14 @@ async def test_a_gateway_says_that_it_lives_as_long_as_it_has_such_requests(
         async def is_renewed(before: float = fresh) -> bool:
             return await last_seen(database) > before - 500
 
-        await until(is_renewed)
+        await eventually(is_renewed)
         assert await taken(other, at_once(1)) == []
     await one.settle(held, 0, 0.0)
 
     async def is_quiet() -> bool:
         return asyncio.all_tasks() <= before
 
-    await until(is_quiet)
+    await eventually(is_quiet)
     assert len(await taken(other, at_once(1))) == 1
 
 
@@ -229,7 +224,7 @@ async def test_what_could_not_be_written_is_written_by_a_later_beat(
     async def is_empty() -> bool:
         return await rows(database) == []
 
-    await until(is_empty)
+    await eventually(is_empty)
     assert len(await taken(other, at_once(1))) == 1
 
 

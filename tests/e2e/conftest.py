@@ -9,6 +9,7 @@ import pytest
 from tests.support.adapters import make_adapter, manifest
 from tests.support.browser import BROWSER, Browser, running_browser
 from tests.support.servers import Running, running_gateway
+from tests.support.waiting import eventually
 
 EXAMPLES = {
     "sql": ("how many orders were placed in May", "list all customers in Berlin", "total revenue per product"),
@@ -50,8 +51,9 @@ async def register_examples(gateway: Running, folder: Path, **tenants: str) -> d
 
 async def routed_to(client: httpx.AsyncClient, text: str, recipe: str) -> None:
     """Wait until a prompt is routed to this recipe."""
-    for _ in range(1000):
-        body = {"messages": [{"role": "user", "content": text}]}
-        if (await client.post("/v1/route", json=body)).json().get("recipe") == recipe:
-            return
-    raise AssertionError(f"{text!r} is never routed to {recipe}")
+    body = {"messages": [{"role": "user", "content": text}]}
+
+    async def is_routed() -> bool:
+        return bool((await client.post("/v1/route", json=body)).json().get("recipe") == recipe)
+
+    await eventually(is_routed, message=f"{text!r} is never routed to {recipe}")

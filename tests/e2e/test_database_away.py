@@ -15,6 +15,7 @@ from adapters_registry.keys import new_key
 from tests.e2e.conftest import EXAMPLES, register_examples
 from tests.support.adapters import make_adapter, manifest
 from tests.support.servers import running_gateway
+from tests.support.waiting import eventually
 
 
 class Line:
@@ -88,10 +89,12 @@ async def test_requests_for_known_experts_go_on(postgres_url: str, tmp_path: Pat
             body = {"model": model, "messages": [{"role": "user", "content": EXAMPLES["sql"][0]}]}
             return await http.post("/v1/chat/completions", json=body, headers=headers[key])
 
-        while (await ask("app", "sql")).status_code != 200 or (await http.get("/v1/models")).status_code != 401:
-            await asyncio.sleep(0.05)
-        while running.gateway.watcher._revision != await running.gateway.library.revision():
-            await asyncio.sleep(0.05)  # keys that were just made are asked for once more
+        async def knows_the_keys() -> bool:
+            opened = (await ask("app", "sql")).status_code == 200 and (await http.get("/v1/models")).status_code == 401
+            # Keys that were just made are asked for once more.
+            return opened and running.gateway.watcher._revision == await running.gateway.library.revision()
+
+        await eventually(knows_the_keys)
         for key in ("app", "limited", "crowded"):
             assert (await ask(key, "sql")).status_code == 200
         running.engine.tokens_per_s = 1000.0
@@ -100,17 +103,14 @@ async def test_requests_for_known_experts_go_on(postgres_url: str, tmp_path: Pat
         under_way = (await begun.__aenter__()).aiter_bytes()
         assert await anext(under_way)
         await line.cut()
-        async with asyncio.timeout(60):
-            while not running.gateway.watcher.problem:
-                await asyncio.sleep(0.05)
+        await eventually(lambda: running.gateway.watcher.problem, within=60)
         for _ in range(20):
             assert (await ask("app", "sql")).headers["x-moergate-recipe"] == ids["sql"]
             assert (await ask("app", "auto")).headers["x-moergate-recipe"] == ids["sql"]
         assert await anext(under_way)  # goes on, and holds its place
         assert (await ask("crowded", "sql")).status_code == 429
         await begun.__aexit__(None, None, None)
-        while running.engine.running:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: not running.engine.running)
         for key in ("limited", "crowded", "unseen"):
             refused = await ask(key, "sql")
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
@@ -124,10 +124,11 @@ async def test_requests_for_known_experts_go_on(postgres_url: str, tmp_path: Pat
         assert "moergate_registry_up 0.0" in metrics
 
         await line.connect()
-        async with asyncio.timeout(60):
-            while (await http.post("/admin/adapters", json=body, headers=headers["app"])).status_code != 201:
-                await asyncio.sleep(0.1)
-            while running.gateway.watcher.problem:
-                await asyncio.sleep(0.05)
+
+        async def is_registered() -> bool:
+            return (await http.post("/admin/adapters", json=body, headers=headers["app"])).status_code == 201
+
+        await eventually(is_registered, within=60)
+        await eventually(lambda: not running.gateway.watcher.problem, within=60)
         for key in ("limited", "crowded", "unseen"):
             assert (await ask(key, "late")).status_code == 200

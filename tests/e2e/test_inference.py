@@ -13,7 +13,9 @@ import pytest
 from server.engine.fake import FakeEngine
 from tests.e2e.conftest import EXAMPLES, register_examples
 from tests.support.adapters import make_adapter, manifest
+from tests.support.asking import answers
 from tests.support.servers import Running, running_gateway
+from tests.support.waiting import eventually
 
 SQL_PROMPT = EXAMPLES["sql"][0]
 
@@ -212,21 +214,18 @@ async def test_what_fits_nothing_goes_to_the_base(tmp_path: Path) -> None:
 
 
 async def test_a_caller_that_hangs_up_cancels_the_work(running: Running) -> None:
-    running.engine.tokens_per_s = 20
+    engine, admission = running.engine, running.gateway.admission
+    engine.tokens_per_s = 20
     for stream in (True, False):
-        cancelled = running.engine.cancelled
+        cancelled = engine.cancelled
         body = {"model": "sql", "prompt": "x", "stream": stream, "max_tokens": 1000}
         async with httpx.AsyncClient(base_url=running.url) as client:
             task = asyncio.create_task(_read_first(client, body))
-            async with asyncio.timeout(10):
-                while not running.engine.running:
-                    await asyncio.sleep(0.001)
+            await eventually(lambda: running.engine.running)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        async with asyncio.timeout(10):
-            engine, admission = running.engine, running.gateway.admission
-            while engine.cancelled == cancelled or engine.running or admission.num_active:
-                await asyncio.sleep(0.001)
+        await eventually(lambda: not engine.running and not admission.num_active)
+        await eventually(lambda before=cancelled: engine.cancelled != before)
 
 
 async def _read_first(client: httpx.AsyncClient, body: dict[str, object]) -> None:
@@ -274,9 +273,7 @@ async def test_overload_is_refused_and_bounded(tmp_path: Path) -> None:
 async def test_a_dead_replica_is_passed_over(tmp_path: Path) -> None:
     first, second = FakeEngine(), FakeEngine()
     async with running_gateway(tmp_path / "home", first, second) as running:
-        async with asyncio.timeout(5):
-            while not all(replica.health.ready for replica in running.gateway.pool.replicas):
-                await asyncio.sleep(0.001)
+        await eventually(lambda: all(replica.health.ready for replica in running.gateway.pool.replicas))
         url = running.gateway.settings.engine_url[0]
         running.gateway.pool.replicas[0].engine.url = url.rpartition(":")[0] + ":1"  # type: ignore[attr-defined]
         async with httpx.AsyncClient(base_url=running.url) as http:
@@ -297,9 +294,7 @@ async def test_without_an_engine_callers_are_told_to_come_back(tmp_path: Path) -
             assert ready.status_code == 503
             assert "engine" in ready.json()["missing"]
             running.engine.healthy = True
-            async with asyncio.timeout(20):
-                while (await http.get("/readyz")).status_code != 200:
-                    await asyncio.sleep(0.01)
+            await eventually(lambda: answers(http, "/readyz", 200))
             assert (await http.post("/v1/completions", json={"model": "base", "prompt": "x"})).status_code == 200
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from server.engine.fake import FakeEngine
 from tests.support.adapters import make_adapter, manifest
 from tests.support.servers import Running, running_gateway
+from tests.support.waiting import eventually
 
 PROMPTS = ("list all customers in Berlin", "total revenue per product", "how many orders in May")
 
@@ -36,9 +36,10 @@ async def state_of(http: httpx.AsyncClient, ref: str) -> str:
 
 
 async def becomes(http: httpx.AsyncClient, ref: str, state: str) -> None:
-    async with asyncio.timeout(20):
-        while await state_of(http, ref) != state:
-            await asyncio.sleep(0.02)
+    async def is_so() -> bool:
+        return await state_of(http, ref) == state
+
+    await eventually(is_so, message=f"{ref} is not {state}")
 
 
 @pytest.fixture
@@ -143,8 +144,7 @@ async def test_a_quality_gate(http: httpx.AsyncClient, tmp_path: Path) -> None:
 async def test_what_is_registered_while_no_engine_is_ready_is_probed_when_one_is(tmp_path: Path) -> None:
     engine = FakeEngine(healthy=False)
     async with running_gateway(tmp_path / "home", engine, ready=False) as running:
-        while running.gateway.watcher.problem:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: not running.gateway.watcher.problem)
         async with httpx.AsyncClient(base_url=running.url, timeout=30) as http:
             record = (await register(http, tmp_path, 1)).json()
             assert record["state"] == "registered"
@@ -156,8 +156,7 @@ async def test_what_is_registered_while_no_engine_is_ready_is_probed_when_one_is
 async def test_what_an_ended_gateway_left_is_taken_up_by_the_next(tmp_path: Path) -> None:
     engine = FakeEngine(healthy=False)
     async with running_gateway(tmp_path / "home", engine, ready=False) as running:
-        while running.gateway.watcher.problem:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: not running.gateway.watcher.problem)
         async with httpx.AsyncClient(base_url=running.url, timeout=30) as http:
             record = (await register(http, tmp_path, 1)).json()
     async with running_gateway(tmp_path / "home") as running, httpx.AsyncClient(base_url=running.url) as http:
@@ -183,16 +182,16 @@ async def test_replaced_versions_are_kept_for_a_rollback_and_removed_ones_are_no
                 for earlier in ids[:-1]:
                     await becomes(http, earlier, "retired")
             records = [await library.find(expert_id) for expert_id in ids]
-            async with asyncio.timeout(20):
-                while not (await library.find(ids[0])).is_purged:
-                    await asyncio.sleep(0.02)
+
+            async def is_purged() -> bool:
+                return (await library.find(ids[0])).is_purged
+
+            await eventually(is_purged)
             assert [library.folder_of(r).exists() for r in records] == [False, True, True]
             assert (await http.post("/admin/adapters/sql/rollback")).json()["id"] == ids[1]
             assert (await http.post(f"/admin/adapters/{ids[0]}/promote")).status_code == 409
             assert (await http.delete("/admin/adapters/sql")).status_code == 200
-            async with asyncio.timeout(20):
-                while any(library.folder_of(r).exists() for r in records):
-                    await asyncio.sleep(0.02)
+            await eventually(lambda: not any(library.folder_of(r).exists() for r in records))
             assert (await http.delete("/admin/adapters/sql")).status_code == 404
             versions = (await http.get("/admin/adapters/sql/versions")).json()["data"]
             assert {v["id"]: v["state"] for v in versions} == dict.fromkeys(ids, "retired")
@@ -212,9 +211,11 @@ async def test_a_version_in_the_shadow_is_decided_on_and_gets_nothing(
     async def tallies() -> dict[str, Any]:
         return {each.pop("id"): each for each in (await http.get("/admin/shadow")).json()["data"]}
 
-    async with asyncio.timeout(20):
-        while (await tallies())[birds]["gained"] == {}:
-            assert await answered_by(http, "which owl hunts by day", model="auto") == "base"
+    async def is_tallied() -> bool:
+        assert await answered_by(http, "which owl hunts by day", model="auto") == "base"
+        return (await tallies())[birds]["gained"] != {}
+
+    await eventually(is_tallied)
     assert await answered_by(http, PROMPTS[0], model="auto") == old
     await http.post("/v1/route", json={"prompt": PROMPTS[0]})  # is not counted
     whale = await answered_by(http, "name the largest whale in the sea", model="auto")

@@ -16,7 +16,9 @@ import pytest
 from adapters_registry.key_limits import KeyLimits, Used
 from adapters_registry.keys import new_key
 from server.engine.fake import FakeEngine
+from tests.support.asking import answers
 from tests.support.servers import Running, running_gateway
+from tests.support.waiting import eventually
 
 NOON = datetime(2026, 5, 1, 12, 0, 20, tzinfo=UTC)
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
@@ -48,8 +50,7 @@ async def keyed(
         return {each.window.period: each for each in found}
 
     async with httpx.AsyncClient(base_url=running.url, headers=headers, timeout=30) as client:
-        while (await client.get("/v1/models")).status_code != 200:
-            await asyncio.sleep(0.05)
+        await eventually(lambda: answers(client, "/v1/models", 200))
         yield client, used
 
 
@@ -116,9 +117,11 @@ async def test_who_hangs_up_pays_for_prompt_and_what_was_generated(tmp_path: Pat
             async for line in answer.aiter_lines():
                 if "word5" in line:
                     break
-        await asyncio.sleep(0.3)
-        tokens = (await used())["minute"].tokens
-        assert 500 + 5 < tokens < 500 + 100  # 2,000 bytes of text, and some tokens until the engine was told
+
+        async def is_settled() -> bool:  # 2,000 bytes of text, and some tokens until the engine was told
+            return 500 + 5 < (await used())["minute"].tokens < 500 + 400
+
+        await eventually(is_settled)
         image = "data:image/png;base64," + "A" * 8000
         pictured = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": image}}]}
         assert (await client.post("/v1/chat/completions", json=CHAT | {"messages": [pictured]})).status_code == 200
@@ -145,7 +148,7 @@ async def test_requests_at_once(tmp_path: Path) -> None:
     slow = FakeEngine(tokens_per_s=20)
     async with (
         running_gateway(tmp_path / "home", slow) as running,
-        keyed(running, KeyLimits(max_concurrency=2)) as (client, _),
+        keyed(running, KeyLimits(max_concurrency=2)) as (client, used),
     ):
         calls = [client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 10}) for _ in range(5)]
         answers = await asyncio.gather(*calls)
@@ -154,7 +157,8 @@ async def test_requests_at_once(tmp_path: Path) -> None:
         assert "2 requests at once" in refused.json()["error"]["message"]
         async with client.stream("POST", "/v1/chat/completions", json=CHAT | {"max_tokens": 50, "stream": True}):
             pass  # the caller hangs up, and the place is free again
-        await asyncio.sleep(0.2)
+        await eventually(lambda: not running.engine.running and not running.gateway.admission.num_active)
+        await used()  # waits for what is being written
         again = [client.post("/v1/chat/completions", json=CHAT) for _ in range(2)]
         assert [answer.status_code for answer in await asyncio.gather(*again)] == [200, 200]
         metrics = running.gateway.metrics.registry

@@ -16,19 +16,19 @@ from routers.methods.knn import KnnConfig, KnnRouter
 from server.engine.fake import FakeEngine
 from tests.e2e.conftest import EXAMPLES, register_examples
 from tests.support.adapters import make_adapter, manifest
+from tests.support.asking import job_ended
 from tests.support.browser import Browser
 from tests.support.console import opened
 from tests.support.processes import run_cli
 from tests.support.servers import Running, running_gateway
+from tests.support.waiting import eventually
 
 
 async def fit(client: httpx.AsyncClient, **order: Any) -> dict[str, Any]:
     response = await client.post("/admin/policies", json=order)
     assert response.status_code == 202, response.text
     job: dict[str, Any] = response.json()
-    while job["ended_at"] is None:
-        job = (await client.get(f"/admin/jobs/{job['id']}")).json()
-    return job
+    return await job_ended(client, f"/admin/jobs/{job['id']}")
 
 
 async def ask(client: httpx.AsyncClient, model: str, text: str, **fields: Any) -> dict[str, Any]:
@@ -97,9 +97,13 @@ async def test_a_policy_is_following_until_it_knows_every_expert(
     assert f"1 expert of the library, since {shown['behind_since']}" in listed.stdout
 
     behind.set()
-    async with asyncio.timeout(60):
-        while (shown := (await client.get("/admin/policies/auto")).json())["state"] != "ready":
-            await asyncio.sleep(0.01)
+
+    async def is_ready() -> bool:
+        nonlocal shown
+        shown = (await client.get("/admin/policies/auto")).json()
+        return bool(shown["state"] == "ready")
+
+    await eventually(is_ready, within=60)
     assert (shown["num_experts"], shown["num_missing_experts"], shown["behind_since"]) == (3, 0, None)
     assert 'moergate_policy_missing_experts{policy="auto"} 0.0' in (await client.get("/metrics")).text
 
@@ -271,6 +275,8 @@ async def test_scores_and_a_comparison_from_the_command_line(
     before = (await client.get("/admin/policies/best")).json()["data_version"]
     row = {"prompt": "a new one", "answer": "x", "models": {"base": {"score": 1}}}
     assert (await client.post("/admin/scores", json={"rows": [row]})).status_code == 200
-    async with asyncio.timeout(5):  # what learns from scores follows them without being asked
-        while (await client.get("/admin/policies/best")).json()["data_version"] == before:
-            await asyncio.sleep(0.1)
+
+    async def has_followed() -> bool:
+        return bool((await client.get("/admin/policies/best")).json()["data_version"] != before)
+
+    await eventually(has_followed)  # what learns from scores follows them without being asked

@@ -15,8 +15,10 @@ from adapters_registry.key_limits import KeyLimits
 from adapters_registry.keys import new_key
 from adapters_registry.stores import sql_running
 from server.engine.fake import FakeEngine
+from tests.support.asking import answers
 from tests.support.processes import free_port, serving
 from tests.support.servers import Running, http_server, running_gateway
+from tests.support.waiting import eventually
 
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 ENDLESS = CHAT | {"max_tokens": 100_000, "stream": True}
@@ -43,10 +45,9 @@ async def key_of(gateway: Running, limits: KeyLimits, *urls: str) -> dict[str, s
     record, secret = new_key("app", limits=limits)
     await gateway.gateway.library.keys.add(record)
     headers = {"authorization": f"Bearer {secret}"}
-    async with httpx.AsyncClient(headers=headers) as client, asyncio.timeout(30):
+    async with httpx.AsyncClient(headers=headers) as client:
         for url in urls:
-            while (await client.get(f"{url}/v1/models")).status_code != 200:
-                await asyncio.sleep(0.02)
+            await eventually(lambda url=url: answers(client, f"{url}/v1/models", 200))
     return headers
 
 
@@ -74,9 +75,13 @@ async def test_the_engine_never_sees_more_than_a_key_may_have(tmp_path: Path, da
         refused: list[httpx.Response] = []
 
         async def ask_until_answered(client: httpx.AsyncClient) -> None:
-            while (answer := await client.post("/v1/chat/completions", json=CHAT)).status_code != 200:
-                refused.append(answer)
-                await asyncio.sleep(0.02)
+            async def is_answered() -> bool:
+                answer = await client.post("/v1/chat/completions", json=CHAT)
+                if answer.status_code != 200:
+                    refused.append(answer)
+                return answer.status_code == 200
+
+            await eventually(is_answered, within=60)
 
         await asyncio.gather(*(ask_until_answered(client) for client in clients * 15))
         assert engine.most == 3
@@ -127,9 +132,11 @@ async def test_places_of_a_gateway_that_is_killed_come_back_by_themselves(
             await asyncio.to_thread(killed.process.wait)
             assert await status(other) == 429
             monkeypatch.setattr(sql_running, "KEPT_S", 1.0)  # from now on nobody waits for 15 s
-            async with asyncio.timeout(30):
-                while await status(other) != 200:
-                    await asyncio.sleep(0.05)
+
+            async def is_free() -> bool:
+                return await status(other) == 200
+
+            await eventually(is_free)
             async with stream(other), stream(other):
                 assert await status(other) == 429  # as many as there were, and no more
         await doomed.aclose()

@@ -8,7 +8,6 @@ import errno
 import io
 import json
 import tarfile
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,12 @@ from server.experts.remote_imports import MAX_AT_ONCE, MAX_WAITING
 from server.sources.partial import PartialFile
 from server.sources.proof import digest_of
 from tests.support.adapters import make_adapter
+from tests.support.asking import job_ended
 from tests.support.hostile import Hostile, always, hostile_server, response
 from tests.support.processes import fetch, free_port, run_cli, serving
 from tests.support.servers import Running, running_gateway
 from tests.support.sources import COMMIT, FakeHub, FileServer, packed
+from tests.support.waiting import eventually, eventually_sync
 
 HOST = "127.0.0.1"
 
@@ -43,9 +44,19 @@ async def ended(client: httpx.AsyncClient, accepted: httpx.Response) -> dict[str
     """The job of an accepted request, once it has ended."""
     assert accepted.status_code == 202, accepted.text
     assert accepted.json()["status_url"] == f"/admin/jobs/{accepted.json()['job']['id']}"
-    while (job := (await client.get(accepted.json()["status_url"])).json())["ended_at"] is None:
-        await asyncio.sleep(0.01)
-    return dict(job)
+    return await job_ended(client, accepted.json()["status_url"])
+
+
+async def has_downloaded(client: httpx.AsyncClient, status_url: str, num_bytes: int) -> dict[str, Any]:
+    """The job, once it has fetched this many bytes."""
+
+    async def look() -> dict[str, Any] | None:
+        job = dict((await client.get(status_url)).json())
+        return job if job["done"] >= num_bytes else None
+
+    job = await eventually(look)
+    assert job is not None
+    return job
 
 
 def place(server: Hostile, path: str = "") -> str:
@@ -194,12 +205,10 @@ async def test_a_cancelled_download_is_gone_on_with_also_after_a_restart(tmp_pat
             accepted = (await client.post("/admin/adapters", json=order)).json()
             again = (await client.post("/admin/adapters", json=order)).json()
             assert again["job"]["id"] == accepted["job"]["id"]
-            while (job := (await client.get(accepted["status_url"])).json())["done"] < 1000:
-                await asyncio.sleep(0.01)
+            job = await has_downloaded(client, accepted["status_url"], 1000)
             assert (job["phase"], job["done"], job["total"]) == ("downloading", 1000, len(archive))
             await client.delete(accepted["status_url"])
-            while (job := (await client.get(accepted["status_url"])).json())["ended_at"] is None:
-                await asyncio.sleep(0.01)
+            job = await job_ended(client, accepted["status_url"])
             assert job["state"] == "cancelled"
             assert downloads(home) == ["archive.json", "archive.part"]
         async with gateway(home, place(server)) as (client, _):
@@ -215,8 +224,7 @@ async def test_a_gateway_that_stops_keeps_what_has_come(tmp_path: Path) -> None:
             accepted = await client.post(
                 "/admin/adapters", json={"name": "sql", "source": {"url": place(server, "a.zip")}}
             )
-            while (await client.get(accepted.json()["status_url"])).json()["done"] < 1000:
-                await asyncio.sleep(0.01)
+            await has_downloaded(client, accepted.json()["status_url"], 1000)
         assert downloads(tmp_path / "home") == ["archive.json", "archive.part"]
 
 
@@ -284,12 +292,9 @@ def _begin_and_kill(folder: Path, allowed: str, source: str) -> None:
     config.write_text(f'[sources]\nurls = ["{allowed}"]\nprivate_hosts = ["{HOST}"]\n')
     options = ("--engine-url", f"http://{HOST}:9", "--embedder", "hashing", "--base-model", "tiny-base")
     with serving(folder / "home", free_port(), *options, "--config", str(config)) as running:
-        while running.get("/livez")[0] != 200:
-            assert running.process.poll() is None, running.log.read_text()
-            time.sleep(0.05)
+        running.wait_alive()
         accepted = fetch(f"{running.url}/admin/adapters", {"name": "sql", "source": {"url": source}})
         assert accepted[0] == 202, accepted
-        while not any(file.stat().st_size for file in (folder / "home").rglob("*.part")):
-            time.sleep(0.01)
+        eventually_sync(lambda: any(file.stat().st_size for file in (folder / "home").rglob("*.part")))
         running.process.kill()
         running.process.wait()

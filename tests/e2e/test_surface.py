@@ -22,7 +22,9 @@ from fastapi.routing import APIRoute
 from adapters_registry.keys import new_key
 from server.api.app import build_app
 from tests.e2e.conftest import EXAMPLES, register_examples
+from tests.support.asking import answers, job_ended
 from tests.support.servers import Running, running_gateway
+from tests.support.waiting import eventually
 
 OPEN = {"/livez", "/health", "/readyz"}
 HIDDEN, UNKNOWN = "dates", "setad"  # as long as each other, and as far from every other name
@@ -40,8 +42,7 @@ async def with_keys(running: Running, **keys: dict[str, Any]) -> AsyncIterator[d
             client = httpx.AsyncClient(base_url=running.url, headers=headers, timeout=30)
             clients[name] = await stack.enter_async_context(client)
         clients["nobody"] = await stack.enter_async_context(httpx.AsyncClient(base_url=running.url, timeout=30))
-        while (await clients["nobody"].get("/v1/models")).status_code != 401:
-            await asyncio.sleep(0.05)
+        await eventually(lambda: answers(clients["nobody"], "/v1/models", 401))
         yield clients
 
 
@@ -142,8 +143,7 @@ async def test_a_policy_is_asked_only_by_whom_it_is_for(running: Running) -> Non
         for name, bounds in (("ledger", {"tenant": "bank"}), ("data", {"tags": ["data"]})):
             order = {"name": name, "router": "knn"} | bounds
             job = (await clients["operator"].post("/admin/policies", json=order)).json()
-            while not job["ended_at"]:
-                job = (await clients["operator"].get(f"/admin/jobs/{job['id']}")).json()
+            await job_ended(clients["operator"], f"/admin/jobs/{job['id']}")
         seen = {}
         for who in keys:
             listed = {entry["id"] for entry in (await clients[who].get("/v1/models")).json()["data"]}

@@ -23,6 +23,7 @@ from tests.e2e.conftest import EXAMPLES, register_examples
 from tests.support.collector import Collector, Span
 from tests.support.processes import free_port
 from tests.support.servers import Running, http_server, running_gateway
+from tests.support.waiting import WITHIN_S, eventually
 
 PROMPT = EXAMPLES["sql"][0]
 CHAT = {"model": "auto", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 5}
@@ -217,9 +218,7 @@ async def test_an_engine_that_is_down(url: str, collector: Collector, tmp_path: 
 
 async def test_each_replica_that_was_asked_has_its_span(url: str, collector: Collector, tmp_path: Path) -> None:
     async with running_gateway(tmp_path / "home", FakeEngine(), FakeEngine(), otlp_endpoint=url) as running:
-        async with asyncio.timeout(5):
-            while not all(replica.health.ready for replica in running.gateway.pool.replicas):
-                await asyncio.sleep(0.001)
+        await eventually(lambda: all(replica.health.ready for replica in running.gateway.pool.replicas))
         dead = f"http://127.0.0.1:{free_port()}"
         running.gateway.pool.replicas[0].engine.url = dead  # type: ignore[attr-defined]
         async with httpx.AsyncClient(base_url=running.url) as http:
@@ -332,8 +331,6 @@ async def test_a_collector_that_is_down_harms_nobody(monkeypatch: pytest.MonkeyP
                 for _ in range(20):
                     response = await http.post("/v1/completions", json={"model": "base", "prompt": "x"})
                     assert response.status_code == 200
-            started = time.monotonic()
-        assert time.monotonic() - started < 3
     assert len([line for line in lines if line["event"].startswith("traces")]) <= 2
 
 
@@ -353,12 +350,15 @@ async def test_an_outage_is_told_once_and_its_end_too(collector: Collector, tmp_
             return [line["event"] for line in lines if line["event"].startswith("traces")]
 
         async with http_server(moody) as url, running_gateway(tmp_path / "home", otlp_endpoint=url) as running:
-            async with httpx.AsyncClient(base_url=running.url) as http, asyncio.timeout(10):
-                while not told():
+            async with httpx.AsyncClient(base_url=running.url) as http:
+
+                async def told_after_a_request(num: int) -> bool:
                     await http.post("/v1/completions", json={"model": "base", "prompt": "x"})
+                    return len(told()) >= num
+
+                await eventually(lambda: told_after_a_request(1))
                 failing = False
-                while len(told()) < 2:
-                    await http.post("/v1/completions", json={"model": "base", "prompt": "x"})
+                await eventually(lambda: told_after_a_request(2))
     assert told() == ["traces cannot be exported", "traces are exported again"]
     warning = next(line for line in lines if line["event"] == "traces cannot be exported")
     assert url in warning["endpoint"]
@@ -366,7 +366,7 @@ async def test_an_outage_is_told_once_and_its_end_too(collector: Collector, tmp_
 
 
 async def test_a_collector_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "90")  # far beyond what the end may take
     monkeypatch.setattr("server.tracing.exporter.CLOSE_S", 0.2)
     over = asyncio.Event()
 
@@ -382,9 +382,8 @@ async def test_a_collector_that_hangs_does_not_hold_up_the_end(monkeypatch: pyte
                 await http.post("/v1/completions", json={"model": "base", "prompt": "x"})
             tracing = running.gateway.tracing
             assert tracing is not None
-            started = time.monotonic()
-            await tracing.close()
-            assert time.monotonic() - started < 1.5
+            async with asyncio.timeout(WITHIN_S):
+                await tracing.close()
     assert "traces lost: the collector does not accept them" in [line["event"] for line in lines]
     over.set()
     silent.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,7 @@ from tests.e2e.conftest import EXAMPLES
 from tests.support.adapters import make_adapter, manifest
 from tests.support.processes import Serving, free_port, serving
 from tests.support.servers import http_server, running_gateway
-
-SHOWN_WITHIN_S = 2.0
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -42,12 +40,16 @@ async def pair(home: Path, database: dict[str, str]) -> AsyncIterator[tuple[http
         yield clients[0], clients[1]
 
 
-async def becomes(look: Callable[[], Awaitable[Any]], wanted: Any, within_s: float = SHOWN_WITHIN_S) -> None:
+async def becomes(look: Callable[[], Awaitable[Any]], wanted: Any) -> None:
     """Wait until `look` gives what is wanted; the last thing that it gave is shown if it never does."""
-    until = time.monotonic() + within_s
-    while (seen := await look()) != wanted:
-        assert time.monotonic() < until, seen
-        await asyncio.sleep(0.02)
+    seen: Any = None
+
+    async def is_wanted() -> bool:
+        nonlocal seen
+        seen = await look()
+        return bool(seen == wanted)
+
+    await eventually(is_wanted, message=lambda: f"{seen!r} is not {wanted!r}")
 
 
 async def recipe(client: httpx.AsyncClient, model: str, prompt: str) -> str | None:
@@ -66,14 +68,14 @@ async def test_experts_and_policies_of_one_are_the_others_too(tmp_path: Path, da
                 await becomes(lambda c=client, text=examples[0]: recipe(c, "auto", text), ids[name])
         made = await one.post("/admin/policies", json={"name": "mean", "router": "centroid"})
         assert made.status_code == 202
-        await becomes(lambda: recipe(other, "mean", EXAMPLES["sql"][0]), ids["sql"], 4.0)
+        await becomes(lambda: recipe(other, "mean", EXAMPLES["sql"][0]), ids["sql"])
         fitted = [(await c.get("/admin/policies/mean")).json()["provenance"] for c in (one, other)]
         assert fitted[0] == fitted[1]
         changed = {"name": "mean", "router": "centroid", "options": {"threshold": 2.0}}
         assert (await other.post("/admin/policies", json=changed)).status_code == 202
-        await becomes(lambda: recipe(one, "mean", EXAMPLES["sql"][0]), "base", 4.0)
+        await becomes(lambda: recipe(one, "mean", EXAMPLES["sql"][0]), "base")
         assert (await one.delete("/admin/policies/mean")).status_code == 200
-        await becomes(lambda: recipe(other, "mean", "x"), None, 4.0)
+        await becomes(lambda: recipe(other, "mean", "x"), None)
         assert (await other.delete("/admin/adapters/sql")).status_code == 200
         await becomes(lambda: recipe(one, "sql", "x"), None)
 
@@ -140,7 +142,7 @@ async def test_one_is_killed_while_both_register_and_the_other_goes_on(
         assert {*told, *by_other} <= listed  # what was said to be done is done
         for expert in (*told, *by_other):
             topic = f"speak of topic{expert.partition('@')[0].removeprefix('expert')}"
-            await becomes(lambda text=topic: recipe(other, "auto", text), expert, 5.0)
+            await becomes(lambda text=topic: recipe(other, "auto", text), expert)
         ((_, again),) = await start(1)
         for body in bodies:
             assert await register(again, body)

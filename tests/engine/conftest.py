@@ -5,17 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import Serving, serving
+from tests.support.processes import Serving, free_port, serving
 
-PORT = 8765
 LIBRARY = Path(__file__).parents[2] / "server" / "demo_library"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.engine)
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +16,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     pytest.importorskip("vllm", reason="vLLM is not installed")
     home = tmp_path_factory.mktemp("engine") / "home"
     arguments = ("--library", str(LIBRARY / "library.json"), "--max-loras", "6", "--max-lora-rank", "16")
-    with serving(home, PORT, *arguments, "--max-model-len", "1024", "--kv-cache-gib", "1") as process:
+    with serving(home, free_port(), *arguments, "--max-model-len", "1024", "--kv-cache-gib", "1") as process:
         process.wait_ready()
         yield process

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests.engine.conftest import LIBRARY
 from tests.support.processes import Serving, descendants, fetch
+from tests.support.waiting import eventually_sync
 
 HIDDEN, KEYS, INNER, LAYERS = 576, 192, 1536, 30
 SHAPES = {
@@ -58,10 +58,7 @@ def remove(served: Serving, name: str) -> None:
     request = urllib.request.Request(f"{served.url}/admin/adapters/{name}", method="DELETE")
     with urllib.request.urlopen(request, timeout=30) as response:
         expert_id = json.load(response)["id"]
-    deadline = time.monotonic() + 60
-    while served.get(f"/admin/adapters/{expert_id}")[1]["state"] != "retired":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    eventually_sync(lambda: served.get(f"/admin/adapters/{expert_id}")[1]["state"] == "retired", within=60)
 
 
 def engine_rss_mib(served: Serving) -> float:

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +35,8 @@ from server.engine.supervisor import EngineOptions, engine_command  # noqa: E402
 from tests.support.observed import ENGINE_METRICS  # noqa: E402
 from tests.support.processes import fetch  # noqa: E402
 from tests.support.reference import Reference  # noqa: E402
+from tests.support.seeds import seed_of  # noqa: E402
+from tests.support.waiting import eventually_sync  # noqa: E402
 
 NUM_TOKENS = 64
 TOLERANCE = 1e-3
@@ -157,11 +158,11 @@ class Experts:
 
 
 @pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> Experts:
+def experts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Experts:
     folder = tmp_path_factory.mktemp("parity")
     model = ensure_base_model("SmolLM2-135M-Instruct", default_cache_dir(), lambda *_: None)
     reference = Reference(model)
-    seed = int(np.random.default_rng().integers(2**31))
+    seed = seed_of(request.node)
     rng = np.random.default_rng(seed)
     for number, spec in enumerate(RANDOM):
         write_random_adapter(folder / f"random{number}", reference.model, rng, spec)
@@ -193,13 +194,12 @@ def engine(experts: Experts, dtype: str) -> Iterator[World]:
     with out.open("wb") as log:
         process = subprocess.Popen(command.argv, stdout=log, stderr=log, env={**os.environ, **command.env})
     try:
-        ready_by = time.monotonic() + 300
-        while True:
-            if process.poll() is not None or time.monotonic() > ready_by:
-                raise AssertionError(out.read_text()[-4000:])
-            if fetch(command.url + "/v1/models", headers={"authorization": f"Bearer {command.key}"})[0] == 200:
-                break
-            time.sleep(0.2)
+
+        def is_ready() -> bool:
+            assert process.poll() is None, out.read_text()[-4000:]
+            return fetch(command.url + "/v1/models", headers={"authorization": f"Bearer {command.key}"})[0] == 200
+
+        eventually_sync(is_ready, 600, lambda: out.read_text()[-4000:])
         yield World(
             command.url,
             command.key,
@@ -309,7 +309,6 @@ def ask(world: World, model: str) -> tuple[int, str]:
 
 
 def resident(world: World) -> set[str]:
-    time.sleep(1.5)  # the worker writes its figures once a second
     return set(re.findall(r'moergate_expert_resident\{expert="([^"]*)"\}', world.metrics()))
 
 
@@ -326,7 +325,7 @@ def test_the_engine_has_the_metrics_that_the_dashboards_are_tested_with(world: W
 def test_an_expert_that_is_unloaded_leaves_its_slot(world: World) -> None:
     expert = world.trained[3]
     assert ask(world, expert)[0] == 200
-    assert expert in resident(world)
+    eventually_sync(lambda: expert in resident(world))  # the worker writes its figures once a second
     body = {"lora_name": expert}
     request = urllib.request.Request(
         world.url + "/v1/unload_lora_adapter",
@@ -335,7 +334,7 @@ def test_an_expert_that_is_unloaded_leaves_its_slot(world: World) -> None:
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         assert answer.status == 200
-    assert expert not in resident(world)
+    eventually_sync(lambda: expert not in resident(world))
     assert ask(world, expert)[0] == 200  # and comes back when it is asked for
 
 

@@ -4,7 +4,6 @@ import concurrent.futures
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 
 from tests.engine.conftest import LIBRARY
 from tests.support.processes import Serving, alive, descendants, fetch
+from tests.support.waiting import eventually_sync
 
 PARIS: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -52,7 +52,7 @@ def test_each_expert_answers_its_own_prompts(client: openai.OpenAI) -> None:
     assert sum(right) / len(rows) >= 0.85
 
 
-def test_a_base_request_keeps_its_answer_among_experts(client: openai.OpenAI) -> None:
+def test_a_base_request_keeps_its_answer_among_experts(client: openai.OpenAI, fresh_seed: int) -> None:
     rows = [group[0] for group in held_out().values()]
 
     def base() -> str:
@@ -62,7 +62,7 @@ def test_a_base_request_keeps_its_answer_among_experts(client: openai.OpenAI) ->
     def expert(row: dict[str, str]) -> str:
         messages: list[Any] = [{"role": "user", "content": row["prompt"]}]
         answer = client.chat.completions.create(
-            model=row["expert"], messages=messages, temperature=0, max_tokens=32, seed=time.time_ns() % 1000
+            model=row["expert"], messages=messages, temperature=0, max_tokens=32, seed=fresh_seed % 1000
         )
         return answer.choices[0].message.content or ""
 
@@ -168,10 +168,7 @@ def test_one_request_id_goes_through_gateway_engine_and_log(client: openai.OpenA
     )
     assert raw.headers["x-request-id"] == "trace-me-4711"
     assert "trace-me-4711" in raw.parse().id
-    deadline = time.monotonic() + 10  # the log is written a few times a second
-    while "trace-me-4711" not in served.log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert "trace-me-4711" in served.log.read_text()
+    eventually_sync(lambda: "trace-me-4711" in served.log.read_text())  # it is written a few times a second
 
 
 def test_errors_of_gateway_and_engine_are_openai_errors(client: openai.OpenAI) -> None:
@@ -222,9 +219,7 @@ def test_an_engine_killed_in_a_stream_is_reported_and_started_again(served: Serv
             pass
     assert getattr(error.value, "code", None) == "engine_lost"
     assert served.get("/livez")[0] == 200
-    deadline = time.monotonic() + 60
-    while served.get("/readyz")[0] != 503 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    eventually_sync(lambda: served.get("/readyz")[0] == 503, within=60)
     status, refused = fetch(served.url + "/v1/completions", {"model": "base", "prompt": "x"})
     assert (status, refused["error"]["code"]) == (503, "unavailable")
     served.wait_ready()
@@ -240,10 +235,7 @@ def test_a_killed_gateway_takes_its_engine_along_and_loses_nothing(served: Servi
     assert family
     served.process.kill()
     served.process.wait()
-    deadline = time.monotonic() + 60
-    while any(alive(pid) for pid in family) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not [pid for pid in family if alive(pid)]
+    eventually_sync(lambda: not [pid for pid in family if alive(pid)], within=60)
     home = Path(served.log.parent / served.log.stem)
     import asyncio
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import aiohttp
 
+from tests.support.waiting import eventually
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WAIT_S = 30.0
 FLAGS = (
@@ -78,14 +80,11 @@ class Page:
 
     async def until(self, expression: str) -> Any:
         """Wait until an expression holds; returns what it is worth then."""
-        found = None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(WAIT_S):
-                while not (found := await self._value_or_none(expression)):
-                    await asyncio.sleep(0.02)
-                return found
-        shown = await self.js("document.body.innerText.slice(0, 3000)")
-        raise AssertionError(f"never: {expression}\n{self.console}\n{shown}")
+        try:
+            return await eventually(lambda: self._value_or_none(expression))
+        except AssertionError as error:
+            shown = await self.js("document.body.innerText.slice(0, 3000)")
+            raise AssertionError(f"never: {expression}\n{self.console}\n{shown}") from error
 
     async def _value_or_none(self, expression: str) -> Any:
         try:
@@ -254,11 +253,13 @@ async def running_browser(folder: Path) -> AsyncIterator[Browser]:
 async def _address(profile: Path, process: asyncio.subprocess.Process) -> str:
     """Where the browser listens, once it does."""
     file = profile / "DevToolsActivePort"
-    async with asyncio.timeout(60):
-        while not (file.exists() and len(lines := file.read_text().split()) == 2):
-            if process.returncode is not None:
-                raise AssertionError(f"the browser ended with {process.returncode}")
-            await asyncio.sleep(0.02)
+
+    def lines_of_file() -> list[str]:
+        assert process.returncode is None, f"the browser ended with {process.returncode}"
+        lines = file.read_text().split() if file.exists() else []
+        return lines if len(lines) == 2 else []
+
+    lines = await eventually(lines_of_file, within=60)
     return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
 
 

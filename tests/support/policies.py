@@ -1,6 +1,5 @@
 """Policy managers on a folder, a clock that tests set, and what is read from both."""
 
-import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from server.policies.scores import ScoreStore
 from server.policies.vectors import VectorStore
 from server.settings import PolicySettings
 from server.telemetry.metrics import Metrics
+from tests.support.waiting import eventually
 
 WAIT_S = 60.0
 """After this time a wait fails, also on a machine that is busy."""
@@ -72,12 +72,5 @@ def policy_gauge(metrics: Metrics, name: str, policy: str = "auto") -> float | N
 
 async def ended(job: Job) -> Job:
     """Wait for the end of a job."""
-    await until(lambda: job.ended)
+    await eventually(lambda: job.ended)
     return job
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.001)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.waiting import eventually_sync
+
 
 @dataclass
 class Serving:
@@ -34,13 +36,17 @@ class Serving:
     def wait_ready(self, timeout_s: float = 300.0) -> float:
         """Wait until ``/readyz`` says so; returns the seconds it took."""
         started = time.monotonic()
-        while time.monotonic() - started < timeout_s:
-            if self.process.poll() is not None:
-                raise AssertionError(f"serve ended with {self.process.returncode}:\n{self.log.read_text()[-4000:]}")
-            if self.get("/readyz")[0] == 200:
-                return time.monotonic() - started
-            time.sleep(0.1)
-        raise AssertionError(f"not ready after {timeout_s} s:\n{self.log.read_text()[-4000:]}")
+        eventually_sync(lambda: self._answers("/readyz"), timeout_s, lambda: self.log.read_text()[-4000:])
+        return time.monotonic() - started
+
+    def wait_alive(self) -> None:
+        """Wait until ``/livez`` answers."""
+        eventually_sync(lambda: self._answers("/livez"), message=lambda: self.log.read_text()[-4000:])
+
+    def _answers(self, path: str) -> bool:
+        code = self.process.poll()
+        assert code is None, f"serve ended with {code}:\n{self.log.read_text()[-4000:]}"
+        return self.get(path)[0] == 200
 
 
 def fetch(url: str, body: Any = None, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:

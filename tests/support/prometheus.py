@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -23,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from tests.support.observed import PROMETHEUS
 from tests.support.processes import free_port
+from tests.support.waiting import eventually_sync
 
 SKIPPED = "there is no prometheus on PATH nor below the environment (tests/tools/get_prometheus.sh says why)"
 _COUNTER = re.compile(r"(_total|_bucket|_sum|_count)(\{.*\})? ([0-9.e+-]+)$")
@@ -98,10 +98,12 @@ def running_prometheus(program: str, config: Path) -> Iterator[Prometheus]:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
     server = Prometheus(f"http://127.0.0.1:{port}")
     try:
-        deadline = time.monotonic() + 60
-        while not _answers(f"{server.url}/-/ready"):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+
+        def is_ready() -> bool:
+            assert process.poll() is None, log.read_text()
+            return _answers(f"{server.url}/-/ready")
+
+        eventually_sync(is_ready, 60, log.read_text)
         yield server
     finally:
         process.terminate()

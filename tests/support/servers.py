@@ -19,6 +19,7 @@ from server.engine.fake import FakeEngine
 from server.gateway import Gateway
 from server.settings import Settings
 from server.wiring import open_gateway
+from tests.support.waiting import eventually
 
 
 @contextlib.asynccontextmanager
@@ -28,8 +29,7 @@ async def http_server(app: ASGIApp) -> AsyncIterator[str]:
     config = uvicorn.Config(app, log_config=None, lifespan="off", loop="none", timeout_graceful_shutdown=1)
     server = _QuietServer(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started:
-        await asyncio.sleep(0.001)
+    await eventually(lambda: server.started)
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
@@ -83,7 +83,7 @@ async def running_gateway(
         gateway = await open_gateway(Settings(**{**defaults, **settings}), HashingEncoder(), model)
         gateway.start()
         stack.push_async_callback(gateway.close)
-        while ready and gateway.missing():
-            await asyncio.sleep(0.005)
+        if ready:
+            await eventually(lambda: not gateway.missing(), message=lambda: str(gateway.missing()))
         url = await stack.enter_async_context(http_server(build_app(gateway)))
         yield Running(url, gateway, doubles)

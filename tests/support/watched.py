@@ -23,9 +23,11 @@ from server.engine.fake import FakeEngine
 from server.telemetry.drift import MIN_DECISIONS
 from tests.e2e.conftest import EXAMPLES, register_examples
 from tests.support.adapters import make_adapter, manifest
+from tests.support.asking import answers
 from tests.support.observed import ENGINE_METRICS, variables
 from tests.support.prometheus import GrowingMetrics, Prometheus, config_for, running_prometheus
 from tests.support.servers import Running, http_server, running_gateway
+from tests.support.waiting import eventually
 
 NUM_SCRAPES = 8
 NUM_ROUNDS = 3
@@ -64,14 +66,17 @@ async def watched_gateway(program: str, folder: Path) -> AsyncGenerator[Promethe
             key = clients.pop("prometheus").headers["authorization"].removeprefix("Bearer ")
             config = config_for(folder, targets, key)
             with running_prometheus(program, config) as server:
-                deadline = time.monotonic() + LONGEST_S
                 num_rounds = 0
                 for _ in range(MIN_DECISIONS // 4 + 1):  # drift is told from so many on
                     await asyncio.gather(*(_ask(clients["team-a"], "auto", EXAMPLES["sql"][0]) for _ in range(4)))
-                while num_rounds < NUM_ROUNDS or not await _has_seen_enough(server):
-                    assert time.monotonic() < deadline, "Prometheus does not get to read the gateway and the engine"
+
+                async def has_seen_enough() -> bool:
+                    nonlocal num_rounds
                     await _round(engine, clients)
                     num_rounds += 1
+                    return num_rounds >= NUM_ROUNDS and await _has_seen_enough(server)
+
+                await eventually(has_seen_enough, LONGEST_S, "Prometheus does not read the gateway and the engine")
                 server.at = time.time()
                 yield server
 
@@ -101,8 +106,7 @@ async def _clients(gateway: Running) -> AsyncIterator[dict[str, httpx.AsyncClien
         await gateway.gateway.library.keys.add(record)
         headers = {"authorization": f"Bearer {secret}"}
         clients[name] = httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30)
-    while (await clients["team-a"].get("/v1/models")).status_code != 200:
-        await asyncio.sleep(0.05)  # the gateway sees keys of other processes within a second
+    await eventually(lambda: answers(clients["team-a"], "/v1/models", 200))
     try:
         yield clients
     finally:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import adapters_registry
 from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.library import Library
@@ -19,6 +21,8 @@ ROUNDS = 10
 CHILD = """
 import asyncio, json, random, sys
 from pathlib import Path
+
+import pytest
 from adapters_registry.library import Library
 from adapters_registry.records import Manifest
 
@@ -65,6 +69,7 @@ async def crash(home: Path, folders: Path, seed: int, *, early: bool) -> list[di
     return said + [json.loads(line) for line in rest.splitlines() if line.endswith(b"}")]
 
 
+@pytest.mark.slow
 async def test_kill_at_any_moment(tmp_path: Path, home: Path, write_adapter: Callable[..., Path]) -> None:
     folders = tmp_path / "folders"
     folders.mkdir()

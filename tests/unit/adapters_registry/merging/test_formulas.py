@@ -31,16 +31,16 @@ def total(sources: list[Factors]) -> np.ndarray:
     return np.asarray(sum(s.weight * s.scaling * s.b @ s.a for s in sources))
 
 
-def test_exact_is_the_weighted_sum_of_products() -> None:
-    sources = factors(np.random.default_rng(), [2, 4, 1])
+def test_exact_is_the_weighted_sum_of_products(rng: np.random.Generator) -> None:
+    sources = factors(rng, [2, 4, 1])
     a, b = merge({"m": sources}, "exact", MergeOptions())["m"]
     assert a.shape == (7, 12)
     np.testing.assert_allclose(b @ a, total(sources), rtol=1e-12)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 7, 20])
-def test_svd_is_the_best_approximation_of_its_rank(rank: int) -> None:
-    sources = factors(np.random.default_rng(), [2, 4, 1])
+def test_svd_is_the_best_approximation_of_its_rank(rank: int, rng: np.random.Generator) -> None:
+    sources = factors(rng, [2, 4, 1])
     a, b = merge({"m": sources}, "svd", MergeOptions(rank=rank))["m"]
     left, values, right = np.linalg.svd(total(sources), full_matrices=False)
     kept = min(rank, 7)
@@ -48,36 +48,36 @@ def test_svd_is_the_best_approximation_of_its_rank(rank: int) -> None:
     np.testing.assert_allclose(b @ a, left[:, :kept] * values[:kept] @ right[:kept], atol=1e-10)
 
 
-def test_ab_linear_is_the_product_of_two_sums() -> None:
-    sources = factors(np.random.default_rng(), [4, 4])
+def test_ab_linear_is_the_product_of_two_sums(rng: np.random.Generator) -> None:
+    sources = factors(rng, [4, 4])
     a, b = merge({"m": sources}, "ab_linear", MergeOptions())["m"]
     np.testing.assert_allclose(a, sum(s.weight * s.a for s in sources))
     np.testing.assert_allclose(b, sum(s.weight * s.scaling * s.b for s in sources))
 
 
-def test_a_module_that_one_source_lacks_is_merged_from_the_others() -> None:
-    sources = factors(np.random.default_rng(), [4, 4])
+def test_a_module_that_one_source_lacks_is_merged_from_the_others(rng: np.random.Generator) -> None:
+    sources = factors(rng, [4, 4])
     merged = merge({"both": sources, "one": sources[:1]}, "sqrt_linear", MergeOptions())
     alone = sources[0]
     np.testing.assert_allclose(merged["one"][1] @ merged["one"][0], alone.weight * alone.scaling * alone.b @ alone.a)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("exact", "svd")])
-def test_unequal_ranks_are_refused_with_the_way_out(method: Method) -> None:
+def test_unequal_ranks_are_refused_with_the_way_out(method: Method, rng: np.random.Generator) -> None:
     with pytest.raises(CannotMerge, match=r"needs equal ranks, but m has 2, 4; use exact or svd"):
-        merge({"m": factors(np.random.default_rng(), [2, 4])}, method, MergeOptions())
+        merge({"m": factors(rng, [2, 4])}, method, MergeOptions())
 
 
 @pytest.mark.parametrize(
     ("options", "hint"), [(MergeOptions(rank=0), "below 1"), (MergeOptions(density=0.0), "above 0")]
 )
-def test_options_out_of_range_are_refused(options: MergeOptions, hint: str) -> None:
+def test_options_out_of_range_are_refused(options: MergeOptions, hint: str, rng: np.random.Generator) -> None:
     with pytest.raises(CannotMerge, match=hint):
-        merge({"m": factors(np.random.default_rng(), [2])}, "svd", options)
+        merge({"m": factors(rng, [2])}, "svd", options)
 
 
-def test_dare_keeps_the_expected_value_and_repeats_with_its_seed() -> None:
-    sources = factors(np.random.default_rng(), [4, 4], d_in=400, d_out=400)
+def test_dare_keeps_the_expected_value_and_repeats_with_its_seed(rng: np.random.Generator) -> None:
+    sources = factors(rng, [4, 4], d_in=400, d_out=400)
     plain = merge({"m": sources}, "sqrt_linear", MergeOptions())["m"]
     first = merge({"m": sources}, "dare", MergeOptions(density=0.5, seed=1))["m"]
     again = merge({"m": sources}, "dare", MergeOptions(density=0.5, seed=1))["m"]
@@ -100,18 +100,17 @@ PEFT_NAMES = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("method", list(PEFT_NAMES))
-def test_methods_that_peft_has_are_peft_s(method: Method, tmp_path: Path) -> None:
+def test_methods_that_peft_has_are_peft_s(method: Method, tmp_path: Path, fresh_seed: int) -> None:
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    seed = int(np.random.default_rng().integers(2**31))
     config = LlamaConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
         vocab_size=32,
     )  # fmt: skip
     weights = {"a": 0.6, "b": 0.9, "c": 0.25}
-    folders = {name: make_adapter(tmp_path / name, seed=seed % 1000 + i) for i, name in enumerate(weights)}
+    folders = {name: make_adapter(tmp_path / name, seed=fresh_seed + i) for i, name in enumerate(weights)}
     model: Any = peft.PeftModel.from_pretrained(LlamaForCausalLM(config), folders["a"], adapter_name="a")
     for name in ("b", "c"):
         model.load_adapter(folders[name], name)
@@ -130,8 +129,6 @@ def test_methods_that_peft_has_are_peft_s(method: Method, tmp_path: Path) -> Non
         if "merged" in getattr(layer, "lora_A", {}):
             a, b = ours[name.removeprefix("base_model.model.")]
             theirs = layer.scaling["merged"] * layer.lora_B["merged"].weight @ layer.lora_A["merged"].weight
-            torch.testing.assert_close(
-                torch.from_numpy(b @ a), theirs.detach(), rtol=1e-3, atol=1e-3, msg=f"{name}, {seed}"
-            )
+            torch.testing.assert_close(torch.from_numpy(b @ a), theirs.detach(), rtol=1e-3, atol=1e-3, msg=name)
             compared += 1
     assert compared == len(ours) == 4

@@ -176,6 +176,7 @@ def test_a_seed_gives_the_same_encoder_again(model: Path, tmp_path: Path, torch:
     assert torch.equal(torch.get_rng_state(), state), "the caller's random state is left alone"
 
 
+@pytest.mark.slow
 def test_untrained_experts_do_not_reach_the_weights(model: Path, tmp_path: Path) -> None:
     examples = library()
     trained = split_examples(examples, QUICK).trained

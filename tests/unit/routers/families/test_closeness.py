@@ -31,8 +31,9 @@ def examples(*rows: np.ndarray) -> Examples:
 
 
 @pytest.mark.parametrize(("num", "dim"), [(40, 16), (12, 64), (3, 64), (1, 8)])
-def test_closeness_is_the_length_of_the_part_in_the_first_singular_vectors(num: int, dim: int) -> None:
-    rng = np.random.default_rng()
+def test_closeness_is_the_length_of_the_part_in_the_first_singular_vectors(
+    num: int, dim: int, rng: np.random.Generator
+) -> None:
     own, prompts = (np.asarray(to_unit(rng.normal(size=(n, dim))), np.float32) for n in (num, 20))
     found = directions_of(examples(own, prompts))
     assert found.shape == (2, MAX_DIRECTIONS, dim)
@@ -52,8 +53,9 @@ def test_experts_without_examples_and_examples_that_are_all_alike() -> None:
 @pytest.mark.parametrize(
     ("kind", "config"), [(CentroidRouter, CentroidConfig()), (ClassifierRouter, ClassifierConfig())], ids=str
 )
-def test_prompts_as_near_to_the_mean_but_in_other_directions_are_told_apart(kind: type, config: object) -> None:
-    rng = np.random.default_rng()
+def test_prompts_as_near_to_the_mean_but_in_other_directions_are_told_apart(
+    kind: type, config: object, rng: np.random.Generator
+) -> None:
     axes = np.eye(32)
 
     def around(expert: int, first: int, num: int) -> np.ndarray:
@@ -70,8 +72,7 @@ def test_prompts_as_near_to_the_mean_but_in_other_directions_are_told_apart(kind
     assert auroc(evidence(8), evidence(20)) > 0.7  # by their scores alone: 0.5
 
 
-def test_evidence_is_the_mean_of_score_and_closeness_adjusted_for_typicality() -> None:
-    rng = np.random.default_rng()
+def test_evidence_is_the_mean_of_score_and_closeness_adjusted_for_typicality(rng: np.random.Generator) -> None:
     data = library(near(0, 30, rng), near(1, 30, rng))
     artefact = CentroidRouter.fit(CentroidConfig(), data, lambda done, total: None)
     router = CentroidRouter.load(CentroidConfig(), artefact)

@@ -6,13 +6,13 @@ import pytest
 
 from server.access.admission import Admission
 from server.errors import TooManyRequests, Unavailable
+from tests.support.waiting import eventually
 
 
 async def _queued(admission: Admission) -> asyncio.Task[None]:
     before = admission.num_waiting
     task = asyncio.create_task(admission.acquire())
-    while admission.num_waiting == before and not task.done():
-        await asyncio.sleep(0)
+    await eventually(lambda: admission.num_waiting != before or task.done())
     return task
 
 

@@ -18,6 +18,7 @@ from server.access.key_limits import Limiter
 from server.engine.body import parse_body
 from server.errors import RateLimited, TooManyRequests
 from tests.support.parts import confined, metrics_with
+from tests.support.waiting import eventually
 
 BODY = parse_body(b'{"model":"base","max_tokens":10}')
 LIMITS = KeyLimits(tokens_per_minute=1000, max_concurrency=1)
@@ -77,9 +78,7 @@ async def test_a_caller_that_leaves_the_queue_gives_its_grant_back(library: Libr
     admission, limiter = Admission(1, 1, 5.0), Limiter(library.usage, metrics_with())
     await admission.acquire()
     entering = asyncio.create_task(Entry(limiter, admission).enter(confined(LIMITS), BODY, generates=True))
-    async with asyncio.timeout(5):
-        while not admission.num_waiting:
-            await asyncio.sleep(0)
+    await eventually(lambda: admission.num_waiting)
     entering.cancel()
     with pytest.raises(asyncio.CancelledError):
         await entering

@@ -23,7 +23,10 @@ HOSTILE = "</script><script>document.title='taken'</script>"
 COLUMN = "[...document.querySelectorAll('#board tbody tr')].map(row => row.cells[%d].textContent)"
 PRESS_SCORE = "document.querySelectorAll('#board thead button')[1].click();"
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine"),
+]
 
 
 def asked(folder: Path, expressions: dict[str, str], *, first: str = "") -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The pool: which replica gets a request, and what happens when one fails."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
@@ -12,6 +11,7 @@ from server.engine.pool import AFFINITY_SLACK, EnginePool
 from server.engine.recipes import Base, Single
 from server.errors import EngineLost, Unavailable
 from server.telemetry.metrics import Metrics
+from tests.support.waiting import eventually
 
 
 class Answering:
@@ -100,22 +100,16 @@ async def test_when_every_replica_fails_the_caller_is_told() -> None:
     assert "r0: not reachable" in refused.value.message
 
 
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(2):  # much less than the pause between probes of a ready replica
-        while not true():
-            await asyncio.sleep(0)
-
-
 async def test_a_replica_that_could_not_be_reached_is_asked_again_at_once() -> None:
     engine = Answering()
     pool = pool_of(engine)
     pool.start()
-    await until(lambda: engine.num_probes == 1)
+    await eventually(lambda: engine.num_probes == 1)
     engine.reachable = False
     with pytest.raises(EngineLost):
         await pool.forward(REQUEST)
     engine.reachable = True
-    await until(lambda: pool.ready)
+    await eventually(lambda: pool.ready)
     await pool.close()
 
 
@@ -124,10 +118,10 @@ async def test_one_failed_probe_does_not_put_a_replica_aside() -> None:
     engine.slow_probes = {1}
     pool = pool_of(engine)
     pool.start()
-    await until(lambda: engine.num_probes == 2)
+    await eventually(lambda: engine.num_probes == 2)
     assert pool.ready
     await pool.close()
     engine.slow_probes = {3, 4}
     pool.start()
-    await until(lambda: not pool.ready)
+    await eventually(lambda: not pool.ready)
     await pool.close()

@@ -1,12 +1,9 @@
 """The supervisor, with the double of the engine as its child."""
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,16 +12,11 @@ from server.engine.errors import EngineMissing
 from server.engine.supervisor import EngineCommand, EngineOptions, EngineSupervisor, engine_command
 from server.telemetry.metrics import Metrics
 from tests.support.processes import alive, descendants
+from tests.support.waiting import eventually, eventually_sync
 
 
 def command(*argv: str) -> EngineCommand:
     return EngineCommand(argv, {}, "http://127.0.0.1:1", "key")
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 SLEEPER = (
@@ -38,11 +30,11 @@ async def test_a_child_that_dies_is_started_again() -> None:
     metrics = Metrics(max_experts=1, prices={})
     supervisor = EngineSupervisor(command(*SLEEPER), metrics)
     supervisor.start()
-    await until(lambda: supervisor.pid)
+    await eventually(lambda: supervisor.pid)
     first = supervisor.pid
     assert first
     os.kill(first, signal.SIGKILL)
-    await until(lambda: supervisor.pid and supervisor.pid != first)
+    await eventually(lambda: supervisor.pid and supervisor.pid != first)
     assert metrics.registry.get_sample_value("moergate_engine_restarts_total") == 1
     await supervisor.stop()
 
@@ -50,11 +42,11 @@ async def test_a_child_that_dies_is_started_again() -> None:
 async def test_stopping_ends_every_process_of_the_child() -> None:
     supervisor = EngineSupervisor(command(*SLEEPER), Metrics(max_experts=1, prices={}))
     supervisor.start()
-    await until(lambda: supervisor.pid and len(descendants(supervisor.pid)) >= 1)
+    await eventually(lambda: supervisor.pid and len(descendants(supervisor.pid)) >= 1)
     assert supervisor.pid
     family = descendants(supervisor.pid) | {supervisor.pid}
     await supervisor.stop()
-    await until(lambda: not any(alive(pid) for pid in family))
+    await eventually(lambda: not any(alive(pid) for pid in family))
 
 
 def test_the_child_ends_when_the_gateway_is_killed() -> None:
@@ -77,10 +69,7 @@ def test_the_child_ends_when_the_gateway_is_killed() -> None:
         child = next(int(line) for line in parent.stdout if line.strip().isdigit())
         assert alive(child)
         parent.kill()
-    deadline = time.monotonic() + 20
-    while alive(child) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not alive(child)
+    eventually_sync(lambda: not alive(child))
 
 
 def test_a_missing_system_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -22,6 +22,7 @@ from server.experts.draining import Drainer
 from server.planning.conversations import Conversation, ConversationMemory
 from tests.support.adapters import make_adapter, manifest
 from tests.support.parts import MemoryEngine, pool_over
+from tests.support.waiting import eventually
 
 LONG_AGO = timedelta(seconds=60)
 """Age of a version's last change: so old that no other gateway can still start a request on it."""
@@ -75,19 +76,13 @@ async def scene(home: Path, *, kept_versions: int = 1, conversation_idle_s: floa
         await library.close()
 
 
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.01)
-
-
 async def test_a_replaced_version_retires_and_the_engines_forget_it(tmp_path: Path) -> None:
     async with scene(tmp_path) as each:
         old, new = await each.active(1), await each.active(2)
         assert await each.state_of(old) is AdapterState.DRAINING
         await each.follow()
         await each.follow()  # it is being drained already
-        await until(lambda: bool(each.forgotten))
+        await eventually(lambda: each.forgotten)
         assert each.forgotten == [old.expert_id]
         assert (await each.state_of(old), await each.state_of(new)) == (AdapterState.RETIRED, AdapterState.ACTIVE)
 
@@ -104,7 +99,7 @@ async def test_a_version_drains_while_requests_or_conversations_are_on_it(tmp_pa
         each.memory.put(Conversation(b"c", goes_on=True), "version sql", old.expert_id)
         running.close()
         assert each.memory.idle_s(old.expert_id) < 0.5
-        await until(lambda: bool(each.forgotten))
+        await eventually(lambda: each.forgotten)
         assert each.memory.idle_s(old.expert_id) >= 0.5
         assert await each.state_of(old) is AdapterState.RETIRED
 
@@ -115,7 +110,7 @@ async def test_a_version_that_was_withdrawn_waits_for_no_conversation(tmp_path: 
         each.memory.put(Conversation(b"c", goes_on=True), "version sql", only.expert_id)
         await each.move(only, AdapterState.DRAINING)
         await each.follow()
-        await until(lambda: bool(each.forgotten))
+        await eventually(lambda: each.forgotten)
         assert await each.state_of(only) is AdapterState.RETIRED
 
 
@@ -124,7 +119,7 @@ async def test_what_another_gateway_drained_is_forgotten_here_too(tmp_path: Path
         old, new = await each.active(1), await each.active(2)
         each.drainer.follow([replace(old, state=AdapterState.ACTIVE), new])
         each.drainer.follow([new])
-        await until(lambda: bool(each.forgotten))
+        await eventually(lambda: each.forgotten)
         assert each.forgotten == [old.expert_id]
 
 

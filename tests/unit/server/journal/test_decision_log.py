@@ -24,6 +24,7 @@ from server.telemetry.drift import RecentDecisions
 from server.telemetry.metrics import Metrics
 from server.telemetry.prices import Price
 from server.telemetry.traffic_counts import Outcome
+from tests.support.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 SECRET = "the patient's name is"
@@ -204,8 +205,7 @@ async def test_a_database_that_is_away_drops_only_what_does_not_fit(monkeypatch:
     dropped = metrics.registry.get_sample_value("moergate_decisions_dropped_total")
     assert dropped == 5
     store.error = None
-    while len(store.kept) < 10:
-        await asyncio.sleep(0.005)
+    await eventually(lambda: len(store.kept) >= 10)
     await log.close()
     assert [one.request_id for one in store.kept] == [str(number) for number in range(10)]
 

@@ -22,8 +22,9 @@ from server.policies.follower import FIRST_RETRY_S, LAST_RETRY_S
 from server.policies.scores import Figures, ScoreRow
 from server.settings import PolicySettings
 from server.telemetry.metrics import Metrics
-from tests.support.policies import WAIT_S, Clock, definitions, ended, manager, policy_gauge, scores, until
+from tests.support.policies import WAIT_S, Clock, definitions, ended, manager, policy_gauge, scores
 from tests.support.records import record
+from tests.support.waiting import eventually
 
 
 async def test_a_fit_that_fails_keeps_the_old_router(
@@ -114,7 +115,7 @@ async def test_a_slow_embedder_holds_up_only_its_own_policies(
     assert (await ended(slow)).state == "succeeded"
     assert await policies.wants_refresh()
     await policies.refresh(grown)
-    await until(lambda: len(policies.live["slow"].expert_ids) == 2)
+    await eventually(lambda: len(policies.live["slow"].expert_ids) == 2)
     await policies.close()
 
 
@@ -188,7 +189,7 @@ async def test_a_router_of_another_embedder_is_no_predecessor(
     redefined = PolicySpec("mine", PolicySettings(router="knn", embedder="hashing-16"), origin="admin")
     definitions(tmp_path).save(redefined)  # as another gateway does
     await policies.refresh(records)
-    await until(lambda: policies.live["mine"].embedder.dim == 16)
+    await eventually(lambda: policies.live["mine"].embedder.dim == 16)
     assert told == [("hashing-16", None)]
 
 

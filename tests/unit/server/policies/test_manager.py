@@ -20,8 +20,9 @@ from server.errors import BadRequest, NotFound
 from server.policies.definitions import PolicySpec, PolicyStore
 from server.policies.live import LivePolicy
 from server.settings import PolicySettings
-from tests.support.policies import definitions, ended, manager, until
+from tests.support.policies import definitions, ended, manager
 from tests.support.records import record
+from tests.support.waiting import eventually
 
 
 async def test_bad_policies_are_refused_at_once(tmp_path: Path, embedder: BatchingEmbedder) -> None:
@@ -132,7 +133,7 @@ async def test_a_fit_of_a_definition_that_was_replaced_or_removed_is_thrown_away
     monkeypatch.setattr(KnnRouter, "fit", slowly)
     first = PolicySpec("mine", PolicySettings(router="knn", options={"max_candidates": 3}), origin="admin")
     slow = await policies.create(first)
-    await until(lambda: slow.phase == "fitting")
+    await eventually(lambda: slow.phase == "fitting")
     second = PolicySpec("mine", PolicySettings(router="knn", options={"max_candidates": 7}), origin="admin")
     definitions(tmp_path).save(second)  # as another gateway does
     assert await policies.wants_refresh()
@@ -147,7 +148,7 @@ async def test_a_fit_of_a_definition_that_was_replaced_or_removed_is_thrown_away
 
     free.clear()
     slow = await policies.create(first)
-    await until(lambda: slow.phase == "fitting")
+    await eventually(lambda: slow.phase == "fitting")
     await policies.remove("mine")
     free.set()
     assert (await ended(slow)).state == "cancelled"

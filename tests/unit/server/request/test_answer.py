@@ -24,6 +24,7 @@ from server.request.recorder import Recorder
 from server.telemetry.drift import RecentDecisions
 from server.telemetry.logs import AccessLog
 from tests.support.parts import EVENTS, LIMITS, MemoryEngine, forwarded, lease_of, metrics_with, plan_for, pool_over
+from tests.support.waiting import eventually
 
 SQL = Single("sql@00000001")
 HOLD = 0.02
@@ -193,9 +194,7 @@ async def test_the_first_token_has_its_own_limit() -> None:
 async def test_a_caller_that_left_is_recorded_as_such() -> None:
     answered = await answer_of(MemoryEngine((event("a"), event("b")), headers=EVENTS, hold_parts=asyncio.Event()))
     streaming = asyncio.create_task(answered.answer.stream_to(answered.send))
-    async with asyncio.timeout(5):
-        while not answered.sent:
-            await asyncio.sleep(0)
+    await eventually(lambda: answered.sent)
     streaming.cancel()
     with pytest.raises(asyncio.CancelledError):
         await streaming

@@ -40,6 +40,7 @@ from tests.support.parts import (
     policy_of,
 )
 from tests.support.records import record
+from tests.support.waiting import eventually
 
 SQL, DATES = record("sql"), record("dates")
 USER = [{"role": "user", "content": "list all orders"}]
@@ -259,9 +260,7 @@ async def test_a_caller_that_hangs_up_while_the_engine_is_asked_gives_everything
     engine = MemoryEngine(hold=asyncio.Event())
     async with data_path(tmp_path, engine=engine) as path:
         running = asyncio.create_task(path.pipeline.run(call_of({"model": "base", "messages": USER})))
-        async with asyncio.timeout(5):
-            while not engine.requests:
-                await asyncio.sleep(0)
+        await eventually(lambda: engine.requests)
         assert path.admission.num_active == 1
         running.cancel()
         with pytest.raises(asyncio.CancelledError):

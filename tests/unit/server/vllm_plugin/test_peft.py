@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -30,8 +29,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries that are c
 class World:
     """A base model in a folder, experts in PEFT folders, and the reference that knows them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.seed = int(np.random.default_rng().integers(2**31))
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.seed = seed
         torch.manual_seed(self.seed)
         self.folder = folder
         config = LlamaConfig(
@@ -74,8 +73,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path, fresh_seed: int) -> World:
+    return World(tmp_path, fresh_seed)
 
 
 def test_a_single_expert(world: World) -> None:

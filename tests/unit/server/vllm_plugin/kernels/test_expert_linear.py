@@ -44,11 +44,11 @@ LEAVE_OUT_EXPERTS = {4, 5}
 class World:
     """Random experts; some do not adapt every slice. All numbers are those that `dtype` can hold."""
 
-    def __init__(self, dtype: "torch.dtype" = torch.float32, rank: int | None = None) -> None:
+    def __init__(self, seed: int, dtype: "torch.dtype" = torch.float32, rank: int | None = None) -> None:
         self.dtype = dtype
         self.ranks = dict.fromkeys(RANKS, rank) if rank else RANKS
-        self.seed = int(np.random.default_rng().integers(2**31))
-        self.rng = np.random.default_rng(self.seed)
+        self.seed = seed
+        self.rng = np.random.default_rng(seed)
         self.weights: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray] | None]] = {}
         self.batch = Batch(dtype, torch.device("cpu"))
         self.linear = ExpertLinear(self.batch, D_IN, SLICES)
@@ -124,15 +124,15 @@ def tensor(values: np.ndarray) -> "torch.Tensor":
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 16, MAX_DENSE_ROWS, MAX_DENSE_ROWS + 1, 200])
-def test_any_batch_is_the_plain_formula(num_rows: int) -> None:
-    world = World()
+def test_any_batch_is_the_plain_formula(num_rows: int, fresh_seed: int) -> None:
+    world = World(fresh_seed)
     for _ in range(6):  # layouts grow, are used again, and begin anew
         world.check(world.rng.integers(0, len(RECIPES), num_rows).tolist())
 
 
 @pytest.mark.parametrize("num_rows", [1, 16, MAX_DENSE_ROWS + 1, 200])
-def test_experts_of_one_rank_in_all_slices_are_the_plain_formula(num_rows: int) -> None:
-    world = World(rank=4)
+def test_experts_of_one_rank_in_all_slices_are_the_plain_formula(num_rows: int, fresh_seed: int) -> None:
+    world = World(fresh_seed, rank=4)
     for recipe in range(len(RECIPES)):
         world.check([recipe] * num_rows)
     for _ in range(3):
@@ -140,7 +140,7 @@ def test_experts_of_one_rank_in_all_slices_are_the_plain_formula(num_rows: int) 
 
 
 @pytest.mark.parametrize("num_rows", [1, 5, 16, MAX_DENSE_ROWS, MAX_DENSE_ROWS + 1, 300])
-def test_packed_products_are_the_plain_formula(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_products_are_the_plain_formula(num_rows: int, monkeypatch: pytest.MonkeyPatch, fresh_seed: int) -> None:
     num_packed = 0
     times = Product.__call__
 
@@ -152,7 +152,7 @@ def test_packed_products_are_the_plain_formula(num_rows: int, monkeypatch: pytes
     monkeypatch.setattr(Product, "__call__", counted)
     # Some recipes in one product, some by slice.
     monkeypatch.setattr("server.vllm_plugin.kernels.packed_products.MAX_ZEROS", 400)
-    world = World(torch.bfloat16)
+    world = World(fresh_seed, torch.bfloat16)
     any_recipe = [number for number in range(len(RECIPES)) if number not in LEAVE_OUT_EXPERTS]
     batches = [world.rng.choice(any_recipe, num_rows).tolist(), [1] * num_rows, [7] * num_rows, [8] * num_rows]
     for _ in range(PACK_AFTER + 3):
@@ -167,8 +167,8 @@ def test_packed_products_are_the_plain_formula(num_rows: int, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("num_long", [1, 3])
-def test_a_prefill_of_long_and_short_runs_is_the_plain_formula(num_long: int) -> None:
-    world = World()
+def test_a_prefill_of_long_and_short_runs_is_the_plain_formula(num_long: int, fresh_seed: int) -> None:
+    world = World(fresh_seed)
     for _ in range(4):
         rows: list[int] = []
         for _ in range(12):
@@ -177,15 +177,15 @@ def test_a_prefill_of_long_and_short_runs_is_the_plain_formula(num_long: int) ->
         world.check(rows)
 
 
-def test_one_recipe_after_another_and_all_at_once() -> None:
-    world = World()
+def test_one_recipe_after_another_and_all_at_once(fresh_seed: int) -> None:
+    world = World(fresh_seed)
     for recipe in range(len(RECIPES)):
         world.check([recipe] * 5)
     world.check([recipe for recipe in range(len(RECIPES)) for _ in range(3)])
 
 
-def test_a_request_gets_the_same_alone_and_among_others() -> None:
-    world = World()
+def test_a_request_gets_the_same_alone_and_among_others(fresh_seed: int) -> None:
+    world = World(fresh_seed)
     plans = {n: plan_of(parse(text)) for n, text in enumerate(RECIPES) if text}
     ranks = {ident(name): rank for name, rank in RANKS.items()}
     x = tensor(world.rng.normal(size=(len(RECIPES), D_IN)))
@@ -200,8 +200,8 @@ def test_a_request_gets_the_same_alone_and_among_others() -> None:
         torch.testing.assert_close(alone[0], together[recipe], rtol=1e-4, atol=1e-4)
 
 
-def test_a_dropped_expert_leaves_nothing_behind() -> None:
-    world = World()
+def test_a_dropped_expert_leaves_nothing_behind(fresh_seed: int) -> None:
+    world = World(fresh_seed)
     world.check([1, 2, 3])
     world.linear.drop(A)
     world.batch.forget(A)
@@ -209,8 +209,8 @@ def test_a_dropped_expert_leaves_nothing_behind() -> None:
     world.check([1, 2, 3])
 
 
-def test_the_layout_follows_what_is_used() -> None:
-    world = World()
+def test_the_layout_follows_what_is_used(fresh_seed: int) -> None:
+    world = World(fresh_seed)
     world.check([1, 2, 4, 5])
     wide = world.batch.layout.num_ranks
     world.check([1, 6, 6, 6])
