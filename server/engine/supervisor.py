@@ -35,6 +35,9 @@ NUM_LAST_LINES = 40
 _LEVEL = re.compile(r"(?:^|\) )(WARNING|ERROR|CRITICAL) \d\d-\d\d ")
 _LEVELS = {"WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.ERROR}
 
+HARMLESS_WARNINGS = ("vLLM has deprecated support for supporting different tokenizers for different LoRAs",)
+"""Warnings that vLLM prints when it answers, and that no user can act on: experts share the base's tokenizer."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -279,7 +282,9 @@ class EngineSupervisor:
         """
         found = _LEVEL.search(line)
         level = _LEVELS.get(found[1], logging.DEBUG) if found else logging.DEBUG
-        return level if self._has_been_ready or level > logging.WARNING else logging.DEBUG
+        if level == logging.WARNING and (not self._has_been_ready or any(text in line for text in HARMLESS_WARNINGS)):
+            return logging.DEBUG
+        return level
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

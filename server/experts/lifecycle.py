@@ -26,6 +26,9 @@ POLL_S = 1.0
 BUSY_S = 5.0
 """Pause before a busy engine is asked again."""
 
+PATIENCE_S = 120.0
+"""Longest wait for the next probe to end, at start-up. A first probe took 45 s on two cores under load."""
+
 MAX_PARALLEL = 4
 WAITING = (AdapterState.REGISTERED, AdapterState.VALIDATING)
 
@@ -86,7 +89,7 @@ class Lifecycle:
         await self._watcher.show_experts()
         return record
 
-    async def all_seen_through(self, patience_s: float = 30.0) -> None:
+    async def all_seen_through(self, patience_s: float = PATIENCE_S) -> None:
         """Wait until no version waits for its probes, or no probe has ended for `patience_s` with a ready engine."""
         num_waiting, left_s = -1, patience_s
         while left_s > 0 and (waiting := await self._library.list(*WAITING)):

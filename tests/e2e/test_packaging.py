@@ -1,5 +1,6 @@
 """The wheel holds exactly the three packages, and they notice when they are mixed with others."""
 
+import email
 import subprocess
 import sys
 import zipfile
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from server.cli.demo import MODEL_PACKAGES
 from tests.support.wheels import build_wheel
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +31,14 @@ def test_the_wheel_holds_exactly_the_three_packages(wheel: Path) -> None:
     )
     assert "server/demo_library/adapters/date_iso/adapter_model.safetensors" in names
     assert {"server/console/index.html", "server/console/app.js", "server/console/console.css"} <= set(names)
+
+
+def test_the_extra_demo_names_the_packages_that_serve_installs(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+    lines = [line for line in metadata.get_all("Requires-Dist", []) if 'extra == "demo"' in line]
+    assert {line.partition(";")[0].strip() for line in lines} == set(MODEL_PACKAGES.values())
 
 
 def test_packages_from_different_places_are_refused(tmp_path: Path) -> None:

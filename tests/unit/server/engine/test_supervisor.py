@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import structlog
+import structlog.testing
 
 from server.engine.errors import EngineMissing
 from server.engine.supervisor import EngineCommand, EngineOptions, EngineSupervisor, engine_command
@@ -47,6 +49,34 @@ async def test_stopping_ends_every_process_of_the_child() -> None:
     family = descendants(supervisor.pid) | {supervisor.pid}
     await supervisor.stop()
     await eventually(lambda: not any(alive(pid) for pid in family))
+
+
+async def test_only_warnings_that_a_user_can_act_on_are_shown() -> None:
+    warning = "(APIServer pid=1) WARNING 12-01 04:56:32 [a.py:1] "
+    tokenizers, cache, failure = (
+        warning + "vLLM has deprecated support for supporting different tokenizers for different LoRAs. By default",
+        warning + "the cache is full",
+        "(EngineCore pid=2) ERROR 12-01 04:56:32 [b.py:2] no memory",
+    )
+    talker = (
+        "import itertools, time\nfor _ in itertools.count():\n"
+        f"    print({tokenizers!r}, {failure!r}, {cache!r}, sep='\\n', flush=True); time.sleep(0.02)"
+    )
+    supervisor = EngineSupervisor(command(sys.executable, "-c", talker), Metrics(max_experts=1, prices={}))
+    with structlog.testing.capture_logs() as entries:
+
+        def levels(line: str) -> set[str]:
+            return {entry["log_level"] for entry in entries if entry["event"] == line}
+
+        supervisor.start()
+        await until(lambda: levels(cache))
+        assert (levels(cache), levels(tokenizers), levels(failure)) == ({"debug"}, {"debug"}, {"error"})
+        supervisor.note_ready()
+        await until(lambda: "warning" in levels(cache))
+        entries.clear()
+        await until(lambda: levels(cache) and levels(tokenizers) and levels(failure))
+        await supervisor.stop()
+        assert (levels(cache), levels(tokenizers), levels(failure)) == ({"warning"}, {"debug"}, {"error"})
 
 
 def test_the_child_ends_when_the_gateway_is_killed() -> None:
