@@ -69,12 +69,12 @@ async def test_only_warnings_that_a_user_can_act_on_are_shown() -> None:
             return {entry["log_level"] for entry in entries if entry["event"] == line}
 
         supervisor.start()
-        await until(lambda: levels(cache))
+        await eventually(lambda: levels(cache))
         assert (levels(cache), levels(tokenizers), levels(failure)) == ({"debug"}, {"debug"}, {"error"})
         supervisor.note_ready()
-        await until(lambda: "warning" in levels(cache))
+        await eventually(lambda: "warning" in levels(cache))
         entries.clear()
-        await until(lambda: levels(cache) and levels(tokenizers) and levels(failure))
+        await eventually(lambda: levels(cache) and levels(tokenizers) and levels(failure))
         await supervisor.stop()
         assert (levels(cache), levels(tokenizers), levels(failure)) == ({"warning"}, {"debug"}, {"error"})
 
