@@ -32,8 +32,9 @@ from server.policies.live import LivePolicy
 from server.policies.vectors import VectorStore
 from server.settings import PolicySettings
 from server.telemetry.metrics import Metrics
-from tests.support.policies import definitions, scores, until
+from tests.support.policies import definitions, scores
 from tests.support.records import record
+from tests.support.waiting import eventually
 
 ANYBODY = Principal("k", frozenset({"infer"}))
 SQL = record("sql", "count all orders")
@@ -98,7 +99,7 @@ class Lab:
         policies = policies or (live_policy(self.embedder),)
         self.shadow.follow(catalog_of(*canaries, policies=policies))
         if canaries:
-            await until(lambda: bool(self.shadow.policies))
+            await eventually(lambda: bool(self.shadow.policies))
 
     async def note(self, text: str, decision: Decision, principal: Principal = ANYBODY, **fields: Any) -> None:
         embedding = (await self.embedder.embed([text]))[0]
@@ -260,6 +261,6 @@ async def test_slow_routers_decide_in_threads_and_only_so_many_wait(lab: Lab, mo
         await lab.note("write a sonnet", chosen(SQL))
     assert lab.shadow.tallies == {NEW_SQL.expert_id: Tally()}
     free.set()
-    await until(lambda: lab.shadow.tallies[NEW_SQL.expert_id].kept == MAX_PENDING)
+    await eventually(lambda: lab.shadow.tallies[NEW_SQL.expert_id].kept == MAX_PENDING)
     await lab.note("write a sonnet", chosen(SQL))
-    await until(lambda: lab.shadow.tallies[NEW_SQL.expert_id].kept == MAX_PENDING + 1)
+    await eventually(lambda: lab.shadow.tallies[NEW_SQL.expert_id].kept == MAX_PENDING + 1)
