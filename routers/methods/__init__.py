@@ -1,4 +1,4 @@
-"""The routing methods, one file each (`baselines` holds three).
+"""The routing methods, one file each.
 
     benchmark_routing        recommended  Routing with benchmark datasets
     knn                      recommended  k nearest example prompts

@@ -194,7 +194,7 @@ def test_untrained_experts_do_not_reach_the_weights(model: Path, tmp_path: Path)
 def test_an_existing_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(EmbedderError, match="exists and is not overwritten"):
+    with pytest.raises(EmbedderError, match="exists and will not be overwritten"):
         tune_encoder("model", library(), out, QUICK)
     assert list(out.iterdir()) == []
     out.rmdir()

@@ -31,7 +31,7 @@ def test_means_are_those_of_each_expert_by_itself(seed: int) -> None:
 
 
 def test_rows_must_lie_by_expert() -> None:
-    with pytest.raises(ValueError, match="order"):
+    with pytest.raises(ValueError, match="sorted"):
         places_of(np.array([1, 0], np.int32), 2)
 
 

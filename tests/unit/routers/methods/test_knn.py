@@ -47,7 +47,7 @@ def evidence_of(decision: Decision) -> float:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_evidence_is_the_score_weighed_by_what_is_usual_for_its_examples(seed: int) -> None:
+def test_evidence_is_the_score_adjusted_by_the_density_of_its_examples(seed: int) -> None:
     rng = np.random.default_rng(seed)
     blocks = {expert_id(i): unit(rng.normal(size=(int(rng.integers(4, 9)), 16))) for i in range(4)}
     artefact = KnnRouter.fit(KnnConfig(), library_of(blocks), no_progress)
