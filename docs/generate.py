@@ -73,7 +73,9 @@ def errors_page() -> str:
     """Every error that a caller can see."""
     rows = [
         f"| `{kind.code}` | {kind.status} | `{kind.type}` | {inspect.cleandoc(kind.__doc__ or '')} |"
-        for kind in sorted(_error_types(errors.GatewayError), key=lambda kind: (kind.status, kind.code or ""))
+        for kind in sorted(
+            filter(_is_documented, _error_types(errors.GatewayError)), key=lambda kind: (kind.status, kind.code or "")
+        )
     ]
     head = "| code | HTTP | type | meaning |\n|---|---|---|---|\n"
     text = (
@@ -153,6 +155,11 @@ PAGES = {
 
 def _flag(name: str) -> str:
     return "(file only)" if name in FILE_ONLY else f"--{name.replace('_', '-')}"
+
+
+def _is_documented(kind: type[errors.GatewayError]) -> bool:
+    """Whether callers can see the error as such; other modules define kinds of their own on top of these."""
+    return kind.__module__ == errors.__name__
 
 
 def _error_types(kind: type[errors.GatewayError]) -> Iterator[type[errors.GatewayError]]:

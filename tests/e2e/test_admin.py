@@ -23,6 +23,7 @@ from server.settings import Settings, SettingsError
 from server.wiring import open_gateway, open_library
 from tests.e2e.conftest import EXAMPLES, register_examples, routed_to
 from tests.support.adapters import make_adapter, manifest
+from tests.support.asking import answers
 from tests.support.servers import Running, running_gateway
 from tests.support.waiting import eventually
 
@@ -207,9 +208,9 @@ async def test_keys_confine(tmp_path: Path) -> None:
             assert "dates" not in listed
             hidden = {"model": "dates", "prompt": "x"}
             unknown = {"model": "absent", "prompt": "x"}
-            answers = [await http.post("/v1/completions", json=b, headers=sql_only) for b in (hidden, unknown)]
-            assert answers[0].status_code == answers[1].status_code == 404
-            assert answers[0].text.replace("dates", "?") == answers[1].text.replace("absent", "?")
+            refused = [await http.post("/v1/completions", json=b, headers=sql_only) for b in (hidden, unknown)]
+            assert refused[0].status_code == refused[1].status_code == 404
+            assert refused[0].text.replace("dates", "?") == refused[1].text.replace("absent", "?")
             explained = await http.post("/v1/route", json={"prompt": EXAMPLES["dates"][0]}, headers=sql_only)
             assert "dates@" not in explained.text
             assert not any(example in explained.text for example in EXAMPLES["dates"])

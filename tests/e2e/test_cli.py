@@ -209,14 +209,14 @@ def test_an_encoder_is_tuned_on_what_the_gateway_has(served: Serving, tmp_path: 
     assert json.loads(fitted.stdout)["embedded_by"].startswith("encoder-")
     again = run_cli(*order)
     assert again.returncode == 1
-    assert "not overwritten" in again.stderr
+    assert "not be overwritten" in again.stderr
 
 
 def test_tune_says_what_is_wrong_with_a_library(tmp_path: Path) -> None:
     library = tmp_path / "library.json"
     for text, message in (
-        ("{", "no library"),
-        ('{"name": "a"}', "no library"),
+        ("{", "is not a library"),
+        ('{"name": "a"}', "is not a library"),
         ('[{"name": "a", "examples": "x"}]', "examples of a"),
         ('[{"name": "a", "examples": ["x"]}]', "--examples-file"),
     ):

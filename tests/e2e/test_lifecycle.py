@@ -150,7 +150,11 @@ async def test_what_is_registered_while_no_engine_is_ready_is_probed_when_one_is
             assert record["state"] == "registered"
             engine.healthy = True
             await becomes(http, record["id"], "active")
-            assert await answered_by(http, "x") == record["id"]
+
+            async def is_offered() -> bool:
+                return await answered_by(http, "x") == record["id"]
+
+            await eventually(is_offered)  # the catalog follows the record
 
 
 async def test_what_an_ended_gateway_left_is_taken_up_by_the_next(tmp_path: Path) -> None:
