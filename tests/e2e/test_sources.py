@@ -295,6 +295,7 @@ def _begin_and_kill(folder: Path, allowed: str, source: str) -> None:
         running.wait_alive()
         accepted = fetch(f"{running.url}/admin/adapters", {"name": "sql", "source": {"url": source}})
         assert accepted[0] == 202, accepted
-        eventually_sync(lambda: any(file.stat().st_size for file in (folder / "home").rglob("*.part")))
+        # Bytes are written a step at a time, or when the server has been silent for a while.
+        eventually_sync(lambda: any(file.stat().st_size for file in (folder / "home").rglob("*.part")), within=120)
         running.process.kill()
         running.process.wait()
