@@ -16,17 +16,18 @@ core and its workers. All that we rely on inside vLLM is named and checked in
 
 from __future__ import annotations
 
-import os
-
 
 def register() -> None:
     """Install everything; a vLLM that knows no library is left alone."""
-    adapters_dir = os.environ.get("MOERGATE_ADAPTERS_DIR")
-    if not adapters_dir:
+    from server.vllm_plugin.options import PluginOptions
+
+    options = PluginOptions.from_environ()
+    if options.adapters_dir is None:
         return
     from server.vllm_plugin.vllm_contract import check_vllm
 
     check_vllm()
+    from server.engine.recipes import MAX_EXPERTS
     from server.vllm_plugin.api_server.resolver import install_resolver
     from server.vllm_plugin.engine_core.fork import fork_engine_core
     from server.vllm_plugin.engine_core.scheduler import install_scheduler
@@ -35,10 +36,11 @@ def register() -> None:
     from server.vllm_plugin.worker.slots import install_manager
     from server.vllm_plugin.worker.torch_op import install_splitting
 
-    install_resolver(adapters_dir)
+    install_resolver(options.adapters_dir, options.num_slots(MAX_EXPERTS))
     install_manager()
     install_norms()
     install_splitting()
     install_scheduler()
-    install_stats()
-    fork_engine_core()
+    install_stats(options)
+    if options.fork_engine:
+        fork_engine_core()

@@ -21,9 +21,9 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from server.vllm_plugin.options import PluginOptions, share_stats_file
 from server.vllm_plugin.vllm_contract import SUPPORTED
 
-FILE_VARIABLE = "MOERGATE_STATS_FILE"
 WRITE_EVERY_S = 1.0
 
 
@@ -41,11 +41,14 @@ class Figures:
 
 
 class ResidencyStats:
-    """Counts in one worker; a thread writes what has changed."""
+    """Counts in one worker; a thread writes what has changed.
 
-    def __init__(self) -> None:
-        path = os.environ.get(FILE_VARIABLE)
-        self._path = Path(path) if path else None
+    Args:
+        path: File to write to; None writes nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
         self._changed = threading.Event()
         self._writer: threading.Thread | None = None
         self.figures = Figures()
@@ -131,13 +134,14 @@ class ResidencyCollector(Collector):
             yield CounterMetricFamily(name, text, value=value)
 
 
-def install_stats() -> None:
+def install_stats(options: PluginOptions) -> None:
     """In the API server: choose the file and show it. In its children: nothing, for they inherit the file's name."""
-    if FILE_VARIABLE in os.environ:
+    if options.stats_file is not None:
         return
-    handle, path = tempfile.mkstemp(prefix="moergate-", suffix=".json")
+    handle, name = tempfile.mkstemp(prefix="moergate-", suffix=".json")
     os.close(handle)
-    os.environ[FILE_VARIABLE] = path
+    path = Path(name)
+    share_stats_file(path)
     owner = os.getpid()
-    atexit.register(lambda: Path(path).unlink(missing_ok=True) if os.getpid() == owner else None)
-    REGISTRY.register(ResidencyCollector(Path(path)))
+    atexit.register(lambda: path.unlink(missing_ok=True) if os.getpid() == owner else None)
+    REGISTRY.register(ResidencyCollector(path))

@@ -17,8 +17,7 @@ from vllm.entrypoints.openai.models.serving import OpenAIServingModels, create_e
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
-from server.engine.recipes import EXPERT_ID, MAX_EXPERTS, Base, Single
-from server.vllm_plugin.engine_core.slot_admission import num_slots
+from server.engine.recipes import EXPERT_ID, Base, Single
 from server.vllm_plugin.expert_store import ExpertStore
 from server.vllm_plugin.plans import RecipeRefused, forgetting_id, plan_of
 
@@ -130,10 +129,15 @@ async def _unload_everywhere(self: Any, request: Any) -> Any:
     return answer
 
 
-def install_resolver(adapters_dir: str) -> None:
-    """Register the resolver with vLLM, once in a process."""
+def install_resolver(adapters_dir: Path, num_slots: int) -> None:
+    """Register the resolver with vLLM, once in a process.
+
+    Args:
+        adapters_dir: Root of the library's store.
+        num_slots: Experts that can be resident.
+    """
     if NAME not in LoRAResolverRegistry.get_supported_resolvers():
-        resolver = RecipeResolver(ExpertStore(Path(adapters_dir)), num_slots(MAX_EXPERTS))
+        resolver = RecipeResolver(ExpertStore(adapters_dir), num_slots)
         LoRAResolverRegistry.register_resolver(NAME, resolver)
         OpenAIServingModels.resolve_lora = _resolve_checked
         OpenAIServingModels.unload_lora_adapter = _unload_everywhere

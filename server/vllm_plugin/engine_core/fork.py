@@ -9,7 +9,6 @@ engine are spawned as before. ``MOERGATE_FORK_ENGINE=1`` asks for it.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from functools import wraps
 from multiprocessing.context import BaseContext
@@ -23,8 +22,8 @@ _run_engine_core = EngineCoreProc.run_engine_core
 
 
 def fork_engine_core() -> None:
-    """Make vLLM fork its engine core, if it runs on a CPU and the environment asks for it."""
-    if current_platform.is_cpu() and os.environ.get("MOERGATE_FORK_ENGINE") == "1":
+    """Make vLLM fork its engine core, if it runs on a CPU."""
+    if current_platform.is_cpu():
         utils.get_mp_context = _fork_context
         EngineCoreProc.run_engine_core = staticmethod(_run_forked)
 

@@ -11,7 +11,6 @@ with an error, before anything of it is computed or cached; everybody else goes 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import OrderedDict
 from typing import Any
@@ -20,7 +19,8 @@ from vllm.config.scheduler import SchedulerConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from server.vllm_plugin.engine_core.slot_admission import SlotAdmission, Waiting, num_slots
+from server.vllm_plugin.engine_core.slot_admission import SlotAdmission, Waiting
+from server.vllm_plugin.options import PluginOptions
 from server.vllm_plugin.plans import plan_of_request
 from server.vllm_plugin.vllm_contract import UnsupportedVllm
 from server.vllm_plugin.worker.slots import load_ahead
@@ -44,7 +44,8 @@ class _FitsSlots:
         if not isinstance(getattr(self, "grammar_compile_error_reqs", None), set):
             raise UnsupportedVllm("Moergate's plugin cannot run in this vLLM: its scheduler ends no single request.")
         max_loras = self.lora_config.max_loras if self.lora_config else 0  # type: ignore[attr-defined]
-        self._admission = SlotAdmission(num_slots(max_loras), float(os.environ.get("MOERGATE_MAX_SLOT_WAIT_S", "2")))
+        options = PluginOptions.from_environ()
+        self._admission = SlotAdmission(options.num_slots(max_loras), options.max_slot_wait_s)
         self._experts: OrderedDict[int, frozenset[str]] = OrderedDict()
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:

@@ -11,15 +11,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-
-def num_slots(default: int) -> int:
-    """Experts that can be resident: ``MOERGATE_EXPERT_SLOTS``, or `default` where that is not set."""
-    return int(os.environ.get("MOERGATE_EXPERT_SLOTS", default))
 
 
 @dataclass(frozen=True, slots=True)

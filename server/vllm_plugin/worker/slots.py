@@ -10,12 +10,10 @@ The embedding and the output head take no adapters (the registry refuses them), 
 from __future__ import annotations
 
 import ctypes
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Collection
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,10 +25,10 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.platforms import current_platform
 from vllm.v1.worker import lora_model_runner_mixin
 
-from server.vllm_plugin.engine_core.slot_admission import num_slots
 from server.vllm_plugin.expert_store import ExpertStore
 from server.vllm_plugin.kernels.batch import Batch
 from server.vllm_plugin.kernels.expert_linear import ExpertLinear, SliceWeights
+from server.vllm_plugin.options import PluginOptions
 from server.vllm_plugin.plans import Plan, forgotten_version, plan_of_request
 from server.vllm_plugin.residency_stats import ResidencyStats
 from server.vllm_plugin.worker.layer_adapters import BatchWrapper, ModuleWrapper, forward_over
@@ -54,9 +52,10 @@ class ExpertModelManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
         self.names: dict[int, str] = {}
         self.ranks: dict[str, int] = {}
         self.vectors: dict[int, dict[str, torch.Tensor]] = {}
-        self.stats = ResidencyStats()
+        options = PluginOptions.from_environ()
+        self.stats = ResidencyStats(options.stats_file)
         self._linears: dict[str, ExpertLinear] = {}
-        self._slots = num_slots(lora_config.max_loras)
+        self._slots = options.num_slots(lora_config.max_loras)
         self._slots_in_buffers = 1 if current_platform.is_cpu() else self._slots
         self._making_buffers = False
         super().__init__(*args, lora_config=lora_config, device=device, **kwargs)
@@ -181,7 +180,9 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._store = ExpertStore(Path(os.environ["MOERGATE_ADAPTERS_DIR"]))
+        adapters_dir = PluginOptions.from_environ().adapters_dir
+        assert adapters_dir is not None  # noqa: S101 - without a store nothing is installed
+        self._store = ExpertStore(adapters_dir)
         self._int_ids: dict[str, int] = {}
         self._ahead: dict[str, float] = {}
         self._next_int_id = count(FIRST_EXPERT_INT_ID)
