@@ -25,11 +25,10 @@ from typing import Any, BinaryIO, cast
 
 import orjson
 
-from adapters_registry.checks.supported_peft import CONFIG_FILE
-from adapters_registry.checks.tensors import WEIGHTS_FILE
 from adapters_registry.checks.validation import validate_adapter
 from adapters_registry.disk import safe_files
 from adapters_registry.disk.file_lock import file_lock
+from adapters_registry.disk.layout import CONFIG_FILE, SHA256, WEIGHTS_FILE
 from adapters_registry.errors import BadBackup
 from adapters_registry.library import Library
 from adapters_registry.states import AdapterState
@@ -39,7 +38,7 @@ INDEX = "backup.json"
 MAX_INDEX_BYTES = 1 << 31
 MAX_EXTRA_BYTES = 256 << 20
 
-_CONTENT = re.compile(rf"adapters/([0-9a-f]{{64}})/({re.escape(CONFIG_FILE)}|{re.escape(WEIGHTS_FILE)})")
+_CONTENT = re.compile(rf"adapters/({SHA256.pattern})/({re.escape(CONFIG_FILE)}|{re.escape(WEIGHTS_FILE)})")
 _EXTRA = re.compile(r"policies/[a-z0-9][a-z0-9_.-]{0,62}/(policy\.json|samples\.jsonl)")
 _AFTER_RESTORE = {
     AdapterState.VALIDATING.value: AdapterState.REGISTERED.value,

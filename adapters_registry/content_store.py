@@ -13,7 +13,6 @@ database. Every method blocks; call them in a worker thread.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
 import uuid
@@ -21,16 +20,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters_registry.checks.supported_peft import CONFIG_FILE
-from adapters_registry.checks.tensors import WEIGHTS_FILE
 from adapters_registry.checks.validation import AdapterFacts
 from adapters_registry.disk import safe_files
-from adapters_registry.disk.layout import content_hash
+from adapters_registry.disk.layout import CONFIG_FILE, PROTOTYPES_FOLDER, SHA256, WEIGHTS_FILE, content_hash
 from adapters_registry.errors import InvalidAdapter, Problem, StorageUnwritable
 from adapters_registry.limits import AdapterLimits
 from adapters_registry.merging import arrow_prototypes
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class AdapterStorage:
@@ -39,7 +34,7 @@ class AdapterStorage:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.incoming = root / ".incoming"
-        self.prototypes = root / ".prototypes"
+        self.prototypes = root / PROTOTYPES_FOLDER
         self.lock_file = root / ".lock"
         self.locks = root / ".locks"
 
@@ -58,13 +53,13 @@ class AdapterStorage:
 
     def path_of(self, sha256: str) -> Path:
         """Return the folder of a content; it exists if that content is stored."""
-        if _SHA256.fullmatch(sha256) is None:
+        if SHA256.fullmatch(sha256) is None:
             raise ValueError(f"{sha256!r} is not a SHA-256 in hex")
         return self.root / sha256
 
     def iter_all(self) -> Iterator[str]:
         """Yield the hashes of all stored contents."""
-        yield from sorted(entry.name for entry in self.root.iterdir() if _SHA256.fullmatch(entry.name))
+        yield from sorted(entry.name for entry in self.root.iterdir() if SHA256.fullmatch(entry.name))
 
     def is_whole(self, sha256: str) -> bool:
         """Return whether a content's files exist and match its hash; reads all of them."""

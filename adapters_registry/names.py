@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import bisect
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 
+from adapters_registry.disk.layout import EXPERT_NAME, EXPERT_VERSION
 from adapters_registry.errors import Problem, quote
 
 MAX_NAME_CHARS = 63
-VERSION_CHARS = 8
 
 RESERVED_NAMES = frozenset(
     {"all", "any", "auto", "base", "default", "ensemble", "expert", "experts", "gate", "mix", "none", "null"}
@@ -23,15 +22,13 @@ RESERVED_NAMES = frozenset(
 """Words of the recipe language and of `model`; an expert of such a name would be ambiguous."""
 
 _NEIGHBOURS = 16
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
-_VERSION = re.compile(r"[0-9a-f]{8}")
 
 
 def check_name(name: str) -> Problem | None:
     """Return what is wrong with a new expert's name, or None."""
     if name in RESERVED_NAMES:
         return Problem("name", f"{quote(name)} is a reserved word", "Choose another name, such as that of a task.")
-    if _NAME.fullmatch(name) is None or ".." in name:
+    if EXPERT_NAME.fullmatch(name) is None or ".." in name:
         return Problem(
             "name",
             f"{quote(name)} is not a valid name",
@@ -43,7 +40,7 @@ def check_name(name: str) -> Problem | None:
 def split_expert_id(reference: str) -> tuple[str, str | None]:
     """Split `name@sha8` into (name, sha8) and `name` into (name, None). Other text comes back as (text, None)."""
     name, separator, version = reference.rpartition("@")
-    if separator and _VERSION.fullmatch(version):
+    if separator and EXPERT_VERSION.fullmatch(version):
         return name, version
     return reference, None
 

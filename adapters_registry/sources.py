@@ -9,8 +9,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
 
+from adapters_registry.disk.layout import SHA256
+
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-_Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_Sha256 = Annotated[str, StringConstraints(pattern=rf"^{SHA256.pattern}$")]
 _Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=4096)]  # PostgreSQL cannot store a NUL
 _Place = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", min_length=1, max_length=4096)]
 _Repo = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]

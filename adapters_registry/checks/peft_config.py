@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters_registry.checks.module_patterns import TargetRule
-from adapters_registry.checks.supported_peft import CONFIG_FILE, TRAIN_ANEW, find_unsupported, find_warnings
+from adapters_registry.checks.supported_peft import TRAIN_ANEW, find_unsupported, find_warnings
+from adapters_registry.disk.layout import CONFIG_FILE
 from adapters_registry.errors import Problem, quote
 
 _PLAIN_NAME = re.compile(r"[\w.]+", re.ASCII)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from adapters_registry.disk.layout import CONFIG_FILE
 from adapters_registry.errors import Problem, quote
 
-CONFIG_FILE = "adapter_config.json"
 TRAIN_ANEW = "Train it again without this option."
 _MERGE_OR_TRAIN = "Merge it into an ordinary LoRA or train it again without this option."
 _CONVERT = (

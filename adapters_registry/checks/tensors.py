@@ -15,9 +15,8 @@ import numpy as np
 
 from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.checks.safetensors_header import TensorEntry
+from adapters_registry.disk.layout import WEIGHTS_FILE
 from adapters_registry.errors import Problem, quote
-
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 _MAX_NAME_CHARS = 500
 _CHUNK_BYTES = 4 * 1024 * 1024

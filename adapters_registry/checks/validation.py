@@ -20,14 +20,11 @@ from adapters_registry.checks.base_spec import BaseSpec
 from adapters_registry.checks.module_patterns import PatternError, resolve_patterns, select_modules
 from adapters_registry.checks.peft_config import LoraSettings, normalised_config, read_config
 from adapters_registry.checks.safetensors_header import HeaderError, TensorEntry, read_header
-from adapters_registry.checks.supported_peft import CONFIG_FILE
-from adapters_registry.checks.tensors import WEIGHTS_FILE, LoraPair, check_shapes, check_values, pair_tensors
-from adapters_registry.disk.layout import content_hash
+from adapters_registry.checks.tensors import LoraPair, check_shapes, check_values, pair_tensors
+from adapters_registry.disk.layout import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE, content_hash
 from adapters_registry.disk.safe_files import NotRegular, SourceFolder, digest
 from adapters_registry.errors import InvalidAdapter, Problem, quote
 from adapters_registry.limits import AdapterLimits
-
-ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
 _PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"})
 _HARMLESS_SUFFIXES = frozenset(

@@ -7,18 +7,14 @@ The gateway writes; every replica on the same store reads. Calls block unless th
 
 from __future__ import annotations
 
-import hashlib
-import re
 import uuid
 from collections import OrderedDict
 from pathlib import Path
 
 from adapters_registry.disk import safe_files
+from adapters_registry.disk.layout import RECIPE_DIGEST, RECIPES_FOLDER, recipe_digest
 
-FOLDER = ".recipes"
 MAX_REMEMBERED = 4096
-
-_DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 class RecipeTexts:
@@ -26,7 +22,7 @@ class RecipeTexts:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._folder = root / FOLDER
+        self._folder = root / RECIPES_FOLDER
         self._known: OrderedDict[str, str] = OrderedDict()
 
     def knows(self, digest: str) -> bool:
@@ -35,7 +31,7 @@ class RecipeTexts:
 
     def put(self, text: str) -> str:
         """Store a text; returns its digest. Durable when this returns."""
-        digest = _digest_of(text)
+        digest = recipe_digest(text)
         if digest in self._known:
             return digest
         target = self._folder / digest
@@ -53,13 +49,13 @@ class RecipeTexts:
         """Return the text of a digest, or None if it is missing or damaged."""
         if digest in self._known:
             return self._known[digest]
-        if _DIGEST.fullmatch(digest) is None:
+        if RECIPE_DIGEST.fullmatch(digest) is None:
             return None
         try:
             text = (self._folder / digest).read_text("utf-8")
         except (OSError, UnicodeDecodeError):
             return None
-        if _digest_of(text) != digest:
+        if recipe_digest(text) != digest:
             return None
         self._remember(digest, text)
         return text
@@ -68,8 +64,3 @@ class RecipeTexts:
         self._known[digest] = text
         while len(self._known) > MAX_REMEMBERED:
             self._known.popitem(last=False)
-
-
-def _digest_of(text: str) -> str:
-    """Hash a text like ``digest_of`` of the recipe language, which this leaf package cannot import."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from adapters_registry.checks.supported_peft import CONFIG_FILE
-from adapters_registry.checks.tensors import WEIGHTS_FILE
+from adapters_registry.disk.layout import CONFIG_FILE, WEIGHTS_FILE
 from adapters_registry.errors import CannotMerge
 from adapters_registry.merging.arrow_prototypes import read_factors
 from adapters_registry.merging.formulas import Factors, MergeOptions, merge

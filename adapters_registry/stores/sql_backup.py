@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from adapters_registry.disk.layout import SHA256
 from adapters_registry.errors import BadBackup, NotEmpty
 from adapters_registry.stores.database import Database
 from adapters_registry.stores.tables import UtcDateTime, adapters, api_keys, audit, examples, library
@@ -20,7 +20,6 @@ TABLES: Mapping[str, sa.Table] = {f"{table.name}": table for table in (adapters,
 """The tables of a backup, in the order in which they can be filled. Usage of keys is not part of the library."""
 
 _ROWS_AT_ONCE = 200
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class SqlBackup:
@@ -79,7 +78,7 @@ def _row(table: sa.Table, given: Mapping[str, Any]) -> dict[str, Any]:
         if value is None and not column.nullable:
             raise BadBackup(f"its table {table.name} has a row without {column.name}")
         row[column.name] = _time(value) if isinstance(column.type, UtcDateTime) else value
-    if "sha256" in row and not (_SHA256.fullmatch(str(row["sha256"])) and row["sha256"].startswith(row["version"])):
+    if "sha256" in row and not (SHA256.fullmatch(str(row["sha256"])) and row["sha256"].startswith(row["version"])):
         raise BadBackup("it has an expert whose version does not match its content")
     return row
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import torch
 
+from adapters_registry.disk.layout import PROTOTYPES_FOLDER
+
 
 class Arrow:
     """See the module's docstring; cost d_in multiplications for each expert and token."""
 
-    artefact = ".prototypes"
+    artefact = PROTOTYPES_FOLDER
 
     def scores(self, x: torch.Tensor, dots: torch.Tensor) -> torch.Tensor:
         """|x Vᵀ|; see `routers.gates.base.Gate`."""

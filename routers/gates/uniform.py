@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import torch
 
+from adapters_registry.disk.layout import PROTOTYPES_FOLDER
+
 
 class Uniform:
     """See the module's docstring. It reads no vectors; those of Arrow are there for every expert."""
 
-    artefact = ".prototypes"
+    artefact = PROTOTYPES_FOLDER
 
     def scores(self, x: torch.Tensor, dots: torch.Tensor) -> torch.Tensor:
         """Zeros; see `routers.gates.base.Gate`."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from adapters_registry.disk.layout import ADAPTER_FILES
 from server.cli import versions
 from server.cli.bulk import find_items, import_all
 from server.cli.client import DEFAULT_URL, AsJson, ClientError, Key, Url, call, explain, print_json
@@ -262,8 +263,7 @@ def _read_examples(path: Path) -> list[str]:
 
 
 def _multipart(manifest: dict[str, Any], source: Path) -> tuple[bytes, str]:
-    names = ("adapter_config.json", "adapter_model.safetensors")
-    files = [source / name for name in names if (source / name).exists()] if source.is_dir() else [source]
+    files = [source / name for name in ADAPTER_FILES if (source / name).exists()] if source.is_dir() else [source]
     boundary = uuid.uuid4().hex
     parts = [
         b'content-disposition: form-data; name="manifest"\r\ncontent-type: application/json\r\n\r\n'

@@ -15,10 +15,10 @@ from typing import Any
 import orjson
 import yaml
 
+from adapters_registry.disk.layout import CONFIG_FILE
 from adapters_registry.names import check_name
 from server.cli.client import ClientError
 
-CONFIG_FILE = "adapter_config.json"
 MANIFEST_FILES = ("manifest.json", "manifest.yaml", "manifest.yml")
 EXAMPLES_FILES = ("examples.jsonl", "examples.txt")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

@@ -10,7 +10,6 @@ this. What the engine was asked is kept in `seen` (the newest 1000).
 from __future__ import annotations
 
 import asyncio
-import re
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator
@@ -20,10 +19,10 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from adapters_registry.disk.layout import EXPERT_ID
 from server.endpoints import CHAT, ENDPOINTS
 from server.engine.body import JsonBody
 
-_EXPERT = re.compile(r"[a-z0-9][a-z0-9_.-]*@[0-9a-f]{8}")
 FINGERPRINT = "fake:"
 
 
@@ -55,7 +54,7 @@ class Slots:
 
     def use(self, model: str) -> None:
         """Bring the experts of a recipe in."""
-        for expert in _EXPERT.findall(model):
+        for expert in EXPERT_ID.findall(model):
             if expert in self._experts:
                 del self._experts[expert]
                 self.hits += 1
@@ -204,7 +203,7 @@ class FakeEngine:
         choice["finish_reason"] = "length"
         answer = _head("chat.completion", model) | {"choices": [choice]}
         if body.get("prompt_logprobs") is not None:
-            same_as_base = any(expert in self.without_effect for expert in _EXPERT.findall(model))
+            same_as_base = any(expert in self.without_effect for expert in EXPERT_ID.findall(model))
             answer["prompt_logprobs"] = _prompt_logprobs("base" if same_as_base else model, body)
         await _json(send, answer | {"usage": usage})
 

@@ -1,7 +1,7 @@
 """The recipe language: the short text that tells the engine what to execute.
 
 A recipe is used as the LoRA name between gateway and engine, so it is its own cache key and every replica can execute
-it without being told first. This module is imported by the vLLM plugin and therefore imports nothing of the gateway::
+it without being told first. The vLLM plugin imports this module, so it imports nothing of the gateway::
 
     base                                                        the base model
     sql@1f3a9c02                                                one expert in one immutable version
@@ -19,13 +19,13 @@ every text gives a recipe or a `RecipeError` with a position. A caller may leave
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NoReturn
 
-EXPERT_ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}@[0-9a-f]{8}")
+from adapters_registry.disk.layout import EXPERT_NAME, EXPERT_VERSION, RECIPE_DIGEST
+
 MAX_EXPERTS = 64
 MAX_WEIGHT = 100.0
 MAX_TEXT_CHARS = 8192
@@ -36,11 +36,8 @@ GATES = ("arrow", "uniform")
 AGGREGATIONS = ("output", "ab")
 DEFAULT_K = 4
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
-_VERSION = re.compile(r"[0-9a-f]{8}")
 _NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,12})?")
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,30}")
-_DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 class RecipeError(ValueError):
@@ -229,11 +226,6 @@ def bind(recipe: Recipe, id_of: Callable[[str], str]) -> Recipe:
             return recipe
 
 
-def digest_of(text: str) -> str:
-    """The hash by which a long recipe is called in ``set:``: 16 hex digits of its text's SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _bound(weights: Iterable[tuple[str, float]], id_of: Callable[[str], str]) -> dict[str, float]:
     bound: dict[str, float] = {}
     for expert, weight in weights:
@@ -285,7 +277,7 @@ class _Reader:
         if self._take("gate("):
             return self._made(self._gate)
         if self._take("set:"):
-            digest = self._match(_DIGEST, "a set is named by 16 hex digits")
+            digest = self._match(RECIPE_DIGEST, "a set is named by 16 hex digits")
             self._end()
             return SetRef(digest)
         expert = self._expert()
@@ -367,12 +359,12 @@ class _Reader:
 
     def _expert(self) -> str:
         started = self._at
-        match = _NAME.match(self._text, started)
+        match = EXPERT_NAME.match(self._text, started)
         if match is None or (match.end() < len(self._text) and self._text[match.end()] not in "@*,;)"):
             self._explain_bad_name(started if match is None else match.end(), started)
         self._at = match.end() if match else started
         if self._take("@"):
-            self._match(_VERSION, "is not a version: 8 hex digits are expected", quoted=True)
+            self._match(EXPERT_VERSION, "is not a version: 8 hex digits are expected", quoted=True)
         elif self._versions:
             self._fail("an expert needs its version: name@ and 8 hex digits")
         return self._text[started : self._at]

@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Mapping
 import aiohttp
 from yarl import URL
 
+from adapters_registry.disk.layout import recipe_digest
 from adapters_registry.disk.recipe_texts import RecipeTexts
 from server.engine.base import EngineHealth, EngineRequest, Residency
 from server.engine.errors import EngineBroke, EngineUnreachable
-from server.engine.recipes import LONG_TEXT_CHARS, Base, Recipe, digest_of
+from server.engine.recipes import LONG_TEXT_CHARS, Base, Recipe
 
 _RUNNING = re.compile(r"^vllm:num_requests_running(?:\{[^}]*\})? ([0-9.e+]+)", re.MULTILINE)
 _WAITING = re.compile(r"^vllm:num_requests_waiting(?:\{[^}]*\})? ([0-9.e+]+)", re.MULTILINE)
@@ -189,7 +190,7 @@ class VllmEngine:
         text = str(recipe)
         if len(text) <= LONG_TEXT_CHARS or self._texts is None:
             return text
-        digest = digest_of(text)
+        digest = recipe_digest(text)
         if not self._texts.knows(digest):
             await asyncio.to_thread(self._texts.put, text)
         return f"set:{digest}"

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict
 
+from adapters_registry.disk.layout import ADAPTER_FILES
 from adapters_registry.library import Library
 from adapters_registry.merging.formulas import MergeOptions
 from adapters_registry.merging.method_names import USES_DENSITY, USES_SEED, Method
@@ -29,7 +30,6 @@ from server.jobs import Job
 from server.settings import Settings
 
 _SAFE_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
-_ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
 
 
 class ComposeRequest(BaseModel):
@@ -215,7 +215,7 @@ def _tenant_of(sources: Iterable[AdapterRecord]) -> str | None:
 def _stage(files: Sequence[UploadedFile], staging: Path) -> Path:
     """Write uploaded files into a new folder; returns the archive, or the folder of separate files."""
     staging.mkdir(parents=True)
-    if len(files) == 1 and files[0].name not in _ADAPTER_FILES:
+    if len(files) == 1 and files[0].name not in ADAPTER_FILES:
         archive = staging / "archive"
         _copy(files[0], archive)
         return archive

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from adapters_registry.disk.layout import EXPERT_ID
 from adapters_registry.names import KnownNames
 from adapters_registry.records import AdapterRecord
 from adapters_registry.states import AdapterState
 from adapters_registry.visibility import Audience, Sight
 from server.access.auth import Principal
 from server.engine.recipes import (
-    EXPERT_ID,
     Base,
     Ensemble,
     Recipe,

@@ -19,10 +19,9 @@ from pathlib import Path
 
 import structlog
 
-from adapters_registry.checks.supported_peft import CONFIG_FILE
-from adapters_registry.checks.tensors import WEIGHTS_FILE
 from adapters_registry.disk import safe_files
 from adapters_registry.disk.file_lock import file_lock
+from adapters_registry.disk.layout import CONFIG_FILE, WEIGHTS_FILE
 from adapters_registry.disk.uncancelled import in_thread
 from adapters_registry.errors import BadInput, BadSource, Problem
 from adapters_registry.limits import AdapterLimits

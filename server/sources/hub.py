@@ -13,6 +13,7 @@ from urllib.parse import quote
 import orjson
 from pydantic import SecretStr
 
+from adapters_registry.disk.layout import SHA256
 from adapters_registry.errors import BadSource, Problem
 from adapters_registry.sources import HubSource
 from server.sources.config import PUBLIC_HUB
@@ -20,7 +21,6 @@ from server.sources.http import HttpFetcher, Route
 from server.sources.locations import AllowList, Location, is_hub_host, parse_location, parse_redirect
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_ANSWER_BYTES = 8 << 20
 
 
@@ -69,7 +69,7 @@ class Hub:
             sha256 = {
                 file["rfilename"]: file["lfs"]["sha256"]
                 for file in siblings
-                if isinstance(file.get("lfs"), dict) and _SHA256.fullmatch(str(file["lfs"].get("sha256")))
+                if isinstance(file.get("lfs"), dict) and SHA256.fullmatch(str(file["lfs"].get("sha256")))
             }
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             commit, sha256 = "", {}

@@ -10,9 +10,8 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from adapters_registry.checks.supported_peft import CONFIG_FILE
-from adapters_registry.checks.tensors import WEIGHTS_FILE
 from adapters_registry.disk import safe_files
+from adapters_registry.disk.layout import CONFIG_FILE, WEIGHTS_FILE
 from adapters_registry.errors import BadSource, Problem
 from adapters_registry.sources import Source
 

@@ -14,15 +14,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from adapters_registry.disk.layout import content_hash
+from adapters_registry.disk.layout import (
+    ADAPTER_FILES,
+    CONFIG_FILE,
+    EXPERT_ID,
+    RECIPES_FOLDER,
+    SHA256,
+    WEIGHTS_FILE,
+    content_hash,
+    recipe_digest,
+)
 from routers.gates.base import GATES
-from server.engine.recipes import EXPERT_ID, Recipe, RecipeError, SetRef, digest_of, parse
+from server.engine.recipes import Recipe, RecipeError, SetRef, parse
 from server.vllm_plugin.plans import FIXED, Plan, RecipeRefused, plan_of
 
-RECIPES_FOLDER = ".recipes"
 MAX_FOLDERS = 65536
-
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -43,12 +49,12 @@ class ExpertStore:
             return None
         version = expert_id.rpartition("@")[2]
         known = self._folders.get(version)
-        if known is not None and (known / _CONFIG).is_file():
+        if known is not None and (known / CONFIG_FILE).is_file():
             return known
         found = [
             folder
             for folder in self.root.glob(version + "*")
-            if len(folder.name) == 64 and (folder / _CONFIG).is_file() and (folder / _WEIGHTS).is_file()
+            if SHA256.fullmatch(folder.name) and (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
         ]
         if len(found) != 1:
             return None
@@ -69,7 +75,7 @@ class ExpertStore:
             text = (self.root / RECIPES_FOLDER / recipe.digest).read_text("utf-8")
         except OSError:
             return None
-        if digest_of(text) != recipe.digest:
+        if recipe_digest(text) != recipe.digest:
             raise RecipeRefused(f"The text of {name} in the store is damaged; have the gateway write it again.")
         return parse(text)
 
@@ -114,7 +120,7 @@ class ExpertStore:
 
 
 def _stats_of(folder: Path) -> tuple[tuple[int, int, int], ...]:
-    stats = [os.stat(folder / name) for name in (_CONFIG, _WEIGHTS)]
+    stats = [os.stat(folder / name) for name in ADAPTER_FILES]
     return tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats)
 
 
@@ -122,7 +128,7 @@ def _stats_of(folder: Path) -> tuple[tuple[int, int, int], ...]:
 def _is_whole(folder: Path, _stats: tuple[tuple[int, int, int], ...]) -> bool:
     """Whether the files have the content that the folder is named after; asked again when `_stats` change."""
     digest = hashlib.sha256()
-    with (folder / _WEIGHTS).open("rb") as stream:
+    with (folder / WEIGHTS_FILE).open("rb") as stream:
         while piece := stream.read(_CHUNK_BYTES):
             digest.update(piece)
-    return content_hash((folder / _CONFIG).read_bytes(), digest.hexdigest()) == folder.name
+    return content_hash((folder / CONFIG_FILE).read_bytes(), digest.hexdigest()) == folder.name

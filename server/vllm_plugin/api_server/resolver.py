@@ -17,7 +17,8 @@ from vllm.entrypoints.openai.models.serving import OpenAIServingModels, create_e
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
-from server.engine.recipes import EXPERT_ID, Base, Single
+from adapters_registry.disk.layout import EXPERT_ID
+from server.engine.recipes import Base, Single
 from server.vllm_plugin.expert_store import ExpertStore
 from server.vllm_plugin.plans import RecipeRefused, forgetting_id, plan_of
 

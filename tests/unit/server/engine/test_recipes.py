@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapters_registry.disk.layout import EXPERT_ID, recipe_digest
 from routers import base as routers_base
 from server.engine.recipes import (
-    EXPERT_ID,
     MAX_EXPERTS,
     Base,
     Ensemble,
@@ -17,7 +17,6 @@ from server.engine.recipes import (
     SetRef,
     Single,
     bind,
-    digest_of,
     experts_of,
     gate_of,
     mix_of,
@@ -171,7 +170,7 @@ def test_experts_and_digests() -> None:
     assert experts_of(parse(f"mix({A}*0.5,{B}*0.5)")) == (A, B)
     assert experts_of(parse(f"gate(arrow;{C},{B})")) == (B, C)
     assert experts_of(Base()) == ()
-    assert parse(f"set:{digest_of('mix')}") == SetRef(digest_of("mix"))
+    assert parse(f"set:{recipe_digest('mix')}") == SetRef(recipe_digest("mix"))
 
 
 def test_a_decision_holds_as_many_experts_as_a_recipe() -> None:

@@ -8,9 +8,8 @@ import pytest
 
 pytest.importorskip("vllm.entrypoints.openai.models.serving", reason="vLLM is not installed")
 
-from adapters_registry.disk.layout import content_hash
+from adapters_registry.disk.layout import content_hash, recipe_digest
 from adapters_registry.merging.arrow_prototypes import encode, prototypes_of
-from server.engine.recipes import digest_of
 from server.vllm_plugin.api_server.resolver import RecipeResolver
 from server.vllm_plugin.expert_store import ExpertStore
 from server.vllm_plugin.plans import RecipeRefused
@@ -60,11 +59,11 @@ async def test_an_expert_is_its_folder_and_other_recipes_are_their_text(store: S
 
 async def test_a_long_recipe_is_found_by_its_hash(store: Store) -> None:
     text = f"mix({store.add('a', 1)}*0.5)"
-    name = f"set:{digest_of(text)}"
+    name = f"set:{recipe_digest(text)}"
     assert await store.path(name) is None
-    (store.root / ".recipes" / digest_of(text)).write_text(text)
+    (store.root / ".recipes" / recipe_digest(text)).write_text(text)
     assert await store.path(name) == text
-    (store.root / ".recipes" / digest_of(text)).write_text(text + " ")
+    (store.root / ".recipes" / recipe_digest(text)).write_text(text + " ")
     with pytest.raises(RecipeRefused, match="damaged"):
         await store.path(name)
 
