@@ -26,7 +26,7 @@ from adapters_registry.disk.layout import (
 )
 from routers.gates.base import GATES
 from server.engine.recipes import Recipe, RecipeError, SetRef, parse
-from server.vllm_plugin.plans import FIXED, Plan, RecipeRefused, plan_of
+from server.vllm_plugin.plans import FIXED, RecipePlan, RecipeRefused, plan_of
 
 MAX_FOLDERS = 65536
 _CHUNK_BYTES = 1 << 20
@@ -79,7 +79,7 @@ class ExpertStore:
             raise RecipeRefused(f"The text of {name} in the store is damaged; have the gateway write it again.")
         return parse(text)
 
-    def check(self, recipe: Recipe) -> Plan | None:
+    def check(self, recipe: Recipe) -> RecipePlan | None:
         """The recipe's plan, if every expert's files are there and whole; None if an expert does not exist.
 
         Files are read once; afterwards their size and time of change are compared. Blocks.
@@ -99,7 +99,7 @@ class ExpertStore:
                 raise RecipeRefused(f"{expert_id} has no vectors for gate({kind}); restart the gateway.")
         return plan
 
-    def signature_of(self, plan: Plan) -> tuple[object, ...] | None:
+    def signature_of(self, plan: RecipePlan) -> tuple[object, ...] | None:
         """Size and time of change of all its experts' files; None if one is missing."""
         try:
             folders = [self.folder_of(expert_id) for expert_id in plan.experts]

@@ -31,7 +31,7 @@ class GateSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RecipePlan:
     """What is executed for every token of a request.
 
     Attributes:
@@ -55,7 +55,7 @@ def forgotten_version(lora_int_id: int) -> str | None:
     return f"@{lora_int_id - _FORGET:08x}" if lora_int_id >= _FORGET else None
 
 
-def plan_of(recipe: Recipe) -> Plan:
+def plan_of(recipe: Recipe) -> RecipePlan:
     """The plan of a recipe that uses experts.
 
     Raises:
@@ -63,17 +63,17 @@ def plan_of(recipe: Recipe) -> Plan:
     """
     match recipe:
         case Single(expert_id):
-            return Plan((expert_id,), (1.0,))
+            return RecipePlan((expert_id,), (1.0,))
         case Mix(weights, aggregation):
             fixed = GateSpec(FIXED, len(weights), 1.0, "ab") if aggregation == "ab" else None
-            return Plan(tuple(e for e, _ in weights), tuple(w for _, w in weights), fixed)
+            return RecipePlan(tuple(e for e, _ in weights), tuple(w for _, w in weights), fixed)
         case Gate(kind, experts, k, temperature, aggregation):
-            return Plan(experts, (1.0,) * len(experts), GateSpec(kind, k, temperature, aggregation))
+            return RecipePlan(experts, (1.0,) * len(experts), GateSpec(kind, k, temperature, aggregation))
         case _:
             raise RecipeRefused(f"{str(recipe)[:80]!r} cannot be executed: it is no expert, mix or gate.")
 
 
-def plan_of_request(lora_name: str, lora_path: str) -> Plan:
+def plan_of_request(lora_name: str, lora_path: str) -> RecipePlan:
     """The plan that a LoRARequest stands for.
 
     The recipe's text is its path if that is no path, else its name; one without a recipe (``--lora-modules``, warm-up)
@@ -82,4 +82,4 @@ def plan_of_request(lora_name: str, lora_path: str) -> Plan:
     try:
         return plan_of(parse(lora_name if os.path.isabs(lora_path) else lora_path))
     except (RecipeError, RecipeRefused):
-        return Plan((lora_name,), (1.0,))
+        return RecipePlan((lora_name,), (1.0,))

@@ -28,7 +28,7 @@ WRITE_EVERY_S = 1.0
 
 
 @dataclass
-class Figures:
+class ResidencyFigures:
     """Counters since the engine's start; `load_s` holds `activate_s`."""
 
     hits: int = 0
@@ -51,7 +51,7 @@ class ResidencyStats:
         self._path = path
         self._changed = threading.Event()
         self._writer: threading.Thread | None = None
-        self.figures = Figures()
+        self.figures = ResidencyFigures()
 
     def hit(self) -> None:
         """An expert was in its slot already."""
@@ -111,9 +111,9 @@ class ResidencyCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read the file and give its figures."""
         try:
-            figures = Figures(**json.loads(self._path.read_text()))
+            figures = ResidencyFigures(**json.loads(self._path.read_text()))
         except (OSError, ValueError, TypeError):
-            figures = Figures()
+            figures = ResidencyFigures()
         info = GaugeMetricFamily("moergate_plugin_info", "Moergate's plugin executes recipes here.", labels=["vllm"])
         info.add_metric([", ".join(SUPPORTED)], 1)
         yield info

@@ -19,7 +19,7 @@ from vllm.config.scheduler import SchedulerConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from server.vllm_plugin.engine_core.slot_admission import SlotAdmission, Waiting
+from server.vllm_plugin.engine_core.slot_admission import SlotAdmission, WaitingRequest
 from server.vllm_plugin.options import PluginOptions
 from server.vllm_plugin.plans import plan_of_request
 from server.vllm_plugin.vllm_contract import UnsupportedVllm
@@ -61,7 +61,7 @@ class _FitsSlots:
         now = time.time()
         waiting = list(self.waiting)
         running = [self._experts_of(request) for request in self.running]
-        asked = [Waiting(self._experts_of(request), now - request.arrival_time) for request in waiting]
+        asked = [WaitingRequest(self._experts_of(request), now - request.arrival_time) for request in waiting]
         admitted = self._admission.choose(running, asked)
         held = [
             request for request, may in zip(waiting, admitted, strict=True) if not (may and self._can_load(request))

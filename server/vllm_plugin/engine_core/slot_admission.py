@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingRequest:
     """A request in the queue."""
 
     experts: frozenset[str]
@@ -37,7 +37,7 @@ class SlotAdmission:
         self._max_wait_s = max_wait_s
         self._resident: OrderedDict[str, None] = OrderedDict()
 
-    def choose(self, running: Sequence[frozenset[str]], waiting: Sequence[Waiting]) -> list[bool]:
+    def choose(self, running: Sequence[frozenset[str]], waiting: Sequence[WaitingRequest]) -> list[bool]:
         """For each waiting request, in the queue's order, whether it may join the batch of the running ones."""
         used = frozenset().union(*running) if running else frozenset()
         admitted = [False] * len(waiting)
@@ -64,7 +64,7 @@ class SlotAdmission:
     def _fits(self, used: frozenset[str], experts: frozenset[str]) -> bool:
         return len(used | experts) <= self._num_slots
 
-    def _starving(self, used: frozenset[str], waiting: Sequence[Waiting]) -> int | None:
+    def _starving(self, used: frozenset[str], waiting: Sequence[WaitingRequest]) -> int | None:
         """The first request that has waited too long and still needs a slot."""
         for number, request in enumerate(waiting):
             if request.waited_s >= self._max_wait_s and not request.experts <= used:

@@ -1,8 +1,8 @@
-"""What one forward pass must do: which rows belong to which recipe, and how its experts are laid side by side.
+"""The rows of one forward pass: which recipe each row has, and the layout of the experts side by side.
 
-Made once a step from vLLM's mapping of tokens to recipes and shared by all modules. Few rows (decoding) are computed
-*densely*: the experts of the batch stand side by side in one matrix, and a table of weights (rows by ranks) picks
-each row's own. Many rows (prefill) are computed in *segments*, one recipe after the other.
+A batch is made once a step from vLLM's mapping of tokens to recipes, and all modules share it. Few rows (decoding) are
+computed *densely*: the experts of the batch are side by side in one matrix, and a table of weights (rows by ranks)
+picks each row's own. Many rows (prefill) are computed in *segments*, one recipe after the other.
 """
 
 from __future__ import annotations
@@ -14,42 +14,45 @@ import numpy as np
 import torch
 
 from server.vllm_plugin.kernels.packed_products import ALL_ROWS, Rows, can_pack
-from server.vllm_plugin.plans import Plan
+from server.vllm_plugin.plans import RecipePlan
 
 MAX_DENSE_ROWS = 64
-"""More rows than this are computed in segments, where no product is masked away."""
+"""Maximum number of rows that are computed densely; in segments, no product is masked away."""
+
 MIN_RUN = 16
-"""Contiguous rows that are worth products of their own: what is left is gathered and scattered row by row."""
+"""Minimum number of contiguous rows for a segment; the remaining rows are gathered and scattered one by one."""
+
 MAX_WASTE = 2
-"""The layout is made anew when it has more than this many times the ranks in use; that pays after a few steps."""
+"""A layout with more than this many times the ranks in use is compacted, which pays after a few steps."""
+
 MIN_PACKED = 128
-"""Where matrices are packed, ranks up to which a layout is never made anew: more columns cost little, packing much."""
+"""Where matrices are packed, a layout with up to this many ranks is never compacted; columns cost less than packing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rows that share a recipe; several segments may have the same one.
+    """Rows that share a recipe; several segments may share one, too.
 
     Attributes:
-        rows: `ALL_ROWS`, a slice if they are contiguous, else indices.
-        plan: What to do with them.
+        rows: `ALL_ROWS`, a slice if the rows are contiguous, else indices.
+        plan: The recipe.
     """
 
     rows: Rows
-    plan: Plan
+    plan: RecipePlan
 
 
 @dataclass(slots=True)
 class Layout:
-    """Experts side by side: where each one's ranks are in the dense matrices.
+    """The columns of each expert in the dense matrices.
 
     Attributes:
-        version: Changes whenever a place or the capacity changes; experts that are appended keep it.
+        min_ranks: A layout with up to this many ranks is never compacted.
+        version: Changes when an expert moves or the capacity changes, but not when experts are appended.
         offsets: First column of each expert, in order of appearance.
-        ranks: Columns of each expert: the largest rank among its modules.
+        ranks: Number of columns of each expert: the largest rank among its modules.
         num_ranks: Columns in use.
         capacity: Columns of the matrices; those beyond `num_ranks` have no weight.
-        min_ranks: So many are never too many.
     """
 
     min_ranks: int = 0
@@ -60,7 +63,11 @@ class Layout:
     capacity: int = 0
 
     def cover(self, ranks: Mapping[str, int]) -> None:
-        """Make sure that these experts, with these ranks, have a place."""
+        """Give columns to experts that have none.
+
+        Args:
+            ranks: The ranks of all experts of the step.
+        """
         missing = [expert for expert in ranks if expert not in self.offsets]
         wanted = self.num_ranks + sum(ranks[expert] for expert in missing)
         if wanted > max(self.min_ranks, MAX_WASTE * sum(ranks.values())):
@@ -76,7 +83,7 @@ class Layout:
             self.version += 1
 
     def clear(self) -> None:
-        """Forget all places."""
+        """Remove all experts."""
         self.version += 1
         self.offsets.clear()
         self.ranks.clear()
@@ -87,8 +94,8 @@ class Batch:
     """The current step's rows.
 
     Args:
-        dtype: Of the model's activations.
-        device: Where they are.
+        dtype: Type of the model's activations.
+        device: Device of the activations.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -96,17 +103,17 @@ class Batch:
         self._device = device
         self.layout = Layout(MIN_PACKED if can_pack(dtype, device) else 0)
         self.segments: list[Segment] = []
-        self.gated: list[tuple[torch.Tensor, Plan]] = []
+        self.gated: list[tuple[torch.Tensor, RecipePlan]] = []
         self.dense = False
         self._row_weights: dict[int, torch.Tensor] = {}
 
-    def update(self, recipe_ids: Sequence[int], plans: Mapping[int, Plan], ranks: Mapping[str, int]) -> None:
-        """Take a new step.
+    def update(self, recipe_ids: Sequence[int], plans: Mapping[int, RecipePlan], ranks: Mapping[str, int]) -> None:
+        """Begin a new step.
 
         Args:
-            recipe_ids: vLLM's id of each row's recipe; 0 where a row has none.
+            recipe_ids: vLLM's id of each row's recipe; 0 for a row without one.
             plans: Plans by recipe id.
-            ranks: Largest rank of every resident expert.
+            ranks: Largest rank of each resident expert.
         """
         groups = group_rows(recipe_ids)
         whole = slice(0, len(recipe_ids))
@@ -131,20 +138,20 @@ class Batch:
         self._row_weights = {1: table}
 
     def row_weights(self, num_slices: int) -> torch.Tensor:
-        """A dense step's weights, alike for all slices, shape (num_rows, num_slices * capacity); not to be changed."""
+        """A dense step's weights, the same for all slices; read-only, shape (num_rows, num_slices * capacity)."""
         weights = self._row_weights.get(num_slices)
         if weights is None:
             weights = self._row_weights[num_slices] = self._row_weights[1].repeat(1, num_slices)
         return weights
 
     def forget(self, expert: str) -> None:
-        """An expert is not resident any more: its place must not be used for another version of its weights."""
+        """Note that an expert lost its slot: other weights under its name must not use its columns."""
         if expert in self.layout.offsets:
             self.layout.clear()
 
 
 def group_rows(recipe_ids: Sequence[int]) -> list[tuple[int, Rows]]:
-    """Group rows by recipe, but for 0: a slice for each long run, and a slice or indices for what is left of an id."""
+    """Group rows by recipe, without id 0: a slice for each long run, and a slice or indices for an id's other rows."""
     ids = np.asarray(recipe_ids, dtype=np.int64)
     if not ids.size:
         return []

@@ -1,8 +1,9 @@
-"""Products with a matrix that stays for many steps, made ready for it where that pays.
+"""Products with a matrix that stays the same for many steps; the matrix is packed once that pays.
 
-torch looks its bfloat16 kernel up anew in every call, which takes 17 µs on a CPU however few the rows are; vLLM's own
-oneDNN product, the one of the base's linear layers, is bound to a matrix that it has packed, and takes 4. Packing takes
-0.15 ms, so a matrix must be used a few times first. Elsewhere, and in float32, torch is as fast.
+torch looks up its bfloat16 kernel in every call, which takes 17 µs on a CPU even for a single row. vLLM's oneDNN
+product, which the base's linear layers use, is bound to a matrix that it has packed, and takes 4 µs. Packing takes
+0.15 ms, so a matrix must be used a few times first. Elsewhere, and in float32, torch is as fast and computes the
+product.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from vllm import _custom_ops as vllm_ops
 Rows: TypeAlias = slice | torch.Tensor
 
 ALL_ROWS = slice(None)
-"""Nothing has to be cut out, which takes as long as a small product does."""
+"""All rows: none are cut out of the tensor, which would take as long as a small product."""
 
 PACK_AFTER = 8
-"""Uses before a matrix is packed: by then about as much has been lost as packing costs."""
+"""Uses before a matrix is packed; by then torch's lookups have cost about as much as packing."""
 
 MAX_PACKED = 1 << 19
-"""Elements of a matrix that is packed; larger ones gain little, and the packed copy takes memory."""
+"""Maximum number of elements of a packed matrix; larger ones gain little, and the packed copy takes memory."""
 
 MAX_ZEROS = 200_000
-"""Between the B of several slices in one matrix: reading more takes longer than a product for each slice."""
+"""Maximum number of zeros in a matrix with the B of all slices; reading more takes longer than separate products."""
 
-KERNELS = 32
-"""Numbers of rows that a packed matrix keeps a kernel for, as vLLM's linear layers do."""
+MAX_KERNELS = 32
+"""Row counts for which a packed matrix keeps a kernel, as in vLLM's linear layers."""
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether matrices of this kind are worth packing, and can be on this machine."""
+    """Whether packing is possible on this machine and pays for matrices of this kind."""
     return dtype is torch.bfloat16 and device.type == "cpu" and _works()
 
 
@@ -45,16 +46,16 @@ def _works() -> bool:
         return False
     try:
         ones = torch.ones(16, 16, dtype=torch.bfloat16)
-        return bool((Product(lambda: ones)(ones) == 16).all())
-    except RuntimeError:  # a processor that oneDNN has no such kernel for
+        return bool((PackedMatrix(lambda: ones)(ones) == 16).all())
+    except RuntimeError:  # oneDNN has no such kernel for this processor
         return False
 
 
-class Product:
+class PackedMatrix:
     """x ↦ x M for rows x, shape (n, K), and one matrix M, shape (K, N).
 
     Args:
-        matrix: Gives M when it is packed.
+        matrix: Returns M; called once, when M is packed.
     """
 
     def __init__(self, matrix: Callable[[], torch.Tensor]) -> None:
@@ -63,87 +64,128 @@ class Product:
         self._packed: Any = None
 
     def is_ready(self) -> bool:
-        """Whether M has been used so often that it is worth packing; asking counts as a use."""
+        """Whether M is used often enough to be packed; each call counts as a use."""
         if self._packed is not None:
             return True
         self._num_uses += 1
         return self._num_uses > PACK_AFTER
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The product, shape (n, N); packs M if it is not yet."""
+        """The product, shape (n, N); packs M at the first call."""
         packed = self._packed
         if packed is None:
-            packed = self._packed = vllm_ops.create_onednn_mm(self._matrix(), KERNELS)
-        y = x.new_empty((x.shape[0], packed.n))  # contiguous: the product writes where it would be if it were
+            packed = self._packed = vllm_ops.create_onednn_mm(self._matrix(), MAX_KERNELS)
+        y = x.new_empty((x.shape[0], packed.n))  # must be contiguous: the kernel ignores strides
         torch.ops._C.onednn_mm(y, x, None, packed.handler_tensor)
         return y
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A product with B, of one slice of a module's output or of all of them at once.
+class Projection:
+    """x ↦ A x for rows x, shape (n, d_in), and one matrix A, shape (R, d_in).
 
     Attributes:
-        columns: Of the product with A that it takes.
-        span: Of the output that it adds to.
-        times: The product.
-        is_all: Whether these are all columns, and the whole output.
+        matrix: A.
+        is_packable: Whether A is packed after a few uses; torch computes the product until then, or always.
+    """
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.matrix = matrix
+        self.is_packable = can_pack(matrix.dtype, matrix.device) and matrix.numel() <= MAX_PACKED
+        self._packed = PackedMatrix(lambda: matrix.T) if self.is_packable else None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The product, shape (n, R)."""
+        packed = self._packed
+        return packed(x) if packed is not None and packed.is_ready() else linear(x, self.matrix)
+
+
+@dataclass(frozen=True, slots=True)
+class SliceOutput:
+    """What one slice adds to a module's output.
+
+    Attributes:
+        columns: The columns of the product with A that the slice takes.
+        span: The part of the output to which it adds.
+        b: B transposed, shape (number of columns, width of the span).
     """
 
     columns: slice
     span: slice
-    times: Product
+    b: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _PackedOutput:
+    """A packed product of one slice, or of all slices at once.
+
+    Attributes:
+        columns: As in `SliceOutput`.
+        span: As in `SliceOutput`.
+        times_b: The product with B.
+        is_all: Whether it takes all columns and covers the whole output.
+    """
+
+    columns: slice
+    span: slice
+    times_b: PackedMatrix
     is_all: bool = False
 
 
-def product_with(a: torch.Tensor) -> Product | None:
-    """x ↦ A x for A, shape (R, d_in), if that is worth packing."""
-    return Product(lambda: a.T) if can_pack(a.dtype, a.device) and a.numel() <= MAX_PACKED else None
-
-
-def times(product: Product | None, x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    """A x for rows x, shape (num_rows, R); the product is A's, if it has one."""
-    return product(x) if product is not None and product.is_ready() else linear(x, a)
-
-
-def outputs_of(placed: Sequence[tuple[slice, slice, torch.Tensor]], width: int) -> Sequence[Output]:
-    """Products with the B of each slice, in one matrix if few zeros are between them; none if they are not packed.
+class SliceOutputs:
+    """y += (A x) B for all slices of a module; packed after a few uses where that pays, else computed by torch.
 
     Args:
-        placed: Of each slice the columns that its B takes, the part of the output that it adds to, and B itself.
-        width: Of the whole output.
+        slices: What each slice adds; at least one.
+        d_out: Width of the whole output.
     """
-    first = placed[0][2]
-    if not can_pack(first.dtype, first.device) or max(b.numel() for _, _, b in placed) > MAX_PACKED:
-        return ()
-    num_ranks, d_out = placed[-1][0].stop, placed[-1][1].stop
 
-    def all_of_them() -> torch.Tensor:
-        matrix = first.new_zeros(num_ranks, d_out)
-        for columns, span, b in placed:
-            matrix[columns, span] = b
+    def __init__(self, slices: Sequence[SliceOutput], d_out: int) -> None:
+        self._slices = slices
+        self._packed = _pack(slices, d_out)
+
+    def add(self, y: torch.Tensor, rows: Rows, inner: torch.Tensor, *, may_pack: bool = True) -> None:
+        """Add to some rows of the output, in place.
+
+        Args:
+            y: The output, shape (num_rows, d_out).
+            rows: The rows to which `inner` belongs.
+            inner: The product with A, shape (number of those rows, R).
+            may_pack: False leaves the product to torch.
+        """
+        packed = self._packed
+        if may_pack and packed and packed[0].times_b.is_ready():
+            for output in packed:
+                added = output.times_b(inner if output.is_all else inner[:, output.columns])
+                if rows is ALL_ROWS and output.is_all:
+                    y.add_(added)
+                elif isinstance(rows, slice):
+                    y[rows, output.span].add_(added)
+                else:
+                    y[:, output.span].index_add_(0, rows, added)
+            return
+        for each in self._slices:
+            if isinstance(rows, slice):
+                y[rows, each.span].addmm_(inner[:, each.columns], each.b)
+            else:
+                y[rows, each.span] += inner[:, each.columns] @ each.b
+
+
+def _pack(slices: Sequence[SliceOutput], d_out: int) -> Sequence[_PackedOutput]:
+    """One packed product for all slices if few zeros are between their B, else one a slice; none if B is not packed."""
+    first, last = slices[0].b, slices[-1]
+    if not can_pack(first.dtype, first.device) or max(each.b.numel() for each in slices) > MAX_PACKED:
+        return ()
+    num_ranks, width = last.columns.stop, last.span.stop
+
+    def all_slices() -> torch.Tensor:
+        matrix = first.new_zeros(num_ranks, width)
+        for each in slices:
+            matrix[each.columns, each.span] = each.b
         return matrix
 
-    if num_ranks * d_out - sum(b.numel() for _, _, b in placed) <= MAX_ZEROS:
-        return (Output(slice(0, num_ranks), slice(0, d_out), Product(all_of_them), is_all=d_out == width),)
-    return tuple(Output(columns, span, Product(partial(_same, b))) for columns, span, b in placed)
-
-
-def are_ready(outputs: Sequence[Output]) -> bool:
-    """Whether there are any, and they have been asked for often enough; asking counts."""
-    return bool(outputs) and outputs[0].times.is_ready()
-
-
-def add_outputs(y: torch.Tensor, rows: Rows, inner: torch.Tensor, outputs: Sequence[Output]) -> None:
-    """Add products with B, of `inner`, shape (num_rows, R), to some rows of y."""
-    for output in outputs:
-        added = output.times(inner if output.is_all else inner[:, output.columns])
-        if rows is ALL_ROWS and output.is_all:
-            y.add_(added)
-        elif isinstance(rows, slice):
-            y[rows, output.span].add_(added)
-        else:
-            y[:, output.span].index_add_(0, rows, added)
+    if num_ranks * width - sum(each.b.numel() for each in slices) <= MAX_ZEROS:
+        return (_PackedOutput(slice(0, num_ranks), slice(0, width), PackedMatrix(all_slices), is_all=width == d_out),)
+    return tuple(_PackedOutput(each.columns, each.span, PackedMatrix(partial(_same, each.b))) for each in slices)
 
 
 def _same(matrix: torch.Tensor) -> torch.Tensor:

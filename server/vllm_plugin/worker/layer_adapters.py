@@ -16,7 +16,7 @@ import torch
 
 from server.vllm_plugin.kernels.batch import Batch
 from server.vllm_plugin.kernels.expert_linear import ExpertLinear
-from server.vllm_plugin.plans import Plan
+from server.vllm_plugin.plans import RecipePlan
 from server.vllm_plugin.worker.torch_op import make_known
 
 
@@ -24,7 +24,7 @@ class Slots(Protocol):
     """What is resident; `server.vllm_plugin.worker.slots.ExpertModelManager`."""
 
     batch: Batch
-    plans: Mapping[int, Plan]
+    plans: Mapping[int, RecipePlan]
     ranks: Mapping[str, int]
     names: Mapping[int, str]
 
@@ -128,7 +128,7 @@ def forward_over(base: torch.nn.Module, wrapper: ModuleWrapper) -> Callable[[tor
 
 
 def split_recipes(
-    recipe_ids: Sequence[int], plans: Mapping[int, Plan], names: Mapping[int, str]
+    recipe_ids: Sequence[int], plans: Mapping[int, RecipePlan], names: Mapping[int, str]
 ) -> tuple[list[int], list[int]]:
     """Split rows between our arithmetic and vLLM's kernels.
 

@@ -27,9 +27,10 @@ from vllm.v1.worker import lora_model_runner_mixin
 
 from server.vllm_plugin.expert_store import ExpertStore
 from server.vllm_plugin.kernels.batch import Batch
-from server.vllm_plugin.kernels.expert_linear import ExpertLinear, SliceWeights
+from server.vllm_plugin.kernels.expert_linear import ExpertLinear
+from server.vllm_plugin.kernels.module_weights import SliceWeights
 from server.vllm_plugin.options import PluginOptions
-from server.vllm_plugin.plans import Plan, forgotten_version, plan_of_request
+from server.vllm_plugin.plans import RecipePlan, forgotten_version, plan_of_request
 from server.vllm_plugin.residency_stats import ResidencyStats
 from server.vllm_plugin.worker.layer_adapters import BatchWrapper, ModuleWrapper, forward_over
 
@@ -48,7 +49,7 @@ class ExpertModelManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
 
     def __init__(self, *args: Any, lora_config: Any, device: torch.device, **kwargs: Any) -> None:
         self.batch = Batch(lora_config.lora_dtype, device)
-        self.plans: OrderedDict[int, Plan] = OrderedDict()
+        self.plans: OrderedDict[int, RecipePlan] = OrderedDict()
         self.names: dict[int, str] = {}
         self.ranks: dict[str, int] = {}
         self.vectors: dict[int, dict[str, torch.Tensor]] = {}
@@ -249,8 +250,8 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
                 for expert in self._plan(request).experts:
                     self._activate(expert, request)
 
-    def _plan(self, request: LoRARequest) -> Plan:
-        plans: OrderedDict[int, Plan] = self._adapter_manager.plans
+    def _plan(self, request: LoRARequest) -> RecipePlan:
+        plans: OrderedDict[int, RecipePlan] = self._adapter_manager.plans
         plan = plans.get(request.lora_int_id)
         if plan is None:
             plan = plans[request.lora_int_id] = plan_of_request(request.lora_name, request.lora_path)

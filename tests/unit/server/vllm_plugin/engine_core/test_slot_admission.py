@@ -7,13 +7,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.vllm_plugin.engine_core.slot_admission import SlotAdmission, Waiting
+from server.vllm_plugin.engine_core.slot_admission import SlotAdmission, WaitingRequest
 
 experts = st.frozensets(st.sampled_from("abcdefgh"), max_size=3)
 
 
-def waiting(*sets: str, waited_s: float = 0.0) -> list[Waiting]:
-    return [Waiting(frozenset(names), waited_s) for names in sets]
+def waiting(*sets: str, waited_s: float = 0.0) -> list[WaitingRequest]:
+    return [WaitingRequest(frozenset(names), waited_s) for names in sets]
 
 
 @given(st.lists(experts, max_size=6), st.lists(st.tuples(experts, st.floats(0, 10)), max_size=12), st.integers(3, 8))
@@ -24,7 +24,7 @@ def test_the_batch_always_fits(
     if len(used) > n:
         return
     admission = SlotAdmission(n, max_wait_s=5.0)
-    asked = [Waiting(*entry) for entry in queue]
+    asked = [WaitingRequest(*entry) for entry in queue]
     joined = admission.choose(running, asked)
     after = used.union(*(request.experts for request, may in zip(asked, joined, strict=True) if may))
     assert len(after) <= n
@@ -49,7 +49,7 @@ def test_idle_residents_come_before_what_must_be_loaded() -> None:
 def test_who_has_waited_too_long_gets_the_next_slot() -> None:
     admission = SlotAdmission(2, 5.0)
     running = [frozenset("a"), frozenset("a"), frozenset("b")]
-    late = [Waiting(frozenset("c"), 6.0), *waiting("b", "a", "d")]
+    late = [WaitingRequest(frozenset("c"), 6.0), *waiting("b", "a", "d")]
     assert admission.choose(running, late) == [False, False, True, False]  # b, the less used, takes nobody in
     assert admission.choose(running[:2], late) == [True, False, True, False]  # and c has its slot
 
@@ -89,5 +89,5 @@ def test_waits_are_bounded_under_an_endless_stream(rng: np.random.Generator) -> 
     assert max(waits) <= max_wait + num_experts * longest
 
 
-def _as_waiting(queue: Sequence[Job], step: int) -> list[Waiting]:
-    return [Waiting(job.experts, float(step - job.arrived)) for job in queue]
+def _as_waiting(queue: Sequence[Job], step: int) -> list[WaitingRequest]:
+    return [WaitingRequest(job.experts, float(step - job.arrived)) for job in queue]

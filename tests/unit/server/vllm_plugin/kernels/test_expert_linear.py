@@ -10,9 +10,10 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from server.engine.recipes import parse  # noqa: E402
 from server.vllm_plugin.kernels.batch import MAX_DENSE_ROWS, MIN_RUN, Batch, group_rows  # noqa: E402
-from server.vllm_plugin.kernels.expert_linear import ExpertLinear, SliceWeights  # noqa: E402
-from server.vllm_plugin.kernels.packed_products import PACK_AFTER, Product, can_pack  # noqa: E402
-from server.vllm_plugin.plans import FIXED, Plan, plan_of  # noqa: E402
+from server.vllm_plugin.kernels.expert_linear import ExpertLinear  # noqa: E402
+from server.vllm_plugin.kernels.module_weights import SliceWeights  # noqa: E402
+from server.vllm_plugin.kernels.packed_products import PACK_AFTER, PackedMatrix, can_pack  # noqa: E402
+from server.vllm_plugin.plans import FIXED, RecipePlan, plan_of  # noqa: E402
 
 D_IN, SLICES = 24, (16, 8, 12)
 RANKS = {"a": 2, "b": 4, "c": 8, "d": 1, "e": 3}
@@ -83,7 +84,7 @@ class World:
             if not recipe:
                 assert torch.equal(y[row], self.tensor(before)[row])
 
-    def formula(self, plan: Plan, x: np.ndarray) -> np.ndarray:
+    def formula(self, plan: RecipePlan, x: np.ndarray) -> np.ndarray:
         parts = []
         for number, width in enumerate(SLICES):
             there = [(w, s[number]) for e, w in zip(plan.experts, plan.weights, strict=True) if (s := self.weights[e])]
@@ -142,14 +143,14 @@ def test_experts_of_one_rank_in_all_slices_are_the_plain_formula(num_rows: int, 
 @pytest.mark.parametrize("num_rows", [1, 5, 16, MAX_DENSE_ROWS, MAX_DENSE_ROWS + 1, 300])
 def test_packed_products_are_the_plain_formula(num_rows: int, monkeypatch: pytest.MonkeyPatch, fresh_seed: int) -> None:
     num_packed = 0
-    times = Product.__call__
+    times = PackedMatrix.__call__
 
-    def counted(self: Product, x: torch.Tensor) -> torch.Tensor:
+    def counted(self: PackedMatrix, x: torch.Tensor) -> torch.Tensor:
         nonlocal num_packed
         num_packed += 1
         return times(self, x)
 
-    monkeypatch.setattr(Product, "__call__", counted)
+    monkeypatch.setattr(PackedMatrix, "__call__", counted)
     # Some recipes in one product, some by slice.
     monkeypatch.setattr("server.vllm_plugin.kernels.packed_products.MAX_ZEROS", 400)
     world = World(fresh_seed, torch.bfloat16)

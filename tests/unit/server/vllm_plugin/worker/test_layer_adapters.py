@@ -10,7 +10,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from server.engine.recipes import parse  # noqa: E402
 from server.vllm_plugin.kernels.batch import Batch  # noqa: E402
-from server.vllm_plugin.kernels.expert_linear import ExpertLinear, SliceWeights  # noqa: E402
+from server.vllm_plugin.kernels.expert_linear import ExpertLinear  # noqa: E402
+from server.vllm_plugin.kernels.module_weights import SliceWeights  # noqa: E402
 from server.vllm_plugin.plans import plan_of  # noqa: E402
 from server.vllm_plugin.worker.layer_adapters import BatchWrapper, ModuleWrapper, forward_over, split_recipes  # noqa: E402
 

@@ -12,7 +12,8 @@ from vllm.config.compilation import CompilationConfig, CompilationMode, CUDAGrap
 
 from server.engine.recipes import parse  # noqa: E402
 from server.vllm_plugin.kernels.batch import Batch  # noqa: E402
-from server.vllm_plugin.kernels.expert_linear import ExpertLinear, SliceWeights  # noqa: E402
+from server.vllm_plugin.kernels.expert_linear import ExpertLinear  # noqa: E402
+from server.vllm_plugin.kernels.module_weights import SliceWeights  # noqa: E402
 from server.vllm_plugin.plans import plan_of  # noqa: E402
 from server.vllm_plugin.worker.layer_adapters import ModuleWrapper  # noqa: E402
 from server.vllm_plugin.worker.torch_op import NAME, install_splitting  # noqa: E402
