@@ -1,20 +1,19 @@
-"""The recipe language: the short text that tells the engine what to execute.
+"""The recipe language: the short text that says what the engine executes.
 
-A recipe is used as the LoRA name between gateway and engine, so it is its own cache key and every replica can execute
-it without being told first. The vLLM plugin imports this module, so it imports nothing of the gateway::
+The gateway sends a recipe as the LoRA name, so a recipe is its own cache key and every replica can execute it without
+a load call. The vLLM plugin imports this module, so it imports nothing of the gateway::
 
     base                                                        the base model
     sql@1f3a9c02                                                one expert in one immutable version
     mix(math@77ab01cd*0.38,sql@1f3a9c02*0.62)                   Σ weight · expert, constant for the request
     mix(math@77ab01cd*0.9,sql@1f3a9c02*-0.2;agg=ab)             (Σ weight · B)(Σ weight · A), LoraHub's merge
     gate(arrow,k=2,t=1;math@77ab01cd,sql@1f3a9c02)              weights per token and module, by a gate
-    ensemble(math@77ab01cd*0.5,sql@1f3a9c02*0.5)                output distributions mixed; parsed, not executed yet
     set:9c0f4b1e22d07a35                                        a long recipe by the hash of its text
 
-Texts are canonical: experts sorted, weights with at most two decimals and none of zero, options in one order and
-defaults of ``agg`` left out; equal recipes are equal texts. Reading is lenient in order and decimals, and total:
-every text gives a recipe or a `RecipeError` with a position. A caller may leave versions away (`parse_asked`);
-`bind` puts them in.
+Texts are canonical: experts are sorted, weights have at most two decimals, zero weights and a default ``agg`` are left
+out, and options have one order. So equal recipes are equal texts. The parser accepts any order and more decimals, and
+it is total: every text gives a recipe or a `RecipeError` with a position. A caller may omit versions (`parse_asked`);
+`bind` adds them.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ MAX_EXPERTS = 64
 MAX_WEIGHT = 100.0
 MAX_TEXT_CHARS = 8192
 LONG_TEXT_CHARS = 512
-"""A longer text goes to the engine by its hash."""
+"""A longer text is sent to the engine by its hash."""
 
-GATES = ("arrow", "uniform")
-AGGREGATIONS = ("output", "ab")
+GATE_KINDS = ("arrow", "uniform")
 DEFAULT_K = 4
 
 _NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,12})?")
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,30}")
+_CALL = re.compile(rf"{_WORD.pattern}\(")
 
 
 class RecipeError(ValueError):
-    """A text is not a recipe; says at which position and why."""
+    """A text is not a recipe; the message says at which position and why."""
 
     def __init__(self, text: str, position: int, reason: str) -> None:
         shown = text if len(text) <= 80 else text[:77] + "..."
@@ -73,10 +72,10 @@ class Single:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Experts with constant weights; use `mix_of`, which makes the canonical form.
+    """Experts with constant weights; `mix_of` makes the canonical form.
 
     Attributes:
-        weights: Sorted by expert; negative ones take an expert's effect away.
+        weights: Expert and weight, sorted by expert; a negative weight subtracts an expert's effect.
         aggregation: ``output`` adds up the experts' updates; ``ab`` adds up their A and their B, then multiplies.
     """
 
@@ -90,14 +89,14 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Experts weighted per token and module; use `gate_of`, which makes the canonical form.
+    """Experts weighted per token and module; `gate_of` makes the canonical form.
 
     Attributes:
-        kind: One of `GATES`.
+        kind: One of `GATE_KINDS`.
         experts: Sorted ids.
-        k: How many of them each token may use in each module.
+        k: Number of experts that each token may use in each module.
         temperature: Divides the scores before the softmax.
-        aggregation: ``output`` weights the experts' outputs; ``ab`` averages their A and their B.
+        aggregation: ``output`` weights the experts' outputs; ``ab`` averages their A and their B separately.
     """
 
     kind: str
@@ -112,18 +111,8 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
-class Ensemble:
-    """Output distributions of several experts, mixed at every step; not executed yet."""
-
-    weights: tuple[tuple[str, float], ...]
-
-    def __str__(self) -> str:
-        return f"ensemble({_weights_text(self.weights)})"
-
-
-@dataclass(frozen=True, slots=True)
 class SetRef:
-    """A recipe whose text lies in the store under its hash."""
+    """A recipe whose text is in the store under its hash."""
 
     digest: str
 
@@ -131,15 +120,15 @@ class SetRef:
         return f"set:{self.digest}"
 
 
-Recipe = Base | Single | Mix | Gate | Ensemble | SetRef
+Recipe = Base | Single | Mix | Gate | SetRef
 
 
 def experts_of(recipe: Recipe) -> tuple[str, ...]:
-    """Ids of the experts that a recipe uses; of a `SetRef` none are known."""
+    """Return the ids of the experts that a recipe uses; those of a `SetRef` are unknown."""
     match recipe:
         case Single(expert_id):
             return (expert_id,)
-        case Mix(weights) | Ensemble(weights):
+        case Mix(weights):
             return tuple(expert_id for expert_id, _ in weights)
         case Gate():
             return recipe.experts
@@ -148,12 +137,12 @@ def experts_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def mix_of(weights: Mapping[str, float], aggregation: Aggregation = "output") -> Recipe:
-    """The canonical recipe of a weighted sum; one expert with weight 1 is that expert.
+    """Return the canonical recipe of a weighted sum; a single expert with weight 1 becomes that expert.
 
     Raises:
-        ValueError: A weight is not finite or too large, none is left after rounding, or there are too many.
+        ValueError: A weight is not finite or too large, all weights round to zero, or there are too many experts.
     """
-    rounded = _rounded(weights, least=-MAX_WEIGHT)
+    rounded = _rounded(weights)
     if len(rounded) == 1 and rounded[0][1] == 1.0:
         return Single(rounded[0][0])
     return Mix(rounded, aggregation)
@@ -166,22 +155,22 @@ def gate_of(
     temperature: float = 1.0,
     aggregation: Aggregation = "output",
 ) -> Recipe:
-    """The canonical recipe of a gate; over one expert it is that expert, whose weight is always 1.
+    """Return the canonical recipe of a gate; a gate over one expert becomes that expert, whose weight is always 1.
 
     Raises:
-        ValueError: An option is out of its range, an expert comes twice, or there are too many.
+        ValueError: An option is out of range, an expert is duplicated, or there are too many experts.
     """
     listed = sorted(experts)
-    if kind not in GATES:
-        raise ValueError(f"there is no gate {kind!r}; there is {', '.join(GATES)}")
+    if kind not in GATE_KINDS:
+        raise ValueError(f"unknown gate {kind!r}; use {' or '.join(GATE_KINDS)}")
     if not listed:
-        raise ValueError("a gate needs experts")
+        raise ValueError("a gate needs at least one expert")
     if len(listed) > MAX_EXPERTS:
-        raise ValueError(f"{len(listed)} experts are too many; at most {MAX_EXPERTS}")
+        raise ValueError(f"{len(listed)} experts are too many; use at most {MAX_EXPERTS}")
     if len(set(listed)) < len(listed):
-        raise ValueError("an expert comes twice")
+        raise ValueError("duplicate expert")
     if kind == "uniform" and k not in (None, len(listed)):
-        raise ValueError(f"gate(uniform) weights all of its {len(listed)} experts, so k={k} says nothing")
+        raise ValueError(f"gate(uniform) weights all of its {len(listed)} experts; leave k={k} out")
     if k is None:
         k = len(listed) if kind == "uniform" else min(DEFAULT_K, len(listed))
     if not 1 <= k <= len(listed):
@@ -195,32 +184,30 @@ def gate_of(
 
 
 def parse(text: str) -> Recipe:
-    """Read a recipe in which every expert has its version; any text gives a recipe or a `RecipeError`."""
+    """Parse a recipe in which every expert has a version; any text gives a recipe or a `RecipeError`."""
     return _Reader(text, versions=True).recipe()
 
 
 def parse_asked(text: str) -> Recipe:
-    """Read a recipe as a caller writes it, where experts may stand without versions."""
+    """Parse a recipe as a caller writes it: experts may have no version."""
     return _Reader(text, versions=False).recipe()
 
 
 def bind(recipe: Recipe, id_of: Callable[[str], str]) -> Recipe:
-    """The same recipe with every expert replaced by `id_of(expert)`, canonical again.
+    """Return the recipe with every expert replaced by `id_of(expert)`, in canonical form.
 
     Raises:
-        ValueError: Two names mean the same expert, or whatever `id_of` raises.
+        ValueError: Two names mean the same expert. Errors of `id_of` pass through.
     """
     match recipe:
         case Single(expert_id):
             return Single(id_of(expert_id))
         case Mix(weights, aggregation):
             return mix_of(_bound(weights, id_of), aggregation)
-        case Ensemble(weights):
-            return Ensemble(_rounded(_bound(weights, id_of)))
         case Gate():
             ids = [id_of(expert) for expert in recipe.experts]
             if len(set(ids)) < len(ids):
-                raise ValueError("an expert comes twice")
+                raise ValueError("duplicate expert")
             return replace(recipe, experts=tuple(sorted(ids)))
         case Base() | SetRef():
             return recipe
@@ -231,20 +218,20 @@ def _bound(weights: Iterable[tuple[str, float]], id_of: Callable[[str], str]) ->
     for expert, weight in weights:
         expert_id = id_of(expert)
         if expert_id in bound:
-            raise ValueError("an expert comes twice")
+            raise ValueError("duplicate expert")
         bound[expert_id] = weight
     return bound
 
 
-def _rounded(weights: Mapping[str, float], least: float = 0.0) -> tuple[tuple[str, float], ...]:
+def _rounded(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
     if len(weights) > MAX_EXPERTS:
-        raise ValueError(f"{len(weights)} experts are too many; at most {MAX_EXPERTS}")
+        raise ValueError(f"{len(weights)} experts are too many; use at most {MAX_EXPERTS}")
     for expert, weight in weights.items():
-        if not least <= weight <= MAX_WEIGHT:
-            raise ValueError(f"the weight of {expert}, {weight:g}, must be from {least:g} to {MAX_WEIGHT:g}")
+        if not -MAX_WEIGHT <= weight <= MAX_WEIGHT:
+            raise ValueError(f"the weight of {expert}, {weight:g}, must be from {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}")
     kept = tuple((expert, round(weight, 2)) for expert, weight in sorted(weights.items()) if round(weight, 2) != 0)
     if not kept:
-        raise ValueError("no weight is left; each is rounded to two decimals")
+        raise ValueError("every weight rounds to zero at two decimals")
     return kept
 
 
@@ -257,7 +244,7 @@ def _number(value: float) -> str:
 
 
 class _Reader:
-    """Reads a text from left to right."""
+    """Parses a text from left to right."""
 
     def __init__(self, text: str, *, versions: bool) -> None:
         self._text = text
@@ -272,17 +259,17 @@ class _Reader:
             return Base()
         if self._take("mix("):
             return self._made(self._mix)
-        if self._take("ensemble("):
-            return self._made(self._ensemble)
         if self._take("gate("):
             return self._made(self._gate)
         if self._take("set:"):
-            digest = self._match(RECIPE_DIGEST, "a set is named by 16 hex digits")
+            digest = self._match(RECIPE_DIGEST, "the name of a set is 16 hex digits")
             self._end()
             return SetRef(digest)
+        if (call := _CALL.match(self._text)) is not None:
+            self._fail(f"unknown recipe {call.group()}...); use mix(...) or gate(...)")
         expert = self._expert()
         if self._at < len(self._text):
-            self._fail("an expert ends here, but the text goes on")
+            self._fail("an expert ends here, but the text continues")
         return Single(expert)
 
     def _made(self, make: Callable[[], Recipe]) -> Recipe:
@@ -299,21 +286,16 @@ class _Reader:
         weights = self._weights()
         aggregation: Aggregation = "output"
         if self._take(";"):
-            self._expect("agg=", "the option agg= is expected")
+            self._expect("agg=", "expected the option agg=")
             aggregation = self._aggregation()
         self._close()
         return mix_of(weights, aggregation)
 
-    def _ensemble(self) -> Recipe:
-        weights = self._weights()
-        self._close()
-        return Ensemble(_rounded(weights))
-
     def _aggregation(self) -> Aggregation:
-        word = self._match(_WORD, "agg is output or ab")
+        word = self._match(_WORD, "agg must be output or ab")
         if word not in ("output", "ab"):
             self._at -= len(word)
-            self._fail("agg is output or ab")
+            self._fail("agg must be output or ab")
         return "ab" if word == "ab" else "output"
 
     def _weights(self) -> dict[str, float]:
@@ -323,34 +305,35 @@ class _Reader:
             expert = self._expert()
             if expert in weights:
                 self._at = started
-                self._fail(f"{expert} comes twice")
-            self._expect("*", "a weight is expected, as in name*0.5")
+                self._fail(f"duplicate expert {expert}")
+            self._expect("*", "expected a weight, as in name*0.5")
             sign = -1.0 if self._take("-") else 1.0
-            weights[expert] = sign * float(self._match(_NUMBER, "a weight is a number such as 0.5"))
+            weights[expert] = sign * float(self._match(_NUMBER, "a weight must be a number such as 0.5"))
             if not self._take(","):
                 return weights
 
     def _gate(self) -> Recipe:
-        kind = self._match(_WORD, f"a gate begins with its kind: {', '.join(GATES)}")
+        kind = self._match(_WORD, f"expected the kind of gate: {' or '.join(GATE_KINDS)}")
         k: int | None = None
         temperature = 1.0
         aggregation: Aggregation = "output"
         seen: set[str] = set()
         while self._take(","):
             started = self._at
-            name = self._match(_WORD, "an option is expected: k=, t= or agg=")
+            name = self._match(_WORD, "expected an option: k=, t= or agg=")
             if name in seen or name not in ("k", "t", "agg"):
                 self._at = started
-                self._fail(f"{name!r} comes twice" if name in seen else f"there is no option {name!r}; k, t or agg")
+                what = f"duplicate option {name!r}" if name in seen else f"unknown option {name!r}; use k, t or agg"
+                self._fail(what)
             seen.add(name)
-            self._expect("=", "an option has a value, as in k=2")
+            self._expect("=", "expected the option's value, as in k=2")
             if name == "k":
-                k = int(self._match(re.compile("[0-9]{1,3}"), "k is a whole number"))
+                k = int(self._match(re.compile("[0-9]{1,3}"), "k must be a whole number"))
             elif name == "t":
-                temperature = float(self._match(_NUMBER, "t is a positive number"))
+                temperature = float(self._match(_NUMBER, "t must be a positive number"))
             else:
                 aggregation = self._aggregation()
-        self._expect(";", "';' and the experts are expected")
+        self._expect(";", "expected ';' and the experts")
         experts = [self._expert()]
         while self._take(","):
             experts.append(self._expert())
@@ -364,27 +347,27 @@ class _Reader:
             self._explain_bad_name(started if match is None else match.end(), started)
         self._at = match.end() if match else started
         if self._take("@"):
-            self._match(EXPERT_VERSION, "is not a version: 8 hex digits are expected", quoted=True)
+            self._match(EXPERT_VERSION, "is not a version; expected 8 hex digits", quoted=True)
         elif self._versions:
-            self._fail("an expert needs its version: name@ and 8 hex digits")
+            self._fail("an expert needs a version: name@ and 8 hex digits")
         return self._text[started : self._at]
 
     def _explain_bad_name(self, at: int, started: int) -> NoReturn:
         self._at = at
         if at < len(self._text) and not re.match(r"[a-z0-9_.-]", self._text[at]):
             if at == started and self._text[at] in "*,;)@":
-                self._fail("an expert is expected")
-            self._fail(f"{self._text[at]!r} cannot stand in an expert's name")
+                self._fail("expected an expert")
+            self._fail(f"{self._text[at]!r} is not allowed in an expert's name")
         self._at = started
         self._fail("an expert's name has 1 to 63 characters and begins with a letter or digit")
 
     def _close(self) -> None:
-        self._expect(")", "',' or ')' is expected")
+        self._expect(")", "expected ',' or ')'")
         self._end()
 
     def _end(self) -> None:
         if self._at < len(self._text):
-            self._fail("the recipe ends here, but the text goes on")
+            self._fail("the recipe ends here, but the text continues")
 
     def _take(self, token: str) -> bool:
         if self._text.startswith(token, self._at):

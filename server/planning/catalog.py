@@ -20,7 +20,6 @@ from adapters_registry.visibility import Audience, Sight
 from server.access.auth import Principal
 from server.engine.recipes import (
     Base,
-    Ensemble,
     Recipe,
     RecipeError,
     SetRef,
@@ -171,8 +170,6 @@ class Catalog:
             raise BadRequest(str(error), param="model") from None
         except ValueError as error:
             raise BadRequest(f"The recipe cannot be executed: {error}.", param="model") from None
-        if isinstance(recipe, Ensemble):
-            raise BadRequest("ensemble(...) cannot be executed yet; use mix(...).", param="model")
         return recipe
 
     def _visible_id(self, expert: str, principal: Principal, asked: str) -> str:

@@ -75,7 +75,7 @@ async def test_a_merge_is_for_the_tenant_of_its_parts(tmp_path: Path) -> None:
     ("order", "status", "hint"),
     [
         ({"name": "x", "recipe": "mix(sql*0.5,nobody*0.5)"}, 404, "'nobody' does not exist"),
-        ({"name": "x", "recipe": "mix(sql*0.5"}, 400, "is expected"),
+        ({"name": "x", "recipe": "mix(sql*0.5"}, 400, "expected"),
         ({"name": "x", "recipe": "gate(arrow;sql,dates)"}, 400, "Only a mix"),
         ({"name": "x", "recipe": "base"}, 400, "Only a mix"),
         ({"name": "auto", "recipe": "mix(sql*0.5,dates*0.5)"}, 409, "name of a policy"),

@@ -107,11 +107,9 @@ async def test_files_that_changed_after_registration_are_refused(file: str, stor
     assert await store.path(other)
 
 
-async def test_a_gate_needs_vectors_and_an_ensemble_is_not_executed(store: Store) -> None:
+async def test_a_gate_needs_vectors(store: Store) -> None:
     a, b = store.add("a", 1), store.add("b", 2)
     (store.root / ".prototypes" / f"{store.folder(b).name}.safetensors").unlink()
     with pytest.raises(RecipeRefused, match=f"{b} has no vectors"):
         await store.path(f"gate(arrow,k=1,t=1;{a},{b})")
     assert await store.path(f"mix({a}*0.5,{b}*-0.5;agg=ab)")
-    with pytest.raises(RecipeRefused, match="cannot be executed"):
-        await store.path(f"ensemble({a}*1)")
