@@ -1,1 +1,1 @@
-"""Gates: from a token's input to weights over a recipe's experts. One file a method; `base` has the seam."""
+"""Gates: weights over a recipe's experts from a token's input. One file a method; `base` has the interface."""

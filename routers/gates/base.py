@@ -1,7 +1,8 @@
-"""The seam between a gate's recipe and the arithmetic: scores from a module's input, then weights.
+"""The interface of gates: scores of the experts from a module's input, then weights.
 
 A gate works per token and per module. Its vectors, one for each expert and module, are made when an expert is
-registered and loaded with it. A further method is a further file with a class of this form and a line in `GATES`.
+registered and are loaded with the expert. A new method is a new file with a class like `GateMethod` and an entry in
+`GATES`.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from routers.gates.arrow import Arrow
 from routers.gates.uniform import Uniform
 
 MANY_TOKENS = 128
+"""From this number of tokens on, a softmax in three steps is faster than torch's."""
 
 
-class Gate(Protocol):
-    """A scoring rule."""
+class GateMethod(Protocol):
+    """How a gate scores experts."""
 
     artefact: str
-    """Name of the folder in the store that has the experts' vectors."""
+    """Folder of the store that has the experts' vectors."""
 
     def scores(self, x: torch.Tensor, dots: torch.Tensor) -> torch.Tensor:
-        """How well each expert fits each token.
+        """Return how well each expert fits each token.
 
         Args:
             x: The module's input, shape (num_tokens, d_in).
-            dots: Its products with the experts' vectors of this module, shape (num_tokens, num_experts), of x's dtype.
+            dots: Products of x with the module's vectors, shape (num_tokens, num_experts), of x's dtype.
 
         Returns:
             Shape (num_tokens, num_experts), float32.
@@ -36,19 +38,19 @@ class Gate(Protocol):
         ...
 
 
-GATES: Mapping[str, Gate] = {"arrow": Arrow(), "uniform": Uniform()}
+GATES: Mapping[str, GateMethod] = {"arrow": Arrow(), "uniform": Uniform()}
 
 
 def top_k_weights(scores: torch.Tensor, k: int, temperature: float) -> torch.Tensor:
-    """Softmax of scores / temperature over each token's k best experts; the others get 0.
+    """Return the softmax of scores / temperature over each token's k best experts; the others get 0.
 
     Args:
         scores: Shape (..., num_experts), float32.
-        k: At least 1; beyond the number of experts it means all of them.
+        k: At least 1; a number above that of the experts stands for all.
         temperature: Above 0.
 
     Returns:
-        Of the same shape; every row sums to 1.
+        Weights of the shape of `scores`; every row sums to 1.
     """
     num_experts = scores.shape[-1]
     if k < num_experts:
@@ -58,7 +60,7 @@ def top_k_weights(scores: torch.Tensor, k: int, temperature: float) -> torch.Ten
 
 
 def _softmax(scores: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Over the last dimension; torch's own takes three times as long for few numbers of each of many tokens."""
+    """Softmax over the last dimension; torch's own takes three times as long for many tokens with few scores each."""
     if temperature != 1.0:
         scores = scores / temperature
     if len(scores) < MANY_TOKENS:

@@ -1,6 +1,6 @@
-"""The library's store as the engine sees it: an expert's folder by its id, checked; its vectors; long recipes by hash.
+"""The library's store as the engine reads it: an expert's folder, its vectors for gates, and the texts of long recipes.
 
-Read only, and by the engine's own eyes: files may have been damaged since they were registered.
+The engine checks the files itself, because they may have been damaged since registration. It never writes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _CHUNK_BYTES = 1 << 20
 
 
 class ExpertStore:
-    """The folder of all experts' files.
+    """Finds and checks experts' files.
 
     Args:
-        root: As the gateway's registry writes it.
+        root: Root of the store, which the gateway's registry writes.
     """
 
     def __init__(self, root: Path) -> None:
@@ -44,7 +44,7 @@ class ExpertStore:
         self._folders: dict[str, Path] = {}
 
     def folder_of(self, expert_id: str) -> Path | None:
-        """The folder of an expert's files, or None if there is none or the hash is ambiguous."""
+        """Return the folder of an expert's files, or None if it is missing or the version is ambiguous."""
         if EXPERT_ID.fullmatch(expert_id) is None:
             return None
         version = expert_id.rpartition("@")[2]
@@ -64,7 +64,11 @@ class ExpertStore:
         return found[0]
 
     def recipe_of(self, name: str) -> Recipe | None:
-        """The recipe behind a model's name, ``set:`` read from the store; None if the name is no recipe of ours."""
+        """Return the recipe that a model's name stands for, with ``set:`` read from the store; None for other names.
+
+        Raises:
+            RecipeRefused: The stored text is damaged.
+        """
         try:
             recipe = parse(name)
         except RecipeError:
@@ -76,13 +80,13 @@ class ExpertStore:
         except OSError:
             return None
         if recipe_digest(text) != recipe.digest:
-            raise RecipeRefused(f"The text of {name} in the store is damaged; have the gateway write it again.")
+            raise RecipeRefused(f"The stored text of {name} is damaged; the gateway must write it again.")
         return parse(text)
 
     def check(self, recipe: Recipe) -> RecipePlan | None:
-        """The recipe's plan, if every expert's files are there and whole; None if an expert does not exist.
+        """Return the recipe's plan after a check of every expert's files; None if an expert does not exist.
 
-        Files are read once; afterwards their size and time of change are compared. Blocks.
+        Files are read once; later checks compare their size and modification time. Blocks.
 
         Raises:
             RecipeRefused: Files are damaged, a gate's vectors are missing, or the recipe cannot be executed.
@@ -100,7 +104,7 @@ class ExpertStore:
         return plan
 
     def signature_of(self, plan: RecipePlan) -> tuple[object, ...] | None:
-        """Size and time of change of all its experts' files; None if one is missing."""
+        """Return size and modification time of all files of a plan's experts; None if one is missing."""
         try:
             folders = [self.folder_of(expert_id) for expert_id in plan.experts]
             return tuple(_stats_of(folder) for folder in folders if folder is not None)
@@ -108,7 +112,7 @@ class ExpertStore:
             return None
 
     def vectors_of(self, kind: str, folder: Path) -> dict[str, torch.Tensor]:
-        """An expert's vectors for a gate by module, each of shape (d_in,), float32; empty if there are none."""
+        """Return an expert's vectors for a gate by module, each float32 of shape (d_in,); empty if there are none."""
         try:
             loaded: dict[str, torch.Tensor] = load_file(self._vectors_file(kind, folder))
             return loaded
@@ -126,7 +130,7 @@ def _stats_of(folder: Path) -> tuple[tuple[int, int, int], ...]:
 
 @lru_cache(maxsize=4096)
 def _is_whole(folder: Path, _stats: tuple[tuple[int, int, int], ...]) -> bool:
-    """Whether the files have the content that the folder is named after; asked again when `_stats` change."""
+    """Whether the files have the content that names the folder; cached until `_stats` change."""
     digest = hashlib.sha256()
     with (folder / WEIGHTS_FILE).open("rb") as stream:
         while piece := stream.read(_CHUNK_BYTES):

@@ -1,4 +1,4 @@
-"""From a recipe's text to what the arithmetic needs: which experts, and their weights or their gate."""
+"""A recipe as the arithmetic needs it: its experts, and their weights or their gate."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from typing import Literal
 from server.engine.recipes import Gate, Mix, Recipe, RecipeError, Single, parse
 
 FIXED = "fixed"
-"""The gate of a mix whose A and B are added up each by itself: its weights are the plan's, whatever the token."""
-
+"""Kind of the gate of a mix with ``agg=ab``: its weights are those of the plan, the same for every token."""
 
 _FORGET = 1 << 52
-"""A LoRA number from here on asks the worker to forget an expert; its version, 32 bits, is added."""
+"""A LoRA id of this value plus an expert's version, 32 bits, asks the worker to forget the expert."""
 
 
 class RecipeRefused(Exception):
-    """A recipe cannot be executed; the text says why, for the caller."""
+    """A recipe cannot be executed; the message tells the caller why."""
 
 
 @dataclass(frozen=True, slots=True)
 class GateSpec:
-    """How a gate weights its experts; see `server.engine.recipes.Gate`."""
+    """How a gate weights its experts; the attributes are those of `server.engine.recipes.Gate`."""
 
     kind: str
     k: int
@@ -35,9 +34,9 @@ class RecipePlan:
     """What is executed for every token of a request.
 
     Attributes:
-        experts: Ids, without repetition.
-        weights: One for each expert; all 1 under a gate, which multiplies its own, unless that is ``fixed``.
-        gate: How weights are found for each token and module, or None for constant ones.
+        experts: Ids of distinct experts.
+        weights: One weight for each expert; all 1 under a gate, except for a ``fixed`` one.
+        gate: How weights are computed for each token and module; None if they are constant.
     """
 
     experts: tuple[str, ...]
@@ -46,20 +45,20 @@ class RecipePlan:
 
 
 def forgetting_id(expert_id: str) -> int:
-    """What to have vLLM remove, so that the worker forgets an expert whatever recipes it was loaded for."""
+    """Return the LoRA id whose removal makes the worker forget an expert, whichever recipes loaded it."""
     return _FORGET + int(expert_id.rpartition("@")[2], 16)
 
 
 def forgotten_version(lora_int_id: int) -> str | None:
-    """The end of the ids of the experts that are to be forgotten, or None if the number is a recipe's."""
+    """Return the suffix of the ids of experts to forget, or None if the LoRA id belongs to a recipe."""
     return f"@{lora_int_id - _FORGET:08x}" if lora_int_id >= _FORGET else None
 
 
 def plan_of(recipe: Recipe) -> RecipePlan:
-    """The plan of a recipe that uses experts.
+    """Return the plan of a recipe.
 
     Raises:
-        RecipeRefused: It uses none, or cannot be executed by this plugin.
+        RecipeRefused: The recipe uses no experts, or the plugin cannot execute it.
     """
     match recipe:
         case Single(expert_id):
@@ -70,14 +69,14 @@ def plan_of(recipe: Recipe) -> RecipePlan:
         case Gate(kind, experts, k, temperature, aggregation):
             return RecipePlan(experts, (1.0,) * len(experts), GateSpec(kind, k, temperature, aggregation))
         case _:
-            raise RecipeRefused(f"{str(recipe)[:80]!r} cannot be executed: it is no expert, mix or gate.")
+            raise RecipeRefused(f"{str(recipe)[:80]!r} cannot be executed: it is not an expert, mix or gate.")
 
 
 def plan_of_request(lora_name: str, lora_path: str) -> RecipePlan:
-    """The plan that a LoRARequest stands for.
+    """Return the plan of a LoRARequest.
 
-    The recipe's text is its path if that is no path, else its name; one without a recipe (``--lora-modules``, warm-up)
-    is an expert of its own.
+    The text of the recipe is the request's path, unless that is an absolute path; then it is the name. A request
+    without a recipe (``--lora-modules``, warm-up) is a single expert.
     """
     try:
         return plan_of(parse(lora_name if os.path.isabs(lora_path) else lora_path))

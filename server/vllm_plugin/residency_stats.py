@@ -1,9 +1,9 @@
-"""What happens to experts in the engine: hits, loads, evictions. Counted in the worker, shown by the API server.
+"""Counts of hits, loads and evictions of experts, counted in the worker and shown by the API server.
 
-They are different processes, so the figures go through a small file, whose name the API server makes and its
-children inherit (``MOERGATE_STATS_FILE``). The worker replaces it at most once a second; the API server reads it
-when its ``/metrics`` is asked. There ``moergate_plugin_info`` also tells a gateway that this engine executes mixes
-and gates.
+The two are different processes, so the counts go through a small file. The API server chooses its name, and its
+children inherit the name (``MOERGATE_STATS_FILE``). The worker replaces the file at most once a second; the API server
+reads it for each request for its ``/metrics``. The metric ``moergate_plugin_info`` shows a gateway that this engine
+executes mixes and gates.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ WRITE_EVERY_S = 1.0
 
 
 @dataclass
-class ResidencyFigures:
-    """Counters since the engine's start; `load_s` holds `activate_s`."""
+class ResidencyCounts:
+    """Counts since the engine's start; `load_s` includes `activate_s`."""
 
     hits: int = 0
     disk_loads: int = 0
@@ -41,43 +41,48 @@ class ResidencyFigures:
 
 
 class ResidencyStats:
-    """Counts in one worker; a thread writes what has changed.
+    """Counts in one worker; a thread writes the file after changes.
 
     Args:
-        path: File to write to; None writes nothing.
+        path: The file; None disables writing.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._changed = threading.Event()
         self._writer: threading.Thread | None = None
-        self.figures = ResidencyFigures()
+        self.counts = ResidencyCounts()
 
     def hit(self) -> None:
-        """An expert was in its slot already."""
-        self.figures.hits += 1
+        """Count a use of an expert that was in its slot."""
+        self.counts.hits += 1
         self._note()
 
     def missed(self, took_s: float, *, from_disk: bool) -> None:
-        """An expert had to be brought into a slot, in `took_s` seconds in all."""
-        self.figures.load_s += took_s
+        """Count an expert that was brought into a slot.
+
+        Args:
+            took_s: Total time.
+            from_disk: Whether its files were read; else it was in memory.
+        """
+        self.counts.load_s += took_s
         if from_disk:
-            self.figures.disk_loads += 1
+            self.counts.disk_loads += 1
         else:
-            self.figures.memory_loads += 1
+            self.counts.memory_loads += 1
         self._note()
 
     def activated(self, expert: str, took_s: float) -> None:
-        """An expert got a slot; packing it took `took_s` seconds."""
-        self.figures.resident.append(expert)
-        self.figures.activate_s += took_s
+        """Note that an expert got a slot; packing it took `took_s` seconds."""
+        self.counts.resident.append(expert)
+        self.counts.activate_s += took_s
         self._note()
 
     def evicted(self, expert: str) -> None:
-        """An expert lost its slot, if it had one."""
-        if expert in self.figures.resident:
-            self.figures.resident.remove(expert)
-            self.figures.evictions += 1
+        """Note that an expert lost its slot; no effect if it had none."""
+        if expert in self.counts.resident:
+            self.counts.resident.remove(expert)
+            self.counts.evictions += 1
             self._note()
 
     def _note(self) -> None:
@@ -95,47 +100,51 @@ class ResidencyStats:
             self._changed.clear()
             scratch = self._path.with_suffix(".new")
             try:
-                scratch.write_text(json.dumps(asdict(self.figures)))
+                scratch.write_text(json.dumps(asdict(self.counts)))
                 scratch.replace(self._path)
-            except OSError:  # the folder is gone with the API server
+            except OSError:  # the API server is gone, and its folder with it
                 return
             pause.wait(WRITE_EVERY_S)
 
 
 class ResidencyCollector(Collector):
-    """Shows the worker's figures in the API server's own registry."""
+    """Shows the worker's counts in the API server's metrics.
+
+    Args:
+        path: The file that the worker writes.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def collect(self) -> Iterator[Metric]:
-        """Read the file and give its figures."""
+        """Read the file and yield its counts."""
         try:
-            figures = ResidencyFigures(**json.loads(self._path.read_text()))
+            counts = ResidencyCounts(**json.loads(self._path.read_text()))
         except (OSError, ValueError, TypeError):
-            figures = ResidencyFigures()
+            counts = ResidencyCounts()
         info = GaugeMetricFamily("moergate_plugin_info", "Moergate's plugin executes recipes here.", labels=["vllm"])
         info.add_metric([", ".join(SUPPORTED)], 1)
         yield info
         resident = GaugeMetricFamily("moergate_expert_resident", "Experts in a slot.", labels=["expert"])
-        for expert in figures.resident:
+        for expert in counts.resident:
             resident.add_metric([expert], 1)
         yield resident
         loads = CounterMetricFamily("moergate_expert_loads", "Experts brought into a slot.", labels=["source"])
-        loads.add_metric(["disk"], figures.disk_loads)
-        loads.add_metric(["memory"], figures.memory_loads)
+        loads.add_metric(["disk"], counts.disk_loads)
+        loads.add_metric(["memory"], counts.memory_loads)
         yield loads
         for name, text, value in (
-            ("moergate_expert_slot_hits", "Times that a step found an expert in its slot.", figures.hits),
-            ("moergate_expert_evictions", "Experts that lost their slot.", figures.evictions),
-            ("moergate_expert_load_seconds", "Time for bringing experts into slots.", figures.load_s),
-            ("moergate_expert_activate_seconds", "Part of it for packing them.", figures.activate_s),
+            ("moergate_expert_slot_hits", "Times that a step found an expert in its slot.", counts.hits),
+            ("moergate_expert_evictions", "Experts that lost their slot.", counts.evictions),
+            ("moergate_expert_load_seconds", "Time for bringing experts into slots.", counts.load_s),
+            ("moergate_expert_activate_seconds", "Part of it for packing them.", counts.activate_s),
         ):
             yield CounterMetricFamily(name, text, value=value)
 
 
 def install_stats(options: PluginOptions) -> None:
-    """In the API server: choose the file and show it. In its children: nothing, for they inherit the file's name."""
+    """Choose the file and show its counts, in the API server; its children inherit the file and install nothing."""
     if options.stats_file is not None:
         return
     handle, name = tempfile.mkstemp(prefix="moergate-", suffix=".json")

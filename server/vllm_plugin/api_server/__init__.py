@@ -1,1 +1,1 @@
-"""What runs in vLLM's API server process: recipes become LoRA requests."""
+"""What runs in vLLM's API server process: recipes become LoRARequests."""

@@ -1,8 +1,8 @@
-"""In vLLM's API server: turns recipes into LoRARequests, refuses bad ones with a reason, and forgets old names.
+"""Turns recipes into LoRARequests in vLLM's API server, refuses bad ones with a reason, and forgets old names.
 
-vLLM asks a resolver for every ``model`` that it does not know, so that no load call is needed and any replica can
-execute any recipe. The canonical text of a recipe never means anything else, so it is the request's name, by which
-vLLM keys its prefix cache.
+vLLM asks a resolver for every ``model`` that it does not know, so no load call is needed and any replica can execute
+any recipe. The canonical text of a recipe always means the same, so it serves as the request's name, which is the key
+of vLLM's prefix cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from server.vllm_plugin.plans import RecipeRefused, forgetting_id, plan_of
 
 NAME = "moergate"
 MAX_REMEMBERED = 4096
-"""Recipes that the API server remembers; an older one is resolved again when it is asked for."""
+"""Recipes that the API server remembers; an older one is resolved again at its next use."""
 
 _resolve_lora = OpenAIServingModels.resolve_lora
 _unload_lora = OpenAIServingModels.unload_lora_adapter
@@ -34,7 +34,7 @@ class RecipeResolver(LoRAResolver):  # type: ignore[misc]
     """Resolves recipes against the library's store.
 
     Args:
-        store: Has the experts' files.
+        store: The experts' files.
         num_slots: Experts that can be resident; a recipe that needs more is refused.
     """
 
@@ -43,15 +43,15 @@ class RecipeResolver(LoRAResolver):  # type: ignore[misc]
         self._num_slots = num_slots
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        """The recipe's LoRARequest, or None if the name is none of ours; vLLM sets the integer id itself.
+        """Return the recipe's LoRARequest, or None for other names; vLLM sets the integer id itself.
 
         Raises:
-            RecipeRefused: It is a recipe, but cannot be executed.
+            RecipeRefused: The name is a recipe, but cannot be executed.
         """
         return await asyncio.to_thread(self.find, lora_name)
 
     def find(self, name: str) -> LoRARequest | None:
-        """As `resolve_lora`, but blocks."""
+        """Resolve a name like `resolve_lora`, but block."""
         recipe = self.store.recipe_of(name)
         if recipe is None or isinstance(recipe, Base):
             return None
@@ -60,19 +60,22 @@ class RecipeResolver(LoRAResolver):  # type: ignore[misc]
             return None
         if len(plan.experts) > self._num_slots:
             raise RecipeRefused(
-                f"The recipe needs {len(plan.experts)} experts at once, but the engine has {self._num_slots} slots "
-                "for them (--max-loras)."
+                f"The recipe needs {len(plan.experts)} experts at once, but the engine has only {self._num_slots} "
+                "slots (--max-loras)."
             )
-        # The path is where the worker finds what to do: an expert's folder, or the text of the recipe.
+        # The worker reads what to do from the path: an expert's folder, or the text of the recipe.
         path = str(self.store.folder_of(recipe.expert_id)) if isinstance(recipe, Single) else str(recipe)
         return LoRARequest(lora_name=name, lora_int_id=1, lora_path=path)
 
 
 class ServedRecipes(dict[str, LoRARequest]):
-    """In place of vLLM's own dictionary of resolved names, which never forgets and never looks again.
+    """Replaces vLLM's dictionary of resolved names, which never forgets a name and never checks it again.
 
-    It holds `MAX_REMEMBERED` names, and one whose files have changed on disk is not in it any more: vLLM then has it
-    resolved again, which finds the damage before a worker does.
+    It holds up to `MAX_REMEMBERED` names and drops a name when its files change on disk. vLLM then resolves the name
+    again, which finds damage before a worker does.
+
+    Args:
+        store: The experts' files.
     """
 
     def __init__(self, store: ExpertStore) -> None:
@@ -105,7 +108,7 @@ class ServedRecipes(dict[str, LoRARequest]):
 async def _resolve_checked(self: Any, lora_name: str) -> Any:
     if not isinstance(self.lora_requests, ServedRecipes):
         served = ServedRecipes(LoRAResolverRegistry.get_resolver(NAME).store)
-        served.update(self.lora_requests)  # those of --lora-modules
+        served.update(self.lora_requests)  # from --lora-modules
         self.lora_requests = served
     try:
         return await _resolve_lora(self, lora_name)
@@ -119,7 +122,7 @@ async def _resolve_checked(self: Any, lora_name: str) -> Any:
 
 @wraps(_unload_lora)
 async def _unload_everywhere(self: Any, request: Any) -> Any:
-    """vLLM only forgets the name; here the engine frees the memory as well, also of what only mixes have used."""
+    """Free the engine's memory too, also of an expert that only mixes have used; vLLM only forgets the name."""
     known = self.lora_requests.get(request.lora_name)
     answer = await _unload_lora(self, request)
     if known is not None and isinstance(answer, str):

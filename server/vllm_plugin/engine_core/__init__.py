@@ -1,1 +1,1 @@
-"""What runs in vLLM's engine core process: scheduling requests by their experts' slots."""
+"""What runs in vLLM's engine core process: requests are scheduled by their experts' slots."""

@@ -1,9 +1,9 @@
-"""A quicker start on the CPU: the engine core is forked from the API server instead of spawned.
+"""A quicker start on a CPU: the engine core is forked from the API server instead of spawned.
 
-A spawned process imports all of vLLM anew, which takes longer than everything else at start-up. On the CPU there is no
-device state that a fork could break, and the fork comes before anything is loaded or computed. The CPU platform
-insists on spawning, so its context is replaced where the engine core is started; workers of a tensor-parallel
-engine are spawned as before. ``MOERGATE_FORK_ENGINE=1`` asks for it.
+A spawned process imports all of vLLM again, which takes longer than the rest of the start-up. On a CPU a fork cannot
+break any device state, and it happens before anything is loaded or computed. vLLM's CPU platform requires spawning, so
+the context is replaced only where the engine core is started; workers of a tensor-parallel engine are still spawned.
+``MOERGATE_FORK_ENGINE=1`` enables the fork.
 """
 
 from __future__ import annotations
@@ -34,5 +34,5 @@ def _fork_context() -> BaseContext:
 
 @wraps(_run_engine_core)
 def _run_forked(*args: Any, **kwargs: Any) -> Any:
-    signal.set_wakeup_fd(-1)  # inherited: a signal to this process would wake the API server's event loop
+    signal.set_wakeup_fd(-1)  # the inherited one makes a signal to this process wake the API server's event loop
     return _run_engine_core(*args, **kwargs)

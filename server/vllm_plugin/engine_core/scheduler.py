@@ -1,11 +1,11 @@
-"""In vLLM's engine core: requests whose experts do not fit into the slots wait, and those of one expert go together.
+"""vLLM's scheduler within the slots: a request waits until its experts fit.
 
-vLLM's scheduler counts recipes; this one also counts experts, before each step: it takes out of the queue what may not
-join now (`server.vllm_plugin.engine_core.slot_admission` decides), lets vLLM schedule the rest, and puts it back by
-arrival.
+vLLM's scheduler counts recipes; this one also counts experts. Before each step it removes the requests that may not
+join from the queue (`slot_admission` decides which), lets vLLM schedule the others, and returns the removed ones in
+order of arrival.
 
-Experts of those that may join are loaded first. One whose files went bad since the request came in ends its request
-with an error, before anything of it is computed or cached; everybody else goes on.
+The experts of requests that may join are loaded first. If the files of one were damaged since the request came in,
+the request ends with an error before any of it is computed or cached; all other requests continue.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _get_scheduler_cls = SchedulerConfig.get_scheduler_cls
 
 
 class _FitsSlots:
-    """Mixed into vLLM's schedulers."""
+    """Mixin for vLLM's schedulers that holds requests back until their experts fit into the slots."""
 
     waiting: Any
     running: list[Any]
@@ -42,14 +42,16 @@ class _FitsSlots:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(getattr(self, "grammar_compile_error_reqs", None), set):
-            raise UnsupportedVllm("Moergate's plugin cannot run in this vLLM: its scheduler ends no single request.")
+            raise UnsupportedVllm(
+                "Moergate's plugin cannot run in this vLLM: its scheduler cannot end a single request."
+            )
         max_loras = self.lora_config.max_loras if self.lora_config else 0  # type: ignore[attr-defined]
         options = PluginOptions.from_environ()
         self._admission = SlotAdmission(options.num_slots(max_loras), options.max_slot_wait_s)
         self._experts: OrderedDict[int, frozenset[str]] = OrderedDict()
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
-        """One step, as vLLM's own."""
+        """Schedule one step, as vLLM's own scheduler does."""
         held = self._hold_back() if self.waiting and self.lora_config else []  # type: ignore[attr-defined]
         try:
             return super().schedule(*args, **kwargs)  # type: ignore[misc]
@@ -73,7 +75,7 @@ class _FitsSlots:
     def _can_load(self, request: Any) -> bool:
         if request.lora_request is None:
             return True
-        if request.request_id not in self.grammar_compile_error_reqs:  # those that end with an error after this step
+        if request.request_id not in self.grammar_compile_error_reqs:  # vLLM ends these with an error after the step
             try:
                 load_ahead(request.lora_request)
             except Exception:
@@ -101,15 +103,15 @@ class _FitsSlots:
 
 
 class ExpertScheduler(_FitsSlots, Scheduler):  # type: ignore[misc]
-    """vLLM's scheduler, within the slots."""
+    """vLLM's scheduler within the slots."""
 
 
 class AsyncExpertScheduler(_FitsSlots, AsyncScheduler):  # type: ignore[misc]
-    """vLLM's asynchronous scheduler, within the slots."""
+    """vLLM's asynchronous scheduler within the slots."""
 
 
 def install_scheduler() -> None:
-    """Make vLLM use these where it would use its own; a scheduler that somebody chose is left alone."""
+    """Make vLLM use these schedulers instead of its own; a scheduler that an operator chose stays."""
 
     def get_scheduler_cls(self: SchedulerConfig) -> Any:
         chosen = _get_scheduler_cls(self)

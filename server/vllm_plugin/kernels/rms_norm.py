@@ -1,8 +1,7 @@
-"""RMS norms on a CPU by vLLM's own kernels, which it built for CPUs too but chooses on GPUs only.
+"""RMS norms on a CPU by vLLM's own kernels, which vLLM builds for CPUs too but chooses only on GPUs.
 
-Run eagerly, its default is written in small torch operations, ten a norm: about a tenth of a step in decoding, with and
-without experts. A compiled model keeps the default, which the compiler fuses. ``--ir-op-priority`` still has the last
-word.
+vLLM's default runs ten small torch operations a norm in eager mode: about a tenth of a decoding step, with and without
+experts. A compiled model keeps the default, which the compiler fuses. ``--ir-op-priority`` overrides the choice.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ PROVIDER = "moergate_cpu"
 
 
 def install_norms() -> None:
-    """Make vLLM choose its kernels where they are there and the model is run eagerly on a CPU."""
-    if not current_platform.is_cpu() or not _there():
+    """Make vLLM choose its own kernels if they exist and the model runs eagerly on a CPU."""
+    if not current_platform.is_cpu() or not _has_kernels():
         return
     if PROVIDER not in ir.ops.rms_norm.impls:
         ir.ops.rms_norm.register_impl(PROVIDER, supports_args=_can_norm)(vllm_c.rms_norm.impl_fn)
@@ -45,7 +44,7 @@ def _can_add(
     return same and _can_norm(x, weight, epsilon, variance_size)
 
 
-def _there() -> bool:
+def _has_kernels() -> bool:
     return hasattr(torch.ops._C, "rms_norm") and hasattr(torch.ops._C, "fused_add_rms_norm")
 
 

@@ -1,1 +1,1 @@
-"""What runs in vLLM's worker process: slots, and the objects that replace vLLM's LoRA layers."""
+"""What runs in vLLM's worker process: experts in slots, and the objects that replace vLLM's LoRA layers."""

@@ -1,8 +1,8 @@
-"""Where vLLM's layers meet our arithmetic: the objects that they take for its LoRA kernels.
+"""Adapters between vLLM's layers and the plugin's arithmetic: they take the place of vLLM's LoRA kernels.
 
-On the CPU ours does everything: vLLM's own kernels copy A and B once for every token, and index the slots with -1 for
-rows without an expert, which gives such rows the last slot's expert. On other devices requests for one expert keep
-vLLM's kernels, and only mixes and gates are ours.
+On a CPU the plugin computes everything: vLLM's own kernels copy A and B once for every token, and index the slots with
+-1 for rows without an expert, which gives such rows the last slot's expert. On other devices requests for one expert
+keep vLLM's kernels, and the plugin computes only mixes and gates.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from server.vllm_plugin.kernels.batch import Batch
 from server.vllm_plugin.kernels.expert_linear import ExpertLinear
 from server.vllm_plugin.plans import RecipePlan
-from server.vllm_plugin.worker.torch_op import make_known
+from server.vllm_plugin.worker.torch_op import register_module
 
 
-class Slots(Protocol):
-    """What is resident; `server.vllm_plugin.worker.slots.ExpertModelManager`."""
+class ResidentExperts(Protocol):
+    """The experts in slots and the recipes that use them; `ExpertModelManager` implements it."""
 
     batch: Batch
     plans: Mapping[int, RecipePlan]
@@ -30,28 +30,28 @@ class Slots(Protocol):
 
 
 class BatchWrapper:
-    """Takes vLLM's mapping of tokens to LoRAs once a step.
+    """Reads vLLM's mapping of tokens to LoRAs once a step.
 
     Args:
-        slots: What is resident.
-        theirs: vLLM's own wrapper for the device, which keeps requests for one expert; None on the CPU.
+        resident: The experts in slots.
+        theirs: vLLM's own wrapper for the device, which computes requests for one expert; None on a CPU.
     """
 
-    def __init__(self, slots: Slots, theirs: Any | None) -> None:
-        self._slots = slots
+    def __init__(self, resident: ResidentExperts, theirs: Any | None) -> None:
+        self._resident = resident
         self.theirs = theirs
 
     def update_metadata(
         self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **kwargs: Any
     ) -> None:
-        """As vLLM calls it before the forward pass."""
-        slots = self._slots
+        """Begin a step; vLLM calls this before the forward pass."""
+        resident = self._resident
         if self.theirs is None:
-            slots.batch.update(mapping.index_mapping, slots.plans, slots.ranks)
+            resident.batch.update(mapping.index_mapping, resident.plans, resident.ranks)
             return
-        ours, single = split_recipes(mapping.index_mapping, slots.plans, slots.names)
-        _, single_prompts = split_recipes(mapping.prompt_mapping, slots.plans, slots.names)
-        slots.batch.update(ours, slots.plans, slots.ranks)
+        ours, single = split_recipes(mapping.index_mapping, resident.plans, resident.names)
+        _, single_prompts = split_recipes(mapping.prompt_mapping, resident.plans, resident.names)
+        resident.batch.update(ours, resident.plans, resident.ranks)
         theirs = replace(mapping, index_mapping=single, prompt_mapping=single_prompts)
         self.theirs.update_metadata(theirs, lora_index_to_id, max_loras, vocab_size, **kwargs)
 
@@ -65,30 +65,30 @@ class ModuleWrapper:
     """Adds the experts' part to one linear module.
 
     Args:
-        name: The module's name, by which a compiled model finds it.
+        name: The name by which a compiled model finds the module.
         linear: The module's experts.
-        theirs: As for `BatchWrapper`.
+        theirs: vLLM's own wrapper; None on a CPU.
     """
 
     def __init__(self, name: str, linear: ExpertLinear, theirs: Any | None) -> None:
         self._name = name
         self._linear = linear
         self.theirs = theirs
-        make_known(name, linear)
+        register_module(name, linear)
 
     def add_lora_linear(self, y: torch.Tensor, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor | None:
-        """As vLLM calls it after the base's own product; in place.
+        """Add the experts' part in place; vLLM calls this after the base's own product.
 
         Args:
-            y: Shape (..., sum of the slices).
-            x: Shape (..., d_in).
+            y: The output, shape (..., sum of the slices).
+            x: The input, shape (..., d_in).
         """
         added = self.theirs.add_lora_linear(y, x, *args, **kwargs) if self.theirs is not None else None
         self.add(y, x)
         return added
 
     def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
-        """Add our part in place; as `add_lora_linear`."""
+        """Add the part that the plugin computes in place; shapes as in `add_lora_linear`."""
         is_compiling = torch.compiler.is_compiling()
         if is_compiling or self._linear.has_rows:
             if y.ndim != 2:
@@ -105,17 +105,17 @@ class ModuleWrapper:
 
 
 def forward_over(base: torch.nn.Module, wrapper: ModuleWrapper) -> Callable[[torch.Tensor], Any]:
-    """What a linear layer does in a process that has the whole of it: its own forward pass, then the experts' part.
+    """Make the forward pass of a linear layer that is whole in this process: the base's, then the experts' part.
 
-    vLLM's layers with LoRA do the same, but look a dozen attributes of modules up on their way, each of which torch
-    searches for in Python: in decoding that costs several microseconds a layer, whether there is an expert or not.
+    vLLM's layers with LoRA do the same, but look up a dozen attributes of modules, which torch searches in Python. In
+    decoding that costs several microseconds a layer, with or without an expert.
 
     Args:
         base: The layer without LoRA.
-        wrapper: Of the same layer; on a device where vLLM's kernels have no part.
+        wrapper: The layer's wrapper, on a device where vLLM's kernels compute nothing.
 
     Returns:
-        A function of the input, shape (..., d_in), to what `base` returns.
+        A function from the input, shape (..., d_in), to what `base` returns.
     """
     forward_of_base = base.forward
 
@@ -130,15 +130,15 @@ def forward_over(base: torch.nn.Module, wrapper: ModuleWrapper) -> Callable[[tor
 def split_recipes(
     recipe_ids: Sequence[int], plans: Mapping[int, RecipePlan], names: Mapping[int, str]
 ) -> tuple[list[int], list[int]]:
-    """Split rows between our arithmetic and vLLM's kernels.
+    """Split rows between the plugin's arithmetic and vLLM's kernels.
 
     Args:
-        recipe_ids: Each row's recipe, 0 where there is none.
-        plans: Plans by recipe.
-        names: Experts by the id that vLLM's kernels know.
+        recipe_ids: Each row's recipe; 0 for a row without one.
+        plans: Plans by recipe id.
+        names: Experts by the id that vLLM's kernels use.
 
     Returns:
-        The recipe ids of the rows that are ours, and the expert ids of the rows that are theirs; 0 elsewhere.
+        The recipe ids of the plugin's rows, and the expert ids of the rows for vLLM's kernels; 0 for all other rows.
     """
     int_ids = {name: int_id for int_id, name in names.items()}
     recipes, rows = np.unique(np.asarray(recipe_ids, dtype=np.int64), return_inverse=True)

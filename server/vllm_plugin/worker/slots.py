@@ -1,10 +1,10 @@
-"""In vLLM's worker: recipes become experts in slots, and every adapted linear module gets our arithmetic.
+"""Experts in slots, in vLLM's worker: recipes are expanded to experts, and every adapted module gets our arithmetic.
 
-vLLM knows one LoRA a request and counts them once, as what a batch may hold and as what is resident. Here these are two
-numbers: recipes in a batch (``--max-loras``, kept by the scheduler) and experts in slots (``MOERGATE_EXPERT_SLOTS``).
-`RecipeWorkerManager` expands each request's recipe to its experts, which vLLM's own caches then hold;
-`ExpertModelManager` packs an expert that enters a slot for `ExpertLinear`, on the CPU in place of vLLM's own buffers.
-The embedding and the output head take no adapters (the registry refuses them), so they are not wrapped.
+vLLM has one LoRA a request, and one number limits both the LoRAs in a batch and the resident ones. Here these are two
+numbers: recipes in a batch (``--max-loras``, which the scheduler keeps) and experts in slots
+(``MOERGATE_EXPERT_SLOTS``). `RecipeWorkerManager` expands each request's recipe to its experts, which vLLM's own caches
+hold. `ExpertModelManager` packs an expert that gets a slot for `ExpertLinear`; on a CPU that replaces vLLM's own
+buffers. The registry refuses adapters of the embedding and the output head, so these are not wrapped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from server.vllm_plugin.worker.layer_adapters import BatchWrapper, ModuleWrapper
 
 MAX_PLANS = 65536
 FIRST_EXPERT_INT_ID = 1 << 40
-"""vLLM numbers recipes from 1; experts get numbers of their own, far away."""
+"""vLLM numbers recipes from 1; the ids of experts begin far above."""
 
 IN_MEMORY_PER_SLOT = 4
 
@@ -45,7 +45,7 @@ _UNADAPTED = ("embed_tokens", "lm_head")
 
 
 class ExpertModelManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
-    """Slots for experts in one model. `plans` and `stats` are shared with the `RecipeWorkerManager`."""
+    """The slots of one model; `RecipeWorkerManager` uses its `plans` and `stats` too."""
 
     def __init__(self, *args: Any, lora_config: Any, device: torch.device, **kwargs: Any) -> None:
         self.batch = Batch(lora_config.lora_dtype, device)
@@ -63,12 +63,12 @@ class ExpertModelManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
 
     @property
     def lora_slots(self) -> int:
-        """Experts in slots; while vLLM makes its own buffers, how many those shall hold."""
+        """Number of slots; while vLLM makes its own buffers, the number of experts that these hold."""
         return self._slots_in_buffers if self._making_buffers else self._slots
 
     @property
     def capacity(self) -> int:
-        """Experts that are kept in memory, in a slot or ready for one."""
+        """Number of experts that are kept in memory, in a slot or ready for one."""
         theirs: int = super().capacity
         return max(IN_MEMORY_PER_SLOT * self._slots, theirs)
 
@@ -79,7 +79,7 @@ class ExpertModelManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
         self.punica_wrapper_mapping[key] = BatchWrapper(self, theirs)
 
     def _create_lora_modules(self) -> None:
-        wrapped: list[str] = getattr(self, "supported_lora_modules")  # noqa: B009 - set by a base class without types
+        wrapped: list[str] = getattr(self, "supported_lora_modules")  # noqa: B009 - set by an untyped base class
         self.supported_lora_modules = [name for name in wrapped if name not in _UNADAPTED]
         self._making_buffers = True
         try:
@@ -96,7 +96,7 @@ class ExpertModelManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
                     module.forward = forward_over(module.base_layer, wrapper)
 
     def activate_adapter(self, lora_id: int) -> bool:
-        """Give an expert a slot, taking it from the least recently used one if none is free."""
+        """Give an expert a slot: a free one, or that of the least recently used expert."""
         if lora_id in self._active_adapters:
             self._active_adapters.touch(lora_id)
             return False
@@ -144,7 +144,7 @@ class ExpertModelManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
     def _slices(
         self, module_name: str, model: LoRAModel, vectors: dict[str, torch.Tensor]
     ) -> list[SliceWeights | None]:
-        """An expert's weights for each slice of a module, as this rank of a tensor-parallel engine needs them."""
+        """An expert's weights for each slice of a module, cut for this rank of a tensor-parallel engine."""
         layer = self.modules[module_name]
         weights = self._get_lora_layer_weights(model, module_name)
         if weights is None:
@@ -175,7 +175,7 @@ class ExpertModelManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
 
 
 class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
-    """Expands recipes to experts. Requests that are no recipes (``--lora-modules``) work as with vLLM's own manager."""
+    """Expands recipes to experts; requests without a recipe (``--lora-modules``) behave as in vLLM's own manager."""
 
     _manager_cls = ExpertModelManager
 
@@ -187,13 +187,13 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
         self._int_ids: dict[str, int] = {}
         self._ahead: dict[str, float] = {}
         self._next_int_id = count(FIRST_EXPERT_INT_ID)
-        _here[:] = [self]
+        _workers[:] = [self]
 
     def load_ahead(self, lora_request: LoRARequest) -> None:
-        """Bring a request's experts into memory before the step that needs them in slots.
+        """Load a request's experts into memory before the step that needs them in slots.
 
         Raises:
-            ValueError, OSError: As `add_adapter`; nothing has been scheduled yet.
+            ValueError, OSError: An expert cannot be loaded; the request is not scheduled yet.
         """
         for expert in self._plan(lora_request).experts:
             if (int_id := self._int_ids.get(expert)) is None or self._adapter_manager.get_adapter(int_id) is None:
@@ -202,10 +202,10 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
                 self._ahead[expert] = time.perf_counter() - started
 
     def add_adapter(self, lora_request: LoRARequest) -> bool:
-        """Bring a request's experts into memory, where what is wrong with them is found; slots come with its turn.
+        """Load a request's experts into memory, which finds bad files; its first step puts the experts into slots.
 
         Raises:
-            ValueError, OSError: An expert cannot be loaded, or there are more than slots.
+            ValueError, OSError: An expert cannot be loaded, or there are more experts than slots.
         """
         plan = self._plan(lora_request)
         self._check_fits(plan.experts)
@@ -214,10 +214,10 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
         return True
 
     def remove_adapter(self, adapter_id: int) -> bool:
-        """Forget a recipe; an expert that was asked for by itself, or is to be forgotten, leaves memory as well."""
+        """Forget a recipe; a single expert, or one that `forgetting_id` names, also leaves memory."""
         if (version := forgotten_version(adapter_id)) is not None:
             removed = [self._forget(expert) for expert in list(self._int_ids) if expert.endswith(version)]
-            give_back_memory()
+            release_memory()
             return any(removed)
         plan = self._adapter_manager.plans.pop(adapter_id, None)
         if plan is None or len(plan.experts) != 1:
@@ -225,7 +225,7 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
         return self._forget(plan.experts[0])
 
     def _forget(self, expert: str) -> bool:
-        """Take an expert out of its slot and out of memory; a later request loads it again."""
+        """Remove an expert from its slot and from memory; a later request loads it again."""
         manager = self._adapter_manager
         int_id = self._int_ids.pop(expert, None)
         if int_id is None:
@@ -236,12 +236,12 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
         return removed
 
     def _apply_adapters(self, adapter_requests: set[Any]) -> None:
-        """Before a step: every expert of every recipe in the batch is in a slot."""
+        """Put every expert of every recipe in the batch into a slot; vLLM calls this before a step."""
         plans = [self._plan(request) for request in adapter_requests if request]
         needed = {expert: None for plan in plans for expert in plan.experts}
         self._check_fits(needed)
         manager = self._adapter_manager
-        for expert in needed:  # those that are there first, so that making room for the others spares them
+        for expert in needed:  # resident experts first, so that loading the others does not evict them
             int_id = self._int_ids.get(expert)
             if int_id is not None and int_id in manager._active_adapters:
                 manager._active_adapters.touch(int_id)
@@ -264,16 +264,18 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
     def _check_fits(self, experts: Collection[str]) -> None:
         slots = self._adapter_manager.lora_slots
         if len(experts) > slots:
-            raise ValueError(f"{len(experts)} experts are needed at once, but there are {slots} slots (--max-loras).")
+            raise ValueError(
+                f"{len(experts)} experts are needed at once, but there are only {slots} slots (--max-loras)."
+            )
 
     def _activate(self, expert: str, request: LoRARequest) -> None:
-        """Have an expert in a slot."""
+        """Make sure that an expert is in a slot."""
         manager = self._adapter_manager
         int_id = self._int_ids.get(expert)
         if int_id is not None and int_id in manager._active_adapters:
             manager.stats.hit()
             manager._active_adapters.touch(int_id)
-            manager.get_adapter(int_id)  # counts as use there as well
+            manager.get_adapter(int_id)  # marks it as used in the memory cache too
             return
         started = time.perf_counter()
         int_id, was_loaded = self._load(expert, request)
@@ -284,12 +286,12 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
         )
 
     def _load(self, expert: str, request: LoRARequest) -> tuple[int, bool]:
-        """Have an expert in memory; gives its number, and whether it was there already."""
+        """Make sure that an expert is in memory; returns its id, and whether it was in memory already."""
         manager = self._adapter_manager
         int_id = self._int_ids.get(expert)
         folder = self._store.folder_of(expert)
         if int_id is None:
-            is_dummy = manager.get_adapter(request.lora_int_id) is not None  # vLLM's warm-up put it there
+            is_dummy = manager.get_adapter(request.lora_int_id) is not None  # from vLLM's warm-up
             int_id = self._int_ids[expert] = request.lora_int_id if is_dummy else next(self._next_int_id)
             manager.names[int_id] = expert
             self._forget_names()
@@ -305,7 +307,7 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
         return int_id, False
 
     def _forget_names(self) -> None:
-        """Keep numbers only of experts that are in memory, once there are many others."""
+        """Drop the ids of experts that left memory, once there are many."""
         manager = self._adapter_manager
         if len(self._int_ids) <= 2 * manager.capacity + 64:
             return
@@ -317,26 +319,26 @@ class RecipeWorkerManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
                 manager.vectors.pop(int_id, None)
 
 
-def give_back_memory() -> None:
-    """Have the C library return freed pages to the system, which glibc otherwise keeps; elsewhere, nothing."""
+def release_memory() -> None:
+    """Return freed pages to the system, which glibc otherwise keeps; no effect with other C libraries."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
-_here: list[RecipeWorkerManager] = []
+_workers: list[RecipeWorkerManager] = []
 
 
 def load_ahead(request: LoRARequest) -> None:
-    """`RecipeWorkerManager.load_ahead`, if this process has the worker; else nothing, and the worker finds out.
+    """Load a request's experts if the worker is in this process; otherwise the worker loads them later.
 
     Raises:
         ValueError, OSError: An expert cannot be loaded.
     """
-    for worker in _here:
+    for worker in _workers:
         worker.load_ahead(request)
 
 
-def install_manager() -> None:
+def install_worker_manager() -> None:
     """Make vLLM's model runners use `RecipeWorkerManager`."""
     lora_model_runner_mixin.LRUCacheWorkerLoRAManager = RecipeWorkerManager

@@ -95,5 +95,5 @@ def test_a_vllm_that_cannot_end_a_request_is_refused(monkeypatch: pytest.MonkeyP
             super().__init__()
             del self.grammar_compile_error_reqs
 
-    with pytest.raises(UnsupportedVllm, match="ends no single request"):
+    with pytest.raises(UnsupportedVllm, match="cannot end a single request"):
         type("Scheduled", (_FitsSlots, Other), {})()

@@ -127,7 +127,7 @@ def tensor(values: np.ndarray) -> "torch.Tensor":
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 16, MAX_DENSE_ROWS, MAX_DENSE_ROWS + 1, 200])
 def test_any_batch_is_the_plain_formula(num_rows: int, fresh_seed: int) -> None:
     world = World(fresh_seed)
-    for _ in range(6):  # layouts grow, are used again, and begin anew
+    for _ in range(6):  # layouts grow, are used again, and are compacted
         world.check(world.rng.integers(0, len(RECIPES), num_rows).tolist())
 
 

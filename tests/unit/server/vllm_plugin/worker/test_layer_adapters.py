@@ -45,7 +45,7 @@ class Theirs:
 
 
 @dataclass
-class Slots:
+class Resident:
     """What is resident."""
 
     batch: Batch
@@ -66,7 +66,7 @@ def test_every_row_gets_exactly_its_own() -> None:
     for name, size in ((A, 1.0), (B, 10.0)):
         linear.put(name, [SliceWeights(torch.full((1, 2), size), torch.ones(1, 3))])
     theirs = Theirs()
-    wrapper = BatchWrapper(Slots(batch), theirs)
+    wrapper = BatchWrapper(Resident(batch), theirs)
     wrapper.update_metadata(Mapping((0, 1, 2, 3), (0, 1, 2, 3)), [101, 102], 2, 100)
     y = torch.zeros(4, 3)
     ModuleWrapper("layer", linear, theirs).add_lora_linear(y, torch.ones(4, 2), None, None, 1.0, (3,))
@@ -76,7 +76,7 @@ def test_every_row_gets_exactly_its_own() -> None:
 
 
 def test_on_the_cpu_there_is_nothing_of_theirs() -> None:
-    wrapper = BatchWrapper(Slots(Batch(torch.float32, torch.device("cpu"))), None)
+    wrapper = BatchWrapper(Resident(Batch(torch.float32, torch.device("cpu"))), None)
     assert not hasattr(wrapper, "add_lora_logits")
 
 

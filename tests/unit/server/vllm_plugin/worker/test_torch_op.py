@@ -46,7 +46,7 @@ class Layer(torch.nn.Module):
 
 
 @torch.inference_mode()
-def test_a_compiled_layer_follows_every_new_batch_without_compiling_anew() -> None:
+def test_a_compiled_layer_follows_every_new_batch_without_recompiling() -> None:
     layer = Layer()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, backend=counter, fullgraph=True)
@@ -81,7 +81,7 @@ def test_vllm_cuts_graphs_at_the_operation_and_captures_no_full_graph() -> None:
     assert [piece.is_splitting_graph for piece in pieces] == [False, True, False]
 
 
-def test_an_eager_engine_is_left_as_it_is() -> None:
+def test_an_eager_engine_is_unchanged() -> None:
     install_splitting()
     config = CompilationConfig(mode=CompilationMode.NONE, cudagraph_mode=CUDAGraphMode.NONE)
     config.set_splitting_ops_for_v1(all2all_backend="allgather_reducescatter")
