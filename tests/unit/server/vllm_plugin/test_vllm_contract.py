@@ -16,5 +16,5 @@ def test_what_the_plugin_relies_on_is_there() -> None:
 def test_a_changed_vllm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_contract, "SUPPORTED", ("0.1",))
     monkeypatch.delattr("vllm.lora.request.LoRARequest")
-    with pytest.raises(vllm_contract.UnsupportedVllm, match=r"tested are 0\.1; .*LoRARequest is missing"):
+    with pytest.raises(vllm_contract.UnsupportedVllm, match=r"tested with 0\.1; .*LoRARequest is missing"):
         vllm_contract.check_vllm()

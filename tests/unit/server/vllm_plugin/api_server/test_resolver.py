@@ -80,7 +80,7 @@ async def test_a_recipe_over_an_unknown_expert_is_not_found(store: Store) -> Non
 
 async def test_a_recipe_that_needs_more_slots_than_there_are_is_refused(store: Store) -> None:
     experts = [store.add(name, seed) for seed, name in enumerate("abc")]
-    with pytest.raises(RecipeRefused, match="needs 3 experts at once, but the engine has 2 slots"):
+    with pytest.raises(RecipeRefused, match="needs 3 experts at once, but the engine has only 2 slots"):
         await store.path(f"mix({','.join(f'{expert}*0.3' for expert in experts)})")
 
 
