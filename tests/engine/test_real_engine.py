@@ -106,7 +106,7 @@ def test_base_singles_a_mix_and_a_gate_in_flight_at_once(client: openai.OpenAI) 
 
 def test_a_recipe_that_needs_too_many_slots_says_so_and_harms_nobody(client: openai.OpenAI) -> None:
     names = list(held_out())[:7]
-    with pytest.raises(openai.BadRequestError, match="needs 7 experts at once, but the engine has 6 slots"):
+    with pytest.raises(openai.BadRequestError, match="needs 7 experts at once, but the engine has only 6 slots"):
         client.completions.create(model=f"mix({','.join(f'{name}*0.1' for name in names)})", prompt="x", max_tokens=2)
     assert client.completions.create(model="base", prompt="x", max_tokens=2).choices
 
